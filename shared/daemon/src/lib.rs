@@ -1,0 +1,1 @@
+//! What both daemons need around the pure session core: keys, links, control socket, configuration.

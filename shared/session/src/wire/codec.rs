@@ -1,0 +1,1 @@
+//! Bytes of frames: encoding, and checked decoding that cannot panic.

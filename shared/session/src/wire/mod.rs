@@ -1,0 +1,4 @@
+//! Frames and their bytes.
+
+pub mod codec;
+pub mod frame;

@@ -1,0 +1,1 @@
+//! The harness of every test above the unit tests: simulation and namespace lab.

@@ -1,0 +1,3 @@
+//! The client daemon of tund.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The server daemon without I/O: sessions by key and id, and who may reach what.

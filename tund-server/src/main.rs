@@ -1,0 +1,3 @@
+//! The server daemon of tund.
+
+fn main() {}
