@@ -1,1 +1,3 @@
 //! The harness of every test above the unit tests: simulation and namespace lab.
+
+pub mod lab;

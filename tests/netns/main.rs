@@ -1,0 +1,7 @@
+//! Real programs in network namespaces: the lab itself, and the daemons in it.
+//!
+//! Needs root. `cargo nextest run -P netns` runs what is short; `cargo nextest run -P netns-long
+//! --run-ignored only` the rest. The daemons are found as `tund_tests::lab` says.
+
+mod lab_direct;
+mod lab_removal;

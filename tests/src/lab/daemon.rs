@@ -1,0 +1,574 @@
+//! The two daemons in a lab: keys, configuration, start, steering and status.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::namespace::{Namespace, command_output};
+use super::process::Process;
+use super::{Family, Lab, wait};
+
+/// The client daemon's device.
+pub const TUN: &str = "tund0";
+
+/// How long a daemon may take until it serves; generous, for machines that build meanwhile.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// A configuration file in the making: section → key → value as TOML.
+type Sections = BTreeMap<String, BTreeMap<String, String>>;
+
+/// What is in both configuration files beyond what the lab itself decides.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    client: Sections,
+    server: Sections,
+    link_family: Option<Family>,
+}
+
+impl Settings {
+    /// Everything as the daemons have it by default.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a key of client.toml; `value` is TOML.
+    #[must_use]
+    pub fn client(mut self, section: &str, key: &str, value: &str) -> Self {
+        set(&mut self.client, section, key, value);
+        self
+    }
+
+    /// Sets a key of server.toml; `value` is TOML.
+    #[must_use]
+    pub fn server(mut self, section: &str, key: &str, value: &str) -> Self {
+        set(&mut self.server, section, key, value);
+        self
+    }
+
+    /// Sets how much each daemon keeps in each direction.
+    #[must_use]
+    pub fn buffer(self, size: &str) -> Self {
+        let size = format!("\"{size}\"");
+        self.client("session", "buffer", &size)
+            .server("session", "buffer", &size)
+    }
+
+    /// Sets how long an outage may last.
+    #[must_use]
+    pub fn grace(self, length: &str) -> Self {
+        self.client("session", "grace", &format!("\"{length}\""))
+    }
+
+    /// Has links go over IPv6 (by default over IPv4).
+    #[must_use]
+    pub fn link_over(mut self, family: Family) -> Self {
+        self.link_family = Some(family);
+        self
+    }
+}
+
+fn set(sections: &mut Sections, section: &str, key: &str, value: &str) {
+    sections
+        .entry(section.to_owned())
+        .or_default()
+        .insert(key.to_owned(), value.to_owned());
+}
+
+/// A key pair: the private one in a file, the public one as text.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    /// Where the private key is.
+    pub file: PathBuf,
+    /// The public key, base64.
+    pub public: String,
+}
+
+impl Keys {
+    /// Makes a pair with `tund-client keygen`.
+    #[track_caller]
+    pub fn generate(directory: &Path, title: &str) -> Self {
+        let file = directory.join(format!("{title}.key"));
+        let mut keygen = Command::new(program("tund-client"));
+        keygen.arg("keygen").arg("--out").arg(&file);
+        let public = command_output(&mut keygen, title).trim().to_owned();
+        Self { file, public }
+    }
+}
+
+/// The path of one of the daemons: from the directory in `TUND_BIN`, else from this workspace's
+/// `target/release`, else from its `target/debug`.
+#[track_caller]
+pub fn program(name: &str) -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let candidates = match std::env::var_os("TUND_BIN") {
+        Some(directory) => vec![PathBuf::from(directory)],
+        None => vec![
+            workspace.join("target/release"),
+            workspace.join("target/debug"),
+        ],
+    };
+    candidates
+        .iter()
+        .map(|directory| directory.join(name))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| {
+            panic!("no {name} in {candidates:?}; build it (cargo build --release) or set TUND_BIN")
+        })
+}
+
+/// What `tund-client status --json` says; INTERFACE.md names the fields.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// ready, connecting, attached, detached or refused.
+    pub state: String,
+    /// 32 hex digits.
+    pub session_id: Option<String>,
+    /// The link that carries most.
+    pub link: Option<Link>,
+    /// Every live link.
+    #[serde(default)]
+    pub links: Vec<Link>,
+    /// How many there are.
+    #[serde(default)]
+    pub flows: Flows,
+    /// Of applications, so far.
+    #[serde(default)]
+    pub bytes: BothWays,
+    /// Taken and not released by the other side.
+    #[serde(default)]
+    pub buffered_bytes: BothWays,
+    /// What has been survived.
+    #[serde(default)]
+    pub outages: Outages,
+    /// Why it is not well.
+    pub error: Option<StatusError>,
+}
+
+/// A link in a [`Status`].
+#[derive(Clone, Debug, Deserialize)]
+pub struct Link {
+    /// tls or quic.
+    pub transport: String,
+    /// Own address and port.
+    pub local: String,
+    /// The server's.
+    pub remote: String,
+    /// The device that its socket is bound to.
+    pub interface: Option<String>,
+    /// Round-trip time.
+    #[serde(default)]
+    pub rtt_us: Option<u64>,
+}
+
+/// The flows in a [`Status`].
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Flows {
+    /// TCP connections.
+    pub tcp: u64,
+}
+
+/// A number for each direction.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct BothWays {
+    /// From the application to the origin.
+    pub up: u64,
+    /// From the origin to the application.
+    pub down: u64,
+}
+
+/// The outages in a [`Status`].
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Outages {
+    /// How many there have been.
+    pub count: u64,
+    /// From the last byte of the lost link to the first of the next.
+    #[serde(default)]
+    pub last_gap_ms: Option<u64>,
+    /// From the successful dial's first packet to attached.
+    #[serde(default)]
+    pub last_resume_ms: Option<u64>,
+}
+
+/// The error in a [`Status`].
+#[derive(Clone, Debug, Deserialize)]
+pub struct StatusError {
+    /// A short name.
+    pub code: String,
+    /// What was tried, what was found, what to do.
+    pub message: String,
+}
+
+/// A server daemon in a lab.
+#[derive(Debug)]
+pub struct ServerDaemon {
+    /// Its process.
+    pub process: Process,
+    control: PathBuf,
+    config: PathBuf,
+}
+
+impl ServerDaemon {
+    /// Writes its configuration, starts it in `host` and waits until it serves.
+    #[track_caller]
+    pub fn start(
+        host: &Namespace,
+        directory: &Path,
+        (title, keys): (&str, &Keys),
+        clients: &[(&str, &Keys)],
+        settings: &Settings,
+    ) -> Self {
+        let control = directory.join(format!("{title}.sock"));
+        let mut sections = Sections::new();
+        set(
+            &mut sections,
+            "identity",
+            "private_key_file",
+            &quoted(&keys.file),
+        );
+        set(
+            &mut sections,
+            "listen",
+            "address",
+            &format!("[\"[::]:{}\"]", super::SERVER_PORT),
+        );
+        // The lab's origins have private addresses, and the server stands beside one.
+        set(
+            &mut sections,
+            "origin",
+            "allow",
+            "[\"10.77.4.0/24\", \"10.77.5.2\", \"fd77:0:0:4::/64\", \"fd77:0:0:5::2\"]",
+        );
+        set(&mut sections, "control", "socket", &quoted(&control));
+        set(
+            &mut sections,
+            "state",
+            "directory",
+            &quoted(&directory.join(format!("{title}.state"))),
+        );
+        overlay(&mut sections, &settings.server);
+        let mut text = toml(&sections);
+        for (name, keys) in clients {
+            text.push_str(&format!(
+                "\n[[client]]\nname = \"{name}\"\npublic_key = \"{}\"\n",
+                keys.public
+            ));
+        }
+        let config = write_config(directory, title, &text);
+        let process = start_daemon(host, directory, ("tund-server", title), &config);
+        let mut daemon = Self {
+            process,
+            control,
+            config,
+        };
+        daemon.wait_until_serving();
+        daemon
+    }
+
+    /// Starts it again after it was killed or has ended.
+    #[track_caller]
+    pub fn start_again(&mut self, lab: &Lab) {
+        self.process = start_daemon(
+            &lab.server,
+            lab.directory(),
+            ("tund-server", "server"),
+            &self.config,
+        );
+        self.wait_until_serving();
+    }
+
+    /// The rows of `sessions --json`.
+    ///
+    /// # Errors
+    /// What the command wrote to stderr.
+    pub fn sessions(&self) -> Result<Vec<serde_json::Value>, String> {
+        let text = ask("tund-server", &["sessions", "--json"], &self.control)?;
+        serde_json::from_str(&text).map_err(|cause| format!("{cause}: {text}"))
+    }
+
+    /// The file that it was started with.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    fn wait_until_serving(&mut self) {
+        wait::until_true(
+            "the server daemon answers on its control socket",
+            START_LIMIT,
+            || {
+                assert!(
+                    self.process.is_running(),
+                    "tund-server ended: {}",
+                    self.process.log()
+                );
+                ask("tund-server", &["status", "--json"], &self.control).is_ok()
+            },
+        );
+    }
+}
+
+/// A client daemon in a lab.
+#[derive(Debug)]
+pub struct ClientDaemon {
+    /// Its process.
+    pub process: Process,
+    control: PathBuf,
+    config: PathBuf,
+    title: String,
+}
+
+impl ClientDaemon {
+    /// Writes its configuration, starts it in `host` and waits until its status can be had.
+    #[track_caller]
+    pub fn start(
+        lab: &Lab,
+        host: &Namespace,
+        (title, keys): (&str, &Keys),
+        server_key: &str,
+        settings: &Settings,
+    ) -> Self {
+        let directory = lab.directory();
+        let control = directory.join(format!("{title}.sock"));
+        let family = settings.link_family.unwrap_or(Family::V4);
+        let mut sections = Sections::new();
+        set(
+            &mut sections,
+            "identity",
+            "private_key_file",
+            &quoted(&keys.file),
+        );
+        set(
+            &mut sections,
+            "server",
+            "address",
+            &format!("[\"{}\"]", lab.server_address(family)),
+        );
+        set(
+            &mut sections,
+            "server",
+            "public_key",
+            &format!("\"{server_key}\""),
+        );
+        set(&mut sections, "tun", "name", &format!("\"{TUN}\""));
+        set(
+            &mut sections,
+            "tun",
+            "addresses",
+            "[\"10.111.0.2/32\", \"fd11::2/128\"]",
+        );
+        set(&mut sections, "control", "socket", &quoted(&control));
+        overlay(&mut sections, &settings.client);
+        let config = write_config(directory, title, &toml(&sections));
+        let process = start_daemon(host, directory, ("tund-client", title), &config);
+        let mut daemon = Self {
+            process,
+            control,
+            config,
+            title: title.to_owned(),
+        };
+        daemon.wait_until_serving();
+        daemon
+    }
+
+    /// Starts it again after it was killed or has ended.
+    #[track_caller]
+    pub fn start_again(&mut self, lab: &Lab) {
+        let title = self.title.clone();
+        self.process = start_daemon(
+            &lab.client,
+            lab.directory(),
+            ("tund-client", &title),
+            &self.config,
+        );
+        self.wait_until_serving();
+    }
+
+    /// What `status --json` says.
+    ///
+    /// # Errors
+    /// What the command wrote to stderr, or what is wrong with its answer.
+    pub fn try_status(&self) -> Result<Status, String> {
+        let text = ask("tund-client", &["status", "--json"], &self.control)?;
+        serde_json::from_str(&text).map_err(|cause| format!("{cause}: {text}"))
+    }
+
+    /// What `status --json` says; panics when it says nothing.
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        self.try_status()
+            .unwrap_or_else(|failure| panic!("status of {}: {failure}", self.title))
+    }
+
+    /// Runs another subcommand on its control socket.
+    ///
+    /// # Errors
+    /// What the command wrote to stderr.
+    pub fn command(&self, arguments: &[&str]) -> Result<String, String> {
+        ask("tund-client", arguments, &self.control)
+    }
+
+    /// Waits until `status` says `state`.
+    #[track_caller]
+    pub fn wait_for(&self, state: &str, limit: Duration) -> Status {
+        let mut last = None;
+        wait::until(
+            &format!("status of {} says {state}", self.title),
+            limit,
+            || {
+                let status = self.status();
+                if last.as_ref() != Some(&status.state) {
+                    super::narrate(&self.title, &format!("status: {}", status.state));
+                    last = Some(status.state.clone());
+                }
+                (status.state == state).then_some(status)
+            },
+        )
+    }
+
+    /// Waits until `status` says attached.
+    #[track_caller]
+    pub fn wait_attached(&self, limit: Duration) -> Status {
+        self.wait_for("attached", limit)
+    }
+
+    /// The file that it was started with.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    fn wait_until_serving(&mut self) {
+        wait::until_true(
+            "the client daemon answers on its control socket",
+            START_LIMIT,
+            || {
+                assert!(
+                    self.process.is_running(),
+                    "tund-client ended: {}",
+                    self.process.log()
+                );
+                self.try_status().is_ok()
+            },
+        );
+    }
+}
+
+/// Both daemons of a lab, with the origin's addresses steered into the TUN.
+#[derive(Debug)]
+pub struct Tund {
+    /// In the lab's client.
+    pub client: ClientDaemon,
+    /// In the lab's server.
+    pub server: ServerDaemon,
+    /// The client's key.
+    pub client_keys: Keys,
+    /// The server's key.
+    pub server_keys: Keys,
+}
+
+impl Tund {
+    /// Makes keys, starts both daemons and steers the origin through them.
+    #[track_caller]
+    pub fn start(lab: &Lab, settings: &Settings) -> Self {
+        let client_keys = Keys::generate(lab.directory(), "client");
+        let server_keys = Keys::generate(lab.directory(), "server");
+        let server = ServerDaemon::start(
+            &lab.server,
+            lab.directory(),
+            ("server", &server_keys),
+            &[("client", &client_keys)],
+            settings,
+        );
+        let client = ClientDaemon::start(
+            lab,
+            &lab.client,
+            ("client", &client_keys),
+            &server_keys.public,
+            settings,
+        );
+        steer(lab);
+        Self {
+            client,
+            server,
+            client_keys,
+            server_keys,
+        }
+    }
+}
+
+/// Steers both of the origin's addresses that applications use into the TUN, as a user does.
+pub fn steer(lab: &Lab) {
+    let mut lines = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        for origin in [
+            lab.origin_address(family, 0),
+            lab.hidden_origin_address(family, 0),
+        ] {
+            lines.push(format!("route replace {} dev {TUN}", origin.ip()));
+        }
+    }
+    lab.client.ip_batch(&lines);
+}
+
+fn ask(name: &str, arguments: &[&str], control: &Path) -> Result<String, String> {
+    let output = Command::new(program(name))
+        .args(arguments)
+        .arg("--control")
+        .arg(control)
+        .output()
+        .map_err(|cause| format!("ran {name} {arguments:?}: {cause}"))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        let error = String::from_utf8_lossy(&output.stderr);
+        Err(format!(
+            "{name} {arguments:?} ended with {}: {}",
+            output.status,
+            error.trim()
+        ))
+    }
+}
+
+#[track_caller]
+fn start_daemon(
+    host: &Namespace,
+    directory: &Path,
+    (name, title): (&str, &str),
+    config: &Path,
+) -> Process {
+    let mut command = Command::new(program(name));
+    command.arg("run").arg("--config").arg(config);
+    Process::start(host, directory, title, &mut command)
+}
+
+#[track_caller]
+fn write_config(directory: &Path, title: &str, text: &str) -> PathBuf {
+    let path = directory.join(format!("{title}.toml"));
+    fs::write(&path, text).unwrap_or_else(|cause| panic!("wrote {}: {cause}", path.display()));
+    path
+}
+
+fn overlay(sections: &mut Sections, settings: &Sections) {
+    for (section, keys) in settings {
+        for (key, value) in keys {
+            set(sections, section, key, value);
+        }
+    }
+}
+
+fn toml(sections: &Sections) -> String {
+    let mut text = String::new();
+    for (section, keys) in sections {
+        text.push_str(&format!("[{section}]\n"));
+        for (key, value) in keys {
+            text.push_str(&format!("{key} = {value}\n"));
+        }
+    }
+    text
+}
+
+fn quoted(path: &Path) -> String {
+    format!("\"{}\"", path.display())
+}

@@ -1,0 +1,120 @@
+//! When bytes arrived: the longest silence, and the first byte after a moment.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::wait;
+
+/// Arrivals closer together than this are one mark; a gigabyte must not make a million marks.
+const GRAIN: Duration = Duration::from_millis(1);
+
+/// How many bytes had arrived when; shared between the application that reads and its watchers.
+#[derive(Clone, Debug)]
+pub struct Timeline {
+    start: Instant,
+    marks: Arc<Mutex<Vec<Mark>>>,
+}
+
+/// Bytes that arrived within a grain of each other.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    first: Instant,
+    last: Instant,
+    /// Of the whole transfer, this mark's included.
+    total: u64,
+}
+
+impl Timeline {
+    /// A timeline that begins now.
+    pub fn new() -> Self {
+        Self {
+            start: wait::now(),
+            marks: Arc::default(),
+        }
+    }
+
+    /// Notes that `bytes` more have arrived.
+    pub fn record(&self, bytes: u64) {
+        let now = wait::now();
+        let mut marks = self.marks();
+        let total = marks.last().map_or(0, |mark| mark.total) + bytes;
+        match marks.last_mut() {
+            Some(mark) if now - mark.first < GRAIN => {
+                mark.last = now;
+                mark.total = total;
+            }
+            _ => marks.push(Mark {
+                first: now,
+                last: now,
+                total,
+            }),
+        }
+    }
+
+    /// Bytes so far.
+    pub fn total(&self) -> u64 {
+        self.marks().last().map_or(0, |mark| mark.total)
+    }
+
+    /// When it began.
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
+    /// The longest time without a byte, from the beginning to the last byte.
+    pub fn longest_silence(&self) -> Duration {
+        let mut heard = self.start;
+        let mut longest = Duration::ZERO;
+        for mark in self.marks().iter() {
+            longest = longest.max(mark.first.saturating_duration_since(heard));
+            heard = mark.last;
+        }
+        longest
+    }
+
+    /// How long after `moment` the next byte came; none if none has come.
+    pub fn first_after(&self, moment: Instant) -> Option<Duration> {
+        let marks = self.marks();
+        let mark = marks.iter().find(|mark| mark.last > moment)?;
+        Some(mark.first.saturating_duration_since(moment))
+    }
+
+    /// Time since the beginning and bytes so far, for a plot.
+    pub fn points(&self) -> Vec<(Duration, u64)> {
+        let marks = self.marks();
+        marks
+            .iter()
+            .map(|mark| (mark.last - self.start, mark.total))
+            .collect()
+    }
+
+    fn marks(&self) -> MutexGuard<'_, Vec<Mark>> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Timeline {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_silence_is_seen_and_the_first_byte_after_it() {
+        let timeline = Timeline::new();
+        timeline.record(10);
+        let moment = wait::now();
+        wait::let_pass(Duration::from_millis(30));
+
+        timeline.record(5);
+
+        assert_eq!(timeline.total(), 15);
+        assert!(timeline.longest_silence() >= Duration::from_millis(30));
+        assert!(timeline.first_after(moment).unwrap() >= Duration::from_millis(30));
+        assert_eq!(timeline.first_after(wait::now()), None);
+    }
+}
