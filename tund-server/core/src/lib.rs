@@ -1,1 +1,4 @@
 //! The server daemon without I/O: sessions by key and id, and who may reach what.
+
+pub mod admission;
+pub mod gate;
