@@ -1,14 +1,25 @@
 //! The session protocol of tund, pure: bytes and times in, bytes, events and deadlines out.
 #![forbid(unsafe_code)]
 
+mod budget;
+mod control_lane;
+mod flow;
 pub mod id;
+pub mod limits;
+mod link;
+mod outbox;
+mod receive_buffer;
+mod send_buffer;
 pub mod session;
+#[cfg(test)]
+mod tests;
 pub mod time;
 pub mod wire;
 
 pub use id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
+pub use outbox::Outbox;
 pub use session::{
-    Config, Delivery, EndReason, Event, LinkDeath, OpenRefused, Outbox, Progress, Role, Session,
+    Config, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Role, Session, Target,
     Timer,
 };
 pub use time::Instant;

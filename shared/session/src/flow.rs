@@ -1,0 +1,156 @@
+//! One flow: two halves, and what is still to be said about its end.
+
+use crate::budget::Share;
+use crate::id::{FlowId, LinkId, Offset};
+use crate::receive_buffer::ReceiveBuffer;
+use crate::send_buffer::SendBuffer;
+use crate::session::Delivery;
+use crate::time::Instant;
+use crate::wire::frame::Ack;
+use std::time::Duration;
+
+/// Has the origin answered?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// OPEN was said; no answer yet.
+    Opening,
+    /// OPEN_OK was said.
+    Open,
+}
+
+/// Where the flow stands in the send schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Nothing to send.
+    Idle,
+    /// Has begun to send lately: served first.
+    Fresh,
+    /// Has used up a turn: in line with the others.
+    Bulk,
+}
+
+/// One end's view of a flow.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    pub(crate) id: FlowId,
+    pub(crate) stage: Stage,
+    pub(crate) grace: Duration,
+    pub(crate) tx: SendBuffer,
+    pub(crate) rx: ReceiveBuffer,
+    /// Bytes up to here may be taken from the local socket; share = this − base.
+    pub(crate) intake_limit: Offset,
+    pub(crate) intake_share: Share,
+    /// How much the flow should be able to hold while a link is up; grows while it drains.
+    pub(crate) intake_target: u64,
+    pub(crate) credit_share: Share,
+    pub(crate) credit_target: u64,
+    /// Drained offset at the last growth of the target.
+    pub(crate) credit_grown_at: Offset,
+    pub(crate) intake_grown_at: Offset,
+    /// Waits in the line for intake, or for credit.
+    pub(crate) intake_starved: bool,
+    pub(crate) credit_starved: bool,
+    /// An event about it is in the queue already.
+    pub(crate) readable_told: bool,
+    pub(crate) writable_told: bool,
+    /// RESET was said, ending there.
+    pub(crate) reset_sent: Option<Offset>,
+    /// RESET was heard, ending there.
+    pub(crate) reset_received: Option<Offset>,
+    /// My direction is complete: released by the peer, or dropped by RESET or STOP.
+    pub(crate) send_done: bool,
+    /// The peer's direction is complete: delivered to its end, or dropped.
+    pub(crate) receive_done: bool,
+    /// RESET came after FIN was delivered: the socket is still to be reset (rule 13).
+    pub(crate) reset_due: bool,
+    pub(crate) done_sent: bool,
+    pub(crate) done_received: bool,
+    /// The local socket is gone: no event about it any more.
+    pub(crate) detached_socket: bool,
+    /// Last time the local socket took something, or something arrived (rule 13's 5 s).
+    pub(crate) progress_at: Instant,
+    /// An ACK is to be sent.
+    pub(crate) ack_due: bool,
+    /// Where the last ACK went, until it is known to have arrived (rule 4).
+    pub(crate) ack_on: Option<(LinkId, u64)>,
+    /// What the last ACK from the peer claimed, and on which link: no decrease within one.
+    pub(crate) last_ack: Option<(LinkId, Ack)>,
+    pub(crate) turn: Turn,
+    pub(crate) deficit: i64,
+}
+
+impl Flow {
+    pub(crate) fn new(id: FlowId, grace: Duration, now: Instant) -> Self {
+        Self {
+            id,
+            stage: Stage::Opening,
+            grace,
+            tx: SendBuffer::default(),
+            rx: ReceiveBuffer::default(),
+            intake_limit: Offset(0),
+            intake_share: Share::default(),
+            intake_target: 0,
+            credit_share: Share::default(),
+            credit_target: 0,
+            credit_grown_at: Offset(0),
+            intake_grown_at: Offset(0),
+            intake_starved: false,
+            credit_starved: false,
+            readable_told: false,
+            writable_told: false,
+            reset_sent: None,
+            reset_received: None,
+            send_done: false,
+            receive_done: false,
+            reset_due: false,
+            done_sent: false,
+            done_received: false,
+            detached_socket: false,
+            progress_at: now,
+            ack_due: false,
+            ack_on: None,
+            last_ack: None,
+            turn: Turn::Idle,
+            deficit: crate::limits::QUANTUM,
+        }
+    }
+
+    /// The ACK that describes this end.
+    pub(crate) fn ack(&self) -> Ack {
+        Ack {
+            flow: self.id,
+            accepted: self.rx.accepted(),
+            released: self.rx.released(),
+            limit: self.rx.limit(),
+        }
+    }
+
+    /// DATA could be sent at once.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.stage == Stage::Open && !self.send_done && self.tx.is_ready()
+    }
+
+    /// What comes once the queue is empty.
+    pub(crate) fn delivery(&self) -> Delivery {
+        if self.reset_due {
+            return Delivery::Reset;
+        }
+        if self.receive_done {
+            return Delivery::Ended;
+        }
+        match self.reset_received {
+            Some(end) if self.rx.is_released_to(end) => Delivery::Reset,
+            _ if self.rx.is_at_fin() => Delivery::Fin,
+            _ => Delivery::Open,
+        }
+    }
+
+    /// Both directions are complete and the peer has not been told.
+    pub(crate) fn owes_done(&self) -> bool {
+        self.send_done && self.receive_done && !self.done_sent && !self.reset_due
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.done_sent && self.done_received
+    }
+}

@@ -1,0 +1,52 @@
+//! Every bound and every length of time that is not configurable, and why it is what it is.
+
+use std::time::Duration;
+
+/// Share of the buffer, as a divisor, that is set aside for the floors of all possible flows.
+pub const FLOOR_SHARE: u64 = 32;
+/// No flow needs a greater floor than one frame; chosen.
+pub const FLOOR_MAX: u64 = 16 * 1024;
+/// What a new flow may hold at once while half of the pool is free: TCP's initial window,
+/// rounded up (RFC 6928: 10 segments).
+pub const INITIAL_SHARE: u64 = 16 * 1024;
+/// The same when less is free: 9,500 idle flows still leave room for one that works.
+pub const INITIAL_SHARE_SCARCE: u64 = 2 * 1024;
+/// How far beyond what was taken a local window is promised: the receive ring of connection A.
+pub const INTAKE_AHEAD: u64 = 256 * 1024;
+/// Control messages under way without acknowledgement, and held out of order; push back.
+pub const CONTROL_WINDOW: u64 = 1024;
+/// Pieces held out of order in one session; beyond it the peer breaks the protocol (close).
+pub const PIECES_OUT_OF_ORDER: usize = 65_536;
+/// Payloads shorter than this are copied, so that they do not pin a whole read buffer.
+pub const COPY_BELOW: usize = 4 * 1024;
+/// Links of one session at once, attaches under way included; more are refused.
+pub const LINKS: usize = 32;
+/// Link secrets kept at the server for one session; more attaches are refused.
+pub const SECRETS: usize = 256;
+/// Link-level frames waiting on one link (PONGs to a peer that does not read); close the link.
+pub const LINK_FRAMES: usize = 64;
+/// Bytes of one turn of a flow in the send schedule: one full frame.
+pub const QUANTUM: i64 = 16 * 1024;
+
+/// First silence after which an end that expects something asks (PROTOCOL.md §6).
+pub const PING_AFTER: Duration = Duration::from_secs(1);
+/// "Heard something lately": for so long silence is asked about.
+pub const LATELY: Duration = Duration::from_secs(60);
+/// The client asks at least so often while a flow exists (rule 10): NATs forget after 30 s.
+pub const KEEPALIVE: Duration = Duration::from_secs(25);
+/// A PONG is never expected sooner: scheduling noise.
+pub const PONG_MIN: Duration = Duration::from_millis(150);
+/// A PONG is expected so soon while no round trip was measured.
+pub const PONG_FIRST: Duration = Duration::from_secs(1);
+/// Without any frame for so long a link is dead (rule 10).
+pub const LINK_SILENT: Duration = Duration::from_secs(60);
+/// An attach not confirmed for so long is given up (rules 8, 9).
+pub const UNCONFIRMED: Duration = Duration::from_secs(15);
+/// A reader that takes nothing for so long does not hold a reset any longer (rule 13).
+pub const RESET_STALL: Duration = Duration::from_secs(5);
+/// The server's clocks of grace run so much longer than the client's (rule 11).
+pub const SERVER_EXTRA: Duration = Duration::from_secs(30);
+/// A session without flows and without a link ends (rule 15).
+pub const ABANDONED: Duration = Duration::from_secs(600);
+
+const _: () = assert!(INITIAL_SHARE_SCARCE * 15_000 < 32 * 1024 * 1024);

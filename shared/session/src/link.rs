@@ -1,0 +1,344 @@
+//! One link of a session: is it attached, is it alive, what has it proved.
+
+use crate::id::{LinkId, LinkNumber, Secret};
+use crate::limits;
+use crate::session::Progress;
+use crate::time::Instant;
+use crate::wire::codec;
+use crate::wire::frame::Frame;
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// How far the attach of a link has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Client: HELLO was sent.
+    HelloSent,
+    /// Client: RESUME was sent, proving the secret of that link.
+    ResumeSent {
+        /// The link whose secret is proved.
+        proved: LinkNumber,
+    },
+    /// Server: WELCOME or RESUME_OK was sent, and no frame of the client has come since.
+    Unconfirmed,
+    /// Carries frames of the session.
+    Live,
+}
+
+/// A PING on its way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ping {
+    nonce: u64,
+    /// When it was queued; a full send queue must not hide an outage.
+    asked_at: Instant,
+    /// Unset until it has gone into an outbox.
+    taken_at: Option<Instant>,
+    /// Frames sent on the link before it; proved to have arrived by its PONG.
+    position: u64,
+    /// When the next look at the kernel's progress is due.
+    check_at: Instant,
+    /// The kernel was asked because the PONG is overdue.
+    overdue: bool,
+    /// What the kernel said last, and when.
+    baseline: Option<(Progress, Instant)>,
+}
+
+/// What a deadline of a link asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Duty {
+    /// Send a PING.
+    Ping,
+    /// A PONG is overdue: ask the kernel whether bytes move.
+    Check,
+    /// Nothing was heard for too long.
+    Silent,
+    /// The attach was not confirmed in time.
+    AttachTimeout,
+}
+
+/// Round-trip time as TCP estimates it (RFC 6298 §2).
+#[derive(Clone, Copy, Debug, Default)]
+struct RoundTrip {
+    smoothed: Option<Duration>,
+    variation: Duration,
+}
+
+impl RoundTrip {
+    fn sample(&mut self, rtt: Duration) {
+        match self.smoothed {
+            None => {
+                self.smoothed = Some(rtt);
+                self.variation = rtt / 2;
+            }
+            Some(smoothed) => {
+                self.variation = (self.variation * 3 + smoothed.abs_diff(rtt)) / 4;
+                self.smoothed = Some((smoothed * 7 + rtt) / 8);
+            }
+        }
+    }
+
+    fn pong_expected(&self) -> Duration {
+        self.smoothed.map_or(limits::PONG_FIRST, |smoothed| {
+            limits::PONG_MIN.max(smoothed + self.variation * 4)
+        })
+    }
+}
+
+/// A link, from the moment its transport connection is up.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) id: LinkId,
+    pub(crate) phase: Phase,
+    pub(crate) number: Option<LinkNumber>,
+    pub(crate) secret: Secret,
+    since: Instant,
+    last_heard: Instant,
+    /// Silence counts from here: the last frame that was no PING or PONG, or my first frame after
+    /// everything was proved.
+    quiet_from: Instant,
+    /// PINGs sent in this silence: the next is due after 2^(n + 1) − 1 seconds.
+    ping_step: u32,
+    ping: Option<Ping>,
+    /// Frames sent that the session relies on.
+    position: u64,
+    /// Of these, so many are known to have arrived.
+    proved: u64,
+    pub(crate) suspect_since: Option<Instant>,
+    rtt: RoundTrip,
+    /// Client: RETIRE of older links was not said yet.
+    pub(crate) retire_due: bool,
+    /// ACKs go out packed, as FLOW_STATE.
+    pub(crate) flow_state: bool,
+    /// Frames of the link itself, before all others.
+    frames: VecDeque<Frame>,
+    partial: BytesMut,
+}
+
+impl Link {
+    pub(crate) fn new(id: LinkId, phase: Phase, secret: Secret, now: Instant) -> Self {
+        Self {
+            id,
+            phase,
+            number: None,
+            secret,
+            since: now,
+            last_heard: now,
+            quiet_from: now,
+            ping_step: 0,
+            ping: None,
+            position: 0,
+            proved: 0,
+            suspect_since: None,
+            rtt: RoundTrip::default(),
+            retire_due: false,
+            flow_state: false,
+            frames: VecDeque::new(),
+            partial: BytesMut::new(),
+        }
+    }
+
+    /// Carries frames of the session, at least towards the peer.
+    pub(crate) fn is_usable(&self) -> bool {
+        matches!(self.phase, Phase::Live | Phase::Unconfirmed)
+    }
+
+    /// Is attached and answers.
+    pub(crate) fn is_working(&self) -> bool {
+        self.phase == Phase::Live && self.suspect_since.is_none()
+    }
+
+    pub(crate) fn smoothed_rtt(&self) -> Option<Duration> {
+        self.rtt.smoothed
+    }
+
+    /// Queues a frame of the link itself.
+    ///
+    /// # Errors
+    ///
+    /// False if the peer lets too many pile up.
+    pub(crate) fn queue(&mut self, frame: Frame) -> bool {
+        self.frames.push_back(frame);
+        self.frames.len() <= limits::LINK_FRAMES
+    }
+
+    /// Queues a PING unless one is on its way; true if so.
+    pub(crate) fn ask(&mut self, nonce: u64, now: Instant) -> bool {
+        if self.ping.is_some() {
+            return false;
+        }
+        self.ping = Some(Ping {
+            nonce,
+            asked_at: now,
+            taken_at: None,
+            position: 0,
+            check_at: now + self.rtt.pong_expected(),
+            overdue: false,
+            baseline: None,
+        });
+        self.frames.push_back(Frame::Ping { nonce });
+        self.ping_step = self.ping_step.saturating_add(1).min(16);
+        true
+    }
+
+    pub(crate) fn has_frames(&self) -> bool {
+        !self.frames.is_empty()
+    }
+
+    /// The next frame of the link itself.
+    pub(crate) fn take_frame(&mut self, now: Instant) -> Option<Frame> {
+        let frame = self.frames.pop_front()?;
+        if matches!(frame, Frame::Ping { .. })
+            && let Some(ping) = &mut self.ping
+        {
+            ping.taken_at = Some(now);
+            ping.position = self.position;
+        }
+        Some(frame)
+    }
+
+    /// Counts a frame that the session relies on; returns its place on this link.
+    pub(crate) fn count_frame(&mut self, now: Instant) -> u64 {
+        if self.position == self.proved {
+            self.quiet_from = self.quiet_from.max(now);
+            self.ping_step = 0;
+        }
+        self.position += 1;
+        self.position
+    }
+
+    pub(crate) fn has_proved(&self, position: u64) -> bool {
+        self.proved >= position
+    }
+
+    /// Some frame has come; true if the link was suspect until then.
+    pub(crate) fn heard(&mut self, frame: &Frame, now: Instant) -> bool {
+        self.last_heard = now;
+        if !matches!(frame, Frame::Ping { .. } | Frame::Pong { .. }) {
+            self.quiet_from = now;
+            self.ping_step = 0;
+        }
+        self.suspect_since.take().is_some()
+    }
+
+    /// A PONG has come; true if it answers the PING on its way.
+    pub(crate) fn pong(&mut self, nonce: u64, was_suspect: bool, now: Instant) -> bool {
+        let Some(ping) = self.ping else { return false };
+        let Some(taken_at) = ping.taken_at.filter(|_| ping.nonce == nonce) else {
+            return false;
+        };
+        self.ping = None;
+        self.proved = self.proved.max(ping.position);
+        if !was_suspect {
+            self.rtt.sample(now.saturating_duration_since(taken_at));
+        }
+        true
+    }
+
+    /// The PONG is overdue: the kernel is to be asked; next look after another round trip.
+    pub(crate) fn overdue(&mut self, now: Instant) {
+        let expected = self.rtt.pong_expected();
+        if let Some(ping) = &mut self.ping {
+            ping.overdue = true;
+            ping.check_at = now + expected;
+        }
+    }
+
+    /// What the kernel says while a PONG is awaited; true if the link has become suspect.
+    pub(crate) fn judge(&mut self, progress: Progress, now: Instant) -> bool {
+        let last_heard = self.last_heard;
+        let (Some(ping), None, Phase::Live) = (&mut self.ping, self.suspect_since, self.phase)
+        else {
+            return false;
+        };
+        let was_overdue = std::mem::take(&mut ping.overdue);
+        let (known, since) = ping.baseline.replace((progress, now)).unzip();
+        if was_overdue && known == Some(progress) && since.is_some_and(|at| last_heard <= at) {
+            self.suspect_since = Some(ping.asked_at);
+            return true;
+        }
+        false
+    }
+
+    /// When something is due on this link, and what. `busy`: the session has flows or unacknowledged
+    /// control messages.
+    pub(crate) fn deadline(&self, is_client: bool, busy: bool) -> Option<(Instant, Duty)> {
+        if self.phase != Phase::Live {
+            return Some((self.since + limits::UNCONFIRMED, Duty::AttachTimeout));
+        }
+        let silent = self.last_heard + limits::LINK_SILENT;
+        if let Some(ping) = &self.ping {
+            let dead = (silent, Duty::Silent);
+            if self.suspect_since.is_some() {
+                return Some(dead);
+            }
+            return Some((ping.check_at, Duty::Check).min_by_time(dead));
+        }
+        let seconds = (1_u64 << (self.ping_step + 1)) - 1;
+        let after = Duration::from_secs(seconds).max(limits::PING_AFTER);
+        let step = self.quiet_from + after;
+        let mut due = None;
+        if self.position > self.proved || after <= limits::LATELY {
+            due = Some((step, Duty::Ping));
+        }
+        if busy && is_client {
+            let keepalive = (self.last_heard + limits::KEEPALIVE, Duty::Ping);
+            due = Some(due.map_or(keepalive, |d| d.min_by_time(keepalive)));
+        }
+        if busy && !is_client {
+            let dead = (silent, Duty::Silent);
+            due = Some(due.map_or(dead, |d| d.min_by_time(dead)));
+        }
+        due
+    }
+
+    /// Takes the next whole frame out of what has arrived.
+    ///
+    /// # Errors
+    ///
+    /// Bytes that are no frame.
+    pub(crate) fn next_frame(&mut self, input: &mut Bytes) -> Result<Option<Frame>, &'static str> {
+        if self.partial.is_empty() {
+            let frame = codec::decode(input).map_err(|e| e.what())?;
+            if frame.is_none() && !input.is_empty() {
+                self.partial.extend_from_slice(input);
+                *input = Bytes::new();
+            }
+            return Ok(frame);
+        }
+        while !input.is_empty() {
+            let missing = missing_bytes(&self.partial).clamp(1, input.len());
+            self.partial.extend_from_slice(&input.split_to(missing));
+            if missing_bytes(&self.partial) > 0 {
+                continue;
+            }
+            let mut whole = self.partial.split().freeze();
+            let frame = codec::decode(&mut whole).map_err(|e| e.what())?;
+            if frame.is_some() {
+                return Ok(frame);
+            }
+            self.partial.extend_from_slice(&whole);
+        }
+        Ok(None)
+    }
+}
+
+/// How many bytes a frame that has begun still lacks, as far as its header tells.
+fn missing_bytes(partial: &[u8]) -> usize {
+    let Some([_, a, b, c]) = partial.first_chunk::<{ codec::HEADER }>() else {
+        return codec::HEADER - partial.len();
+    };
+    let body = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+    (codec::HEADER + body.min(codec::MAX_BODY)).saturating_sub(partial.len())
+}
+
+/// The earlier of two deadlines.
+trait MinByTime {
+    fn min_by_time(self, other: Self) -> Self;
+}
+
+impl MinByTime for (Instant, Duty) {
+    fn min_by_time(self, other: Self) -> Self {
+        if other.0 < self.0 { other } else { self }
+    }
+}

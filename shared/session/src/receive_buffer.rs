@@ -1,0 +1,264 @@
+//! Received bytes on their way to the local socket: in order, once, within the credit granted.
+
+use crate::id::Offset;
+use crate::limits::COPY_BELOW;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use std::collections::{BTreeMap, VecDeque};
+
+/// One direction of a flow at its receiver.
+///
+/// `drained ≤ released ≤ accepted ≤ limit`; what lies between `released` and `accepted` is in
+/// `queue`, what lies beyond `accepted` in `early`.
+#[derive(Debug, Default)]
+pub(crate) struct ReceiveBuffer {
+    /// Everything before it has arrived.
+    accepted: Offset,
+    /// Everything before it was taken by the local socket.
+    released: Offset,
+    /// Everything before it has left the local ring too; credit counts from here.
+    drained: Offset,
+    /// The highest offset the peer may send; Σ(limit − drained) ≤ buffer (INV-5, rule 5).
+    limit: Offset,
+    /// In order, from `released` on.
+    queue: VecDeque<Bytes>,
+    /// Out of order: disjoint pieces beyond `accepted`.
+    early: BTreeMap<Offset, Bytes>,
+    /// Where FIN stands.
+    fin: Option<Offset>,
+}
+
+impl ReceiveBuffer {
+    pub(crate) fn accepted(&self) -> Offset {
+        self.accepted
+    }
+
+    pub(crate) fn released(&self) -> Offset {
+        self.released
+    }
+
+    pub(crate) fn drained(&self) -> Offset {
+        self.drained
+    }
+
+    pub(crate) fn limit(&self) -> Offset {
+        self.limit
+    }
+
+    pub(crate) fn raise_limit(&mut self, limit: Offset) {
+        self.limit = self.limit.max(limit);
+    }
+
+    pub(crate) fn queue(&self) -> impl Iterator<Item = &Bytes> {
+        self.queue.iter()
+    }
+
+    /// Bytes held: in order and early.
+    pub(crate) fn held(&self) -> u64 {
+        let early: usize = self.early.values().map(Bytes::len).sum();
+        let fin_taken = u64::from(self.fin.is_some_and(|fin| self.accepted > fin));
+        self.accepted.since(self.released).saturating_sub(fin_taken)
+            + u64::try_from(early).unwrap_or(u64::MAX)
+    }
+
+    /// Pieces held out of order.
+    pub(crate) fn pieces(&self) -> usize {
+        self.early.len()
+    }
+
+    /// All bytes before FIN were taken by the local socket; FIN is next.
+    pub(crate) fn is_at_fin(&self) -> bool {
+        self.fin == Some(self.released) && self.accepted > self.released
+    }
+
+    /// Takes DATA; true when something in order has arrived.
+    ///
+    /// # Errors
+    ///
+    /// DATA beyond the credit, or at odds with an earlier FIN, is a violation.
+    pub(crate) fn insert(
+        &mut self,
+        offset: Offset,
+        payload: Bytes,
+        fin: bool,
+    ) -> Result<bool, &'static str> {
+        let end = offset.plus(len_of(&payload));
+        if end.plus(u64::from(fin)) > self.limit {
+            return Err("DATA beyond the credit granted");
+        }
+        if fin && self.fin.is_some_and(|at| at != end) {
+            return Err("FIN at two places");
+        }
+        let fin_at = if fin { Some(end) } else { self.fin };
+        if fin_at.is_some_and(|at| end > at) || (fin && self.furthest() > end) {
+            return Err("DATA behind FIN");
+        }
+        self.fin = fin_at;
+        let before = self.accepted;
+        self.place(offset, payload);
+        self.take_early();
+        if self.fin == Some(self.accepted) {
+            self.accepted = self.accepted.plus(1);
+        }
+        Ok(self.accepted > before)
+    }
+
+    /// Behind the last byte that is here.
+    fn furthest(&self) -> Offset {
+        let early = self
+            .early
+            .last_key_value()
+            .map(|(at, b)| at.plus(len_of(b)));
+        let fin_taken = u64::from(self.fin.is_some_and(|fin| self.accepted > fin));
+        let in_order = Offset(self.accepted.0.saturating_sub(fin_taken));
+        early.unwrap_or(in_order).max(in_order)
+    }
+
+    fn place(&mut self, mut offset: Offset, mut payload: Bytes) {
+        if offset < self.accepted {
+            let known = usize::try_from(self.accepted.since(offset)).unwrap_or(usize::MAX);
+            if known >= payload.len() {
+                return;
+            }
+            payload = payload.slice(known..);
+            offset = self.accepted;
+        }
+        if payload.is_empty() {
+            return;
+        }
+        if offset == self.accepted {
+            self.accepted = offset.plus(len_of(&payload));
+            self.enqueue(payload);
+            return;
+        }
+        self.place_early(offset, payload);
+    }
+
+    /// Keeps what is not yet here of a piece beyond `accepted`.
+    fn place_early(&mut self, mut offset: Offset, mut payload: Bytes) {
+        if let Some((at, before)) = self.early.range(..=offset).next_back() {
+            let covered = at.plus(len_of(before)).since(offset);
+            let covered = usize::try_from(covered).unwrap_or(usize::MAX);
+            if covered >= payload.len() {
+                return;
+            }
+            payload = payload.slice(covered..);
+            offset = offset.plus(u64::try_from(covered).unwrap_or(u64::MAX));
+        }
+        while let Some((at, after)) = self.early.range(offset..).next() {
+            let (at, after_end) = (*at, at.plus(len_of(after)));
+            let end = offset.plus(len_of(&payload));
+            if end <= at {
+                break;
+            }
+            let head = usize::try_from(at.since(offset)).unwrap_or(usize::MAX);
+            if head > 0 {
+                self.early
+                    .insert(offset, own_if_short(payload.slice(..head)));
+            }
+            if after_end >= end {
+                return;
+            }
+            let skip = usize::try_from(after_end.since(offset)).unwrap_or(usize::MAX);
+            payload = payload.slice(skip..);
+            offset = after_end;
+        }
+        self.early.insert(offset, own_if_short(payload));
+    }
+
+    /// Moves what has become in order.
+    fn take_early(&mut self) {
+        while let Some((at, piece)) = self.early.pop_first() {
+            if at > self.accepted {
+                self.early.insert(at, piece);
+                return;
+            }
+            let known = usize::try_from(self.accepted.since(at)).unwrap_or(usize::MAX);
+            if known < piece.len() {
+                let rest = piece.slice(known..);
+                self.accepted = self.accepted.plus(len_of(&rest));
+                self.enqueue(rest);
+            }
+        }
+    }
+
+    /// Appends to the queue; short pieces share one block of their own.
+    fn enqueue(&mut self, payload: Bytes) {
+        if payload.len() >= COPY_BELOW {
+            self.queue.push_back(payload);
+            return;
+        }
+        if let Some(last) = self.queue.pop_back() {
+            if last.len() < COPY_BELOW {
+                match last.try_into_mut() {
+                    Ok(mut block) => {
+                        block.put_slice(&payload);
+                        self.queue.push_back(block.freeze());
+                        return;
+                    }
+                    Err(shared) => self.queue.push_back(shared),
+                }
+            } else {
+                self.queue.push_back(last);
+            }
+        }
+        self.queue.push_back(Bytes::copy_from_slice(&payload));
+    }
+
+    /// The local socket has taken `count` bytes of the queue; at most what is there.
+    pub(crate) fn release(&mut self, count: usize) -> u64 {
+        let mut left = count;
+        while left > 0 {
+            let Some(first) = self.queue.front_mut() else {
+                break;
+            };
+            if first.len() > left {
+                first.advance(left);
+                left = 0;
+            } else {
+                left = left.saturating_sub(first.len());
+                self.queue.pop_front();
+            }
+        }
+        let taken = u64::try_from(count.saturating_sub(left)).unwrap_or(0);
+        self.released = self.released.plus(taken);
+        taken
+    }
+
+    /// `count` more released bytes have left the local ring.
+    pub(crate) fn drain(&mut self, count: u64) {
+        self.drained = self.drained.plus(count).min(self.released);
+    }
+
+    /// FIN was carried out on the local socket.
+    pub(crate) fn release_fin(&mut self) {
+        if self.is_at_fin() {
+            self.released = self.released.plus(1);
+            self.drained = self.drained.plus(1);
+        }
+    }
+
+    /// Everything before `offset` was taken by the local socket.
+    pub(crate) fn is_released_to(&self, offset: Offset) -> bool {
+        self.released >= offset
+    }
+
+    /// Lets go of all bytes: nothing more is delivered.
+    pub(crate) fn abandon(&mut self) {
+        self.queue.clear();
+        self.early.clear();
+    }
+}
+
+fn len_of(bytes: &Bytes) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+/// A short piece gets memory of its own, so that it does not pin a whole read buffer.
+fn own_if_short(piece: Bytes) -> Bytes {
+    if piece.len() < COPY_BELOW {
+        let mut own = BytesMut::with_capacity(piece.len());
+        own.put_slice(&piece);
+        return own.freeze();
+    }
+    piece
+}

@@ -1,0 +1,220 @@
+//! Bytes sent or to be sent and not yet released by the peer; freed by release only (INV-3).
+
+use crate::id::{LinkId, Offset};
+use crate::wire::codec::MAX_PAYLOAD;
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// A stretch of offsets that is under way on one link.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    start: Offset,
+    end: Offset,
+    link: LinkId,
+}
+
+/// One direction of a flow at its sender.
+///
+/// `base ≤ accepted ≤ high ≤ send_end`, and `accepted`, `high` never exceed the peer's `limit`.
+#[derive(Debug, Default)]
+pub(crate) struct SendBuffer {
+    /// Released by the peer; everything before it is freed.
+    base: Offset,
+    /// The peer has everything before it.
+    accepted: Offset,
+    /// The highest offset ever sent; marking unsent does not lower it (rule 2).
+    high: Offset,
+    /// Behind the last byte taken.
+    end: Offset,
+    /// FIN stands at `end` and takes one offset.
+    fin: bool,
+    /// The peer's credit.
+    limit: Offset,
+    /// Each chunk with the offset of its first byte, from `base` on.
+    chunks: VecDeque<(Offset, Bytes)>,
+    /// What is under way and not accepted; sorted, disjoint.
+    sent: VecDeque<Sent>,
+}
+
+/// What the next DATA frame carries.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) offset: Offset,
+    pub(crate) payload: Bytes,
+    pub(crate) fin: bool,
+}
+
+impl SendBuffer {
+    pub(crate) fn base(&self) -> Offset {
+        self.base
+    }
+
+    pub(crate) fn end(&self) -> Offset {
+        self.end
+    }
+
+    /// Behind the FIN where there is one, else behind the last byte.
+    pub(crate) fn send_end(&self) -> Offset {
+        self.end.plus(u64::from(self.fin))
+    }
+
+    pub(crate) fn has_fin(&self) -> bool {
+        self.fin
+    }
+
+    /// Bytes held in memory.
+    pub(crate) fn retained(&self) -> u64 {
+        self.end.since(self.base)
+    }
+
+    /// Everything, FIN included, was released by the peer.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.base >= self.send_end()
+    }
+
+    pub(crate) fn push(&mut self, bytes: Bytes) {
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.chunks.push_back((self.end, bytes));
+        self.end = self.end.plus(len);
+    }
+
+    pub(crate) fn finish(&mut self) {
+        self.fin = true;
+    }
+
+    pub(crate) fn raise_limit(&mut self, limit: Offset) {
+        self.limit = self.limit.max(limit);
+    }
+
+    /// The first offset that is not accepted and not under way, and where that gap ends.
+    fn gap(&self) -> (Offset, Offset) {
+        let mut start = self.accepted;
+        for sent in &self.sent {
+            if sent.start > start {
+                return (start, sent.start);
+            }
+            start = start.max(sent.end);
+        }
+        (start, Offset(u64::MAX))
+    }
+
+    /// Something could be sent at once.
+    pub(crate) fn is_ready(&self) -> bool {
+        let start = self.gap().0;
+        start < self.send_end() && start < self.limit
+    }
+
+    /// Takes the next piece to be sent on `link`, at most one frame.
+    pub(crate) fn take(&mut self, link: LinkId) -> Option<Piece> {
+        let (start, gap_end) = self.gap();
+        let stop = gap_end.min(self.send_end()).min(self.limit);
+        if start >= stop {
+            return None;
+        }
+        let payload = self.bytes_at(start, stop);
+        let len = u64::try_from(payload.len()).unwrap_or(u64::MAX);
+        let after = start.plus(len);
+        let fin = self.fin && after == self.end && after < stop;
+        let end = after.plus(u64::from(fin));
+        self.mark_sent(start, end, link);
+        self.high = self.high.max(end);
+        Some(Piece {
+            offset: start,
+            payload,
+            fin,
+        })
+    }
+
+    /// One chunk's bytes from `start`, at most up to `stop` and one frame; empty at FIN.
+    fn bytes_at(&self, start: Offset, stop: Offset) -> Bytes {
+        let index = self.chunks.partition_point(|(at, _)| *at <= start);
+        let Some((at, chunk)) = index.checked_sub(1).and_then(|i| self.chunks.get(i)) else {
+            return Bytes::new();
+        };
+        let skip = usize::try_from(start.since(*at))
+            .unwrap_or(usize::MAX)
+            .min(chunk.len());
+        let want = usize::try_from(stop.since(start))
+            .unwrap_or(usize::MAX)
+            .min(MAX_PAYLOAD);
+        chunk.slice(skip..chunk.len().min(skip.saturating_add(want)))
+    }
+
+    fn mark_sent(&mut self, start: Offset, end: Offset, link: LinkId) {
+        let index = self.sent.partition_point(|s| s.start < start);
+        if let Some(before) = index.checked_sub(1).and_then(|i| self.sent.get_mut(i))
+            && before.end == start
+            && before.link == link
+        {
+            before.end = end;
+            return;
+        }
+        self.sent.insert(index, Sent { start, end, link });
+    }
+
+    /// The peer says what it has; all three only ever grow (rule 3).
+    ///
+    /// # Errors
+    ///
+    /// A claim that was never possible is a violation: the text says which.
+    pub(crate) fn acknowledge(
+        &mut self,
+        accepted: Offset,
+        released: Offset,
+    ) -> Result<(), &'static str> {
+        if accepted > self.high {
+            return Err("accepted is beyond what was ever sent");
+        }
+        if released > accepted {
+            return Err("released is beyond accepted");
+        }
+        self.accepted = self.accepted.max(accepted);
+        while let Some(first) = self.sent.front_mut() {
+            if first.end <= self.accepted {
+                self.sent.pop_front();
+            } else {
+                first.start = first.start.max(self.accepted);
+                break;
+            }
+        }
+        self.free(released);
+        Ok(())
+    }
+
+    fn free(&mut self, released: Offset) {
+        if released <= self.base {
+            return;
+        }
+        self.base = released;
+        while let Some((at, chunk)) = self.chunks.front_mut() {
+            let len = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+            if at.plus(len) <= released {
+                self.chunks.pop_front();
+                continue;
+            }
+            let skip = usize::try_from(released.since(*at)).unwrap_or(0);
+            if skip >= MAX_PAYLOAD {
+                // A long chunk is let go of in steps: its memory is shared until the last one.
+                *chunk = chunk.slice(skip..);
+                *at = released;
+            }
+            break;
+        }
+    }
+
+    /// What was under way on a dead link is unsent again (rule 2).
+    pub(crate) fn forget_link(&mut self, link: LinkId) -> bool {
+        let before = self.sent.len();
+        self.sent.retain(|s| s.link != link);
+        self.sent.len() != before
+    }
+
+    /// Lets go of all bytes: nothing more is sent in this direction.
+    pub(crate) fn abandon(&mut self) {
+        self.chunks.clear();
+        self.sent.clear();
+        self.base = self.send_end();
+        self.accepted = self.base;
+        self.high = self.high.max(self.base);
+    }
+}

@@ -1,0 +1,315 @@
+//! HELLO, RESUME, and what each side may conclude (PROTOCOL.md §2).
+
+use super::{Config, EndReason, Event, LinkDeath, Role, Session};
+use crate::id::{Instance, LinkId, LinkNumber, Secret, SessionId};
+use crate::limits;
+use crate::link::{Link, Phase};
+use crate::time::Instant;
+use crate::wire::frame::{
+    Control, Frame, Hello, RejectReason, Resume, ResumeOk, ResumeReject, Welcome,
+};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+/// The protocol version spoken; PROTOCOL.md §11.
+pub(super) const VERSION: u64 = 1;
+
+/// What RESUME proves: the sender was on the link whose secret is `known`, and speaks on `new`.
+fn proof_mac(
+    known: &Secret,
+    session: SessionId,
+    instance: Instance,
+    new: &Secret,
+) -> Option<Hmac<Sha256>> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(known.expose()).ok()?;
+    mac.update(b"tund resume");
+    mac.update(&session.0);
+    mac.update(&instance.0);
+    mac.update(new.expose());
+    Some(mac)
+}
+
+impl Session {
+    /// Server: a session asked for by HELLO on `link`. WELCOME goes out first; until the client
+    /// speaks after it, the session is provisional (rule 9).
+    pub fn new_server(
+        config: &Config,
+        id: SessionId,
+        hello: &Hello,
+        (link, secret): (LinkId, Secret),
+        now: Instant,
+    ) -> Self {
+        let mut session = Self::new(Role::Server, config, now);
+        session.id = Some(id);
+        session.peer_instance = Some(hello.instance);
+        session.peer_limits = Some(hello.limits);
+        let welcome = Welcome {
+            version: VERSION,
+            capabilities: 0,
+            session: id,
+            instance: config.instance,
+            limits: session.limits(),
+        };
+        session.add_unconfirmed(link, secret, Frame::Welcome(welcome), now);
+        session
+    }
+
+    fn add_unconfirmed(&mut self, id: LinkId, secret: Secret, answer: Frame, now: Instant) {
+        let number = self.next_number;
+        self.next_number = LinkNumber(number.0 + 1);
+        self.secrets.insert(number, secret.clone());
+        let mut link = Link::new(id, Phase::Unconfirmed, secret, now);
+        link.number = Some(number);
+        link.flow_state = true;
+        link.queue(answer);
+        self.links.insert(id, link);
+    }
+
+    /// Client: a transport connection to the pinned server is up; HELLO or RESUME goes out on it.
+    pub fn handle_link_up(&mut self, id: LinkId, secret: Secret, now: Instant) {
+        if self.ended.is_some() || self.links.len() >= limits::LINKS {
+            self.events.push_back(Event::LinkDead {
+                link: id,
+                death: LinkDeath::AttachFailed,
+            });
+            return;
+        }
+        let newest = self.secrets.last_key_value();
+        let (phase, frame) = match (self.id, self.peer_instance, newest) {
+            (Some(session), Some(instance), Some((number, known))) => {
+                let Some(mac) = proof_mac(known, session, instance, &secret) else {
+                    return;
+                };
+                let resume = Resume {
+                    versions: (VERSION, VERSION),
+                    session,
+                    instance,
+                    proved: *number,
+                    proof: mac.finalize().into_bytes().into(),
+                };
+                (Phase::ResumeSent { proved: *number }, Frame::Resume(resume))
+            }
+            _ => (Phase::HelloSent, Frame::Hello(self.hello())),
+        };
+        let mut link = Link::new(id, phase, secret, now);
+        link.queue(frame);
+        self.links.insert(id, link);
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            versions: (VERSION, VERSION),
+            capabilities: 0,
+            instance: self.config.instance,
+            limits: self.limits(),
+        }
+    }
+
+    /// Server: adds the link if its RESUME proves a secret that counts (rule 8). RESUME_OK goes
+    /// out on it, and the state of all flows not settled.
+    ///
+    /// # Errors
+    ///
+    /// What RESUME_REJECT shall say; the link is not part of the session.
+    pub fn handle_resume(
+        &mut self,
+        link: LinkId,
+        resume: &Resume,
+        secret: Secret,
+        now: Instant,
+    ) -> Result<(), RejectReason> {
+        let (Some(id), None) = (self.id, self.ended) else {
+            return Err(RejectReason::Ended);
+        };
+        if resume.versions.0 > VERSION || resume.versions.1 < VERSION {
+            return Err(RejectReason::Version);
+        }
+        let known = self
+            .secrets
+            .get(&resume.proved)
+            .ok_or(RejectReason::Proof)?;
+        proof_mac(known, id, self.config.instance, &secret)
+            .and_then(|mac| mac.verify_slice(&resume.proof).ok())
+            .ok_or(RejectReason::Proof)?;
+        if self.links.len() >= limits::LINKS || self.secrets.len() >= limits::SECRETS {
+            return Err(RejectReason::Busy);
+        }
+        let number = self.next_number;
+        self.add_unconfirmed(link, secret, Frame::ResumeOk(ResumeOk { number }), now);
+        self.bury_suspects(now);
+        self.repeat_unsettled_acks();
+        Ok(())
+    }
+
+    /// The current ACK of every flow whose last one is not known to have arrived (rule 4).
+    fn repeat_unsettled_acks(&mut self) {
+        let links = &self.links;
+        let unsettled = self.flows.iter().filter_map(|(id, flow)| {
+            let (link, position) = flow.ack_on?;
+            let proved = links
+                .get(&link)
+                .is_some_and(|link| link.has_proved(position));
+            (!proved).then_some(*id)
+        });
+        let unsettled: Vec<_> = unsettled.collect();
+        for id in unsettled {
+            self.owe_ack(id);
+        }
+    }
+
+    /// Links that are suspect when another one joins are dead at once: what was under way on them
+    /// goes out again without another round trip.
+    fn bury_suspects(&mut self, now: Instant) {
+        let suspects = self
+            .links
+            .values()
+            .filter(|link| link.suspect_since.is_some());
+        let suspects: Vec<_> = suspects.map(|link| link.id).collect();
+        for id in suspects {
+            self.kill_link(id, LinkDeath::Silent, now);
+        }
+    }
+
+    /// Client: an answer on a link whose attach is under way.
+    pub(super) fn on_answer(
+        &mut self,
+        id: LinkId,
+        phase: Phase,
+        frame: Frame,
+        now: Instant,
+    ) -> Result<(), &'static str> {
+        match (phase, frame) {
+            (Phase::HelloSent, Frame::Welcome(welcome)) => {
+                if self.id.is_some() {
+                    self.kill_link(id, LinkDeath::AttachFailed, now);
+                    return Ok(());
+                }
+                if welcome.version != VERSION {
+                    return Err("WELCOME with a version that was not offered");
+                }
+                self.id = Some(welcome.session);
+                self.peer_instance = Some(welcome.instance);
+                self.peer_limits = Some(welcome.limits);
+                self.join(id, LinkNumber(1), true, now);
+            }
+            (Phase::HelloSent, Frame::KeyInUse) => {
+                self.events.push_back(Event::KeyInUse);
+                self.kill_link(id, LinkDeath::AttachFailed, now);
+            }
+            (Phase::ResumeSent { .. }, Frame::ResumeOk(ok)) => {
+                self.join(id, ok.number, false, now);
+            }
+            (_, Frame::ResumeReject(reject)) => self.on_reject(id, phase, &reject, now),
+            (_, Frame::LinkClose { .. }) => self.kill_link(id, LinkDeath::PeerClosed, now),
+            _ => return Err("a frame that does not answer HELLO or RESUME"),
+        }
+        Ok(())
+    }
+
+    /// A reject counts only with the current secret while nothing is attached (rule 8).
+    fn on_reject(&mut self, id: LinkId, phase: Phase, reject: &ResumeReject, now: Instant) {
+        self.kill_link(id, LinkDeath::AttachFailed, now);
+        let reason = reject.reason;
+        if matches!(reason, RejectReason::Busy | RejectReason::Version) {
+            let retry_after = reject.retry_after;
+            self.events.push_back(Event::AttachRefused {
+                reason,
+                retry_after,
+            });
+            return;
+        }
+        let current = self.secrets.last_key_value().map(|(number, _)| *number);
+        let counts = matches!(phase, Phase::ResumeSent { proved } if Some(proved) == current);
+        if counts && !self.links.values().any(Link::is_usable) {
+            self.end(EndReason::Rejected(reason), None, now);
+        }
+    }
+
+    /// Client: the link is part of the session.
+    fn join(&mut self, id: LinkId, number: LinkNumber, first: bool, now: Instant) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        link.phase = Phase::Live;
+        link.number = Some(number);
+        link.flow_state = true;
+        link.retire_due = !first;
+        let secret = link.secret.clone();
+        if self
+            .secrets
+            .last_key_value()
+            .is_none_or(|(newest, _)| *newest < number)
+        {
+            self.secrets.clear();
+            self.secrets.insert(number, secret);
+        }
+        self.bury_suspects(now);
+        self.repeat_unsettled_acks();
+        let others = self
+            .links
+            .values()
+            .any(|link| link.id != id && link.is_usable());
+        if !others && !first {
+            self.retire_older(id, now);
+        }
+        self.ask(id, now);
+        self.detached_since = None;
+        self.next_expiry = None;
+        self.events.push_back(Event::Attached {
+            link: id,
+            number,
+            first,
+        });
+    }
+
+    /// Client: says RETIRE, and closes what it names here too.
+    pub(super) fn retire_older(&mut self, id: LinkId, now: Instant) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        let Some(number) = link.number.filter(|_| link.retire_due) else {
+            return;
+        };
+        link.retire_due = false;
+        self.lane.say(Control::Retire { older_than: number });
+        self.bury_older(number, now);
+    }
+
+    /// Closes every attached link numbered lower.
+    pub(super) fn bury_older(&mut self, than: LinkNumber, now: Instant) {
+        let older = self
+            .links
+            .values()
+            .filter(|link| link.number.is_some_and(|n| n < than));
+        let older: Vec<_> = older.map(|link| link.id).collect();
+        for id in older {
+            self.kill_link(id, LinkDeath::Retired, now);
+        }
+    }
+
+    /// Server: the client's first frame after WELCOME or RESUME_OK has come on this link.
+    pub(super) fn confirm(&mut self, id: LinkId, now: Instant) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        link.phase = Phase::Live;
+        let Some(number) = link.number else { return };
+        if number > self.confirmed_number {
+            self.confirmed_number = number;
+            self.secrets = self.secrets.split_off(&number);
+        }
+        let first = !self.confirmed;
+        if first {
+            self.confirmed = true;
+            self.events.push_back(Event::Confirmed);
+        }
+        self.detached_since = None;
+        self.next_expiry = None;
+        self.ask(id, now);
+        self.events.push_back(Event::Attached {
+            link: id,
+            number,
+            first,
+        });
+    }
+}

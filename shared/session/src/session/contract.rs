@@ -1,0 +1,200 @@
+//! What an owner gives a session and learns from it: configuration, events, answers.
+
+use crate::id::{FlowId, Instance, LinkId, LinkNumber};
+use crate::wire::frame::{CloseCode, FlowCode, Open, OpenError, RejectReason};
+use std::time::Duration;
+
+/// Which end of connection B.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Opens flows, dials links.
+    Client,
+    /// Answers.
+    Server,
+}
+
+/// What a session is made with; checked by whoever reads the configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This daemon's start.
+    pub instance: Instance,
+    /// Bytes of buffer per direction: the most this end holds of the session's bytes, each way.
+    pub buffer_bytes: u64,
+    /// Flows at once; a floor of the buffer is set aside for each of them.
+    pub max_flows: u64,
+    /// Server: the longest grace a client gets.
+    pub max_grace: Duration,
+}
+
+/// What the kernel says of a link's transport connection (`TCP_INFO`); a change is progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// `tcpi_bytes_acked`.
+    pub bytes_acked: u64,
+    /// `tcpi_bytes_received`.
+    pub bytes_received: u64,
+}
+
+/// What comes behind the bytes that are readable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// More may come.
+    Open,
+    /// All was released, FIN is next: shut down the local socket's sending side, then call
+    /// `end_delivered`.
+    Fin,
+    /// All was released, RST is next: once the local socket has sent everything, reset it, then
+    /// call `end_delivered`.
+    Reset,
+    /// Nothing comes any more.
+    Ended,
+}
+
+/// Why a link is to be closed by the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkDeath {
+    /// The driver said so.
+    Transport,
+    /// No answer for too long, or suspect when another link came.
+    Silent,
+    /// RETIRE, or LINK_DOWN by the peer.
+    Retired,
+    /// LINK_CLOSE by the peer.
+    PeerClosed,
+    /// The attach was refused, came too late, or was never confirmed.
+    AttachFailed,
+    /// The session has ended.
+    SessionEnded,
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// Asked for on this side.
+    Local(CloseCode),
+    /// SESSION_CLOSE by the peer.
+    Peer(CloseCode),
+    /// RESUME_REJECT.
+    Rejected(RejectReason),
+    /// An outage outlasted the grace of the last flow (rule 11).
+    Expired,
+    /// No flow and no link for too long (rule 15), or never confirmed (rule 9).
+    Abandoned,
+    /// The peer broke the protocol.
+    Violation {
+        /// How.
+        what: &'static str,
+    },
+}
+
+/// All that an owner learns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A link has joined.
+    Attached {
+        /// The driver's handle.
+        link: LinkId,
+        /// Its number.
+        number: LinkNumber,
+        /// By HELLO, not by RESUME.
+        first: bool,
+    },
+    /// No working link is left; flows wait.
+    Detached,
+    /// A suspect link has answered, and the session works again by it.
+    Reattached {
+        /// Which.
+        link: LinkId,
+    },
+    /// Server: the client has confirmed the session; it is provisional no longer.
+    Confirmed,
+    /// The driver shall send what is left for that link and close it.
+    LinkDead {
+        /// Which.
+        link: LinkId,
+        /// Why.
+        death: LinkDeath,
+    },
+    /// The driver shall call `handle_progress` for that link at once.
+    WantProgress {
+        /// Which.
+        link: LinkId,
+    },
+    /// Client: another live client uses our key; needs a person.
+    KeyInUse,
+    /// Client: the server cannot serve; try again after the hint.
+    AttachRefused {
+        /// Why.
+        reason: RejectReason,
+        /// Not sooner.
+        retry_after: Duration,
+    },
+    /// The session is destroyed; every local socket is to be reset at once.
+    Ended {
+        /// Why.
+        reason: EndReason,
+    },
+    /// Server: the client asks for an origin; answer by `accept_flow` or `refuse_flow`.
+    FlowOpened {
+        /// As asked, grace capped.
+        open: Open,
+    },
+    /// Client: the origin has answered.
+    FlowAccepted {
+        /// Which.
+        flow: FlowId,
+    },
+    /// Client: the origin cannot be had; the flow is forgotten.
+    FlowRefused {
+        /// Which.
+        flow: FlowId,
+        /// Why.
+        error: OpenError,
+    },
+    /// `readable` or `delivery` has changed.
+    FlowReadable {
+        /// Which.
+        flow: FlowId,
+    },
+    /// `intake` has grown.
+    FlowWritable {
+        /// Which.
+        flow: FlowId,
+    },
+    /// The local socket is to be reset at once.
+    FlowAborted {
+        /// Which.
+        flow: FlowId,
+        /// Why.
+        code: FlowCode,
+    },
+    /// Both ends are done; nothing of the flow is left.
+    FlowForgotten {
+        /// Which.
+        flow: FlowId,
+    },
+}
+
+/// A flow cannot be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenRefused {
+    /// As many flows as either end may hold.
+    #[error("the session has as many flows as it may")]
+    TooManyFlows,
+    /// The session has ended.
+    #[error("the session has ended")]
+    Ended,
+}
+
+/// What a deadline is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// A PING, an overdue PONG, a silent link or an attach without confirmation.
+    Link,
+    /// Grace of a flow.
+    Grace,
+    /// A reset that a stuck reader holds up.
+    ResetStall,
+    /// A session nobody confirmed, or without flows and link.
+    Abandoned,
+}

@@ -1,0 +1,118 @@
+//! How flows and sessions end (PROTOCOL.md §8).
+
+use super::{EndReason, Event, LinkDeath, Session};
+use crate::id::FlowId;
+use crate::time::Instant;
+use crate::wire::frame::{CloseCode, Control, FlowCode};
+
+impl Session {
+    /// Ends the session: SESSION_CLOSE goes out where a link is, then [`Event::Ended`] tells.
+    pub fn close(&mut self, code: CloseCode, now: Instant) {
+        self.end(EndReason::Local(code), Some(code), now);
+    }
+
+    /// Destroys the session. Its last words stay with the links until the driver closes them.
+    pub(super) fn end(&mut self, reason: EndReason, say: Option<CloseCode>, _now: Instant) {
+        if self.ended.is_some() {
+            return;
+        }
+        self.ended = Some(reason);
+        self.flows.clear();
+        self.acks.clear();
+        self.fresh.clear();
+        self.bulk.clear();
+        self.intake_starved.clear();
+        self.credit_starved.clear();
+        self.resetting.clear();
+        self.secrets.clear();
+        if let Some(code) = say {
+            self.lane.say(Control::SessionClose { code });
+        }
+        self.events.push_back(Event::Ended { reason });
+        let links: Vec<_> = self.links.keys().copied().collect();
+        for link in links {
+            self.events.push_back(Event::LinkDead {
+                link,
+                death: LinkDeath::SessionEnded,
+            });
+        }
+    }
+
+    /// The local socket is to be reset at once.
+    pub(super) fn abort_socket(&mut self, id: FlowId, code: FlowCode) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && !flow.detached_socket
+        {
+            flow.detached_socket = true;
+            self.events.push_back(Event::FlowAborted { flow: id, code });
+        }
+    }
+
+    /// Nothing more is delivered of the peer's direction.
+    pub(super) fn end_receiving(&mut self, id: FlowId, now: Instant) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        flow.receive_done = true;
+        flow.reset_due = false;
+        flow.rx.abandon();
+        self.resetting.remove(&id);
+        self.extend_credit(id);
+        self.settle(id, now);
+    }
+
+    /// Both directions are dropped here.
+    pub(super) fn drop_both(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        flow.send_done = true;
+        flow.receive_done = true;
+        flow.reset_due = false;
+        flow.tx.abandon();
+        flow.rx.abandon();
+        self.resetting.remove(&id);
+        self.extend_intake(id);
+        self.extend_credit(id);
+    }
+
+    /// Says DONE once it is owed, and forgets the flow after DONE from both (rule 14).
+    pub(super) fn settle(&mut self, id: FlowId, now: Instant) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        let ended = flow.tx.has_fin() || flow.reset_sent.is_some();
+        if !flow.send_done && ended && flow.tx.is_settled() {
+            flow.send_done = true;
+            self.extend_intake(id);
+        }
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        if flow.owes_done() {
+            flow.done_sent = true;
+            self.lane.say(Control::Done {
+                flow: id,
+                released: flow.rx.released(),
+            });
+        }
+        if flow.is_over() {
+            self.forget(id, now);
+            self.events.push_back(Event::FlowForgotten { flow: id });
+        }
+    }
+
+    /// Lets go of all that is kept of a flow.
+    pub(super) fn forget(&mut self, id: FlowId, now: Instant) {
+        let Some(mut flow) = self.flows.remove(&id) else {
+            return;
+        };
+        self.intake.resize(&mut flow.intake_share, 0);
+        self.credit.resize(&mut flow.credit_share, 0);
+        self.resetting.remove(&id);
+        if self.flows.is_empty() {
+            self.idle_since = now;
+        }
+        self.feed_starved();
+    }
+}

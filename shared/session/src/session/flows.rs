@@ -1,0 +1,261 @@
+//! What the owner of the local sockets orders (PROTOCOL.md §5, §8).
+
+use super::{OpenRefused, Role, Session};
+use crate::flow::{Flow, Stage};
+use crate::id::{FlowId, Offset};
+use crate::time::Instant;
+use crate::wire::frame::{Control, FlowCode, OnExpiry, Open, OpenError, Protocol};
+use bytes::Bytes;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Where the owner wants to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// What is carried.
+    pub protocol: Protocol,
+    /// The application's address.
+    pub source: SocketAddr,
+    /// The origin's.
+    pub destination: SocketAddr,
+    /// How long an outage it shall outlive.
+    pub grace: Duration,
+    /// What becomes of its bytes after that.
+    pub on_expiry: OnExpiry,
+}
+
+impl Session {
+    /// Client: asks for an origin.
+    ///
+    /// # Errors
+    ///
+    /// At the smaller of both ends' `max_flows`, and after the session has ended.
+    pub fn open_flow(&mut self, target: &Target, now: Instant) -> Result<FlowId, OpenRefused> {
+        if self.ended.is_some() {
+            return Err(OpenRefused::Ended);
+        }
+        let most = self
+            .peer_limits
+            .map_or(u64::MAX, |l| l.max_flows)
+            .min(self.config.max_flows);
+        if u64::try_from(self.flows.len()).is_ok_and(|n| n >= most) {
+            return Err(OpenRefused::TooManyFlows);
+        }
+        let id = FlowId(self.last_flow.0 + 1);
+        self.last_flow = id;
+        let mut flow = Flow::new(id, target.grace, now);
+        let limit = self.first_credit(&mut flow);
+        self.flows.insert(id, flow);
+        self.lane.say(Control::Open(Open {
+            flow: id,
+            protocol: target.protocol,
+            source: target.source,
+            destination: target.destination,
+            limit,
+            grace: target.grace,
+            on_expiry: target.on_expiry,
+        }));
+        if self.detached_since.is_some() {
+            self.plan_expiry();
+        }
+        Ok(id)
+    }
+
+    /// Server: C is connected.
+    pub fn accept_flow(&mut self, id: FlowId, now: Instant) {
+        let Some(mut flow) = self.flows.remove(&id) else {
+            return;
+        };
+        if flow.stage == Stage::Open || flow.detached_socket || self.role != Role::Server {
+            self.flows.insert(id, flow);
+            return;
+        }
+        flow.stage = Stage::Open;
+        flow.progress_at = now;
+        let limit = self.first_credit(&mut flow);
+        let grace = flow.grace;
+        self.flows.insert(id, flow);
+        self.lane.say(Control::OpenOk {
+            flow: id,
+            limit,
+            grace,
+        });
+        self.first_intake(id);
+    }
+
+    /// Server: C could not be had; the flow is forgotten.
+    pub fn refuse_flow(&mut self, id: FlowId, error: OpenError, now: Instant) {
+        let Some(flow) = self.flows.get(&id) else {
+            return;
+        };
+        if flow.stage == Stage::Opening && !flow.done_sent {
+            self.lane.say(Control::OpenErr { flow: id, error });
+            self.forget(id, now);
+        }
+    }
+
+    /// Hands bytes of the local socket over; the caller stays within [`intake`](Self::intake).
+    pub fn write(&mut self, id: FlowId, bytes: Bytes, now: Instant) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        if bytes.is_empty() || flow.send_done || flow.tx.has_fin() || flow.reset_sent.is_some() {
+            return;
+        }
+        flow.tx.push(bytes);
+        debug_assert!(
+            flow.tx.end() <= flow.intake_limit,
+            "the owner wrote beyond its intake"
+        );
+        flow.progress_at = flow.progress_at.max(now);
+        self.schedule(id);
+        self.extend_intake(id);
+    }
+
+    /// The local socket's peer has sent FIN behind all that was written.
+    pub fn finish(&mut self, id: FlowId, now: Instant) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        if flow.send_done || flow.reset_sent.is_some() {
+            return;
+        }
+        flow.tx.finish();
+        self.schedule(id);
+        self.extend_intake(id);
+        self.settle(id, now);
+    }
+
+    /// The local socket was reset by its peer, or failed, behind all that was written: the far
+    /// socket gets it all and is reset then. The local socket is gone.
+    pub fn reset(&mut self, id: FlowId, code: FlowCode, now: Instant) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        if flow.stage == Stage::Opening {
+            self.abort(id, code, now);
+            return;
+        }
+        flow.detached_socket = true;
+        let finished = flow.send_done && flow.receive_done;
+        if !finished && flow.reset_sent.is_none() && flow.reset_received.is_none() {
+            let end = flow.tx.send_end();
+            flow.reset_sent = Some(end);
+            self.lane.say(Control::Reset {
+                flow: id,
+                end,
+                code,
+            });
+        }
+        self.end_receiving(id, now);
+        self.extend_intake(id);
+        self.settle(id, now);
+    }
+
+    /// Aborts a flow: the far socket is reset at once; an OPEN not yet answered is cancelled.
+    pub fn abort(&mut self, id: FlowId, code: FlowCode, now: Instant) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        flow.detached_socket = true;
+        if !flow.done_sent {
+            self.lane.say(Control::Stop { flow: id, code });
+        }
+        self.drop_both(id);
+        self.settle(id, now);
+    }
+
+    /// So many bytes of `readable` were taken by the local socket.
+    pub fn release(&mut self, id: FlowId, count: usize, now: Instant) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        let taken = flow.rx.release(count);
+        if taken == 0 {
+            return;
+        }
+        flow.progress_at = now;
+        if self.role == Role::Server {
+            flow.rx.drain(taken);
+        }
+        self.owe_ack(id);
+        self.extend_credit(id);
+        if self
+            .flows
+            .get(&id)
+            .is_some_and(|flow| flow.rx.queue().next().is_none())
+        {
+            self.tell_end(id);
+        }
+    }
+
+    /// Client: so many released bytes have left the ring of connection A. Credit counts from here,
+    /// so that what lies in rings is within the buffer too.
+    pub fn drained(&mut self, id: FlowId, count: u64, now: Instant) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        flow.rx.drain(count);
+        flow.progress_at = now;
+        self.extend_credit(id);
+        self.feed_starved();
+    }
+
+    /// While [`Delivery::Reset`] waits for the local socket to send everything: its queue shrank.
+    pub fn drain_progress(&mut self, id: FlowId, now: Instant) {
+        if let Some(flow) = self.flows.get_mut(&id) {
+            flow.progress_at = now;
+        }
+    }
+
+    /// What [`delivery`](Self::delivery) named was carried out on the local socket.
+    pub fn end_delivered(&mut self, id: FlowId, now: Instant) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        match flow.delivery() {
+            super::Delivery::Fin => {
+                flow.rx.release_fin();
+                flow.progress_at = now;
+                let over = flow.reset_received.is_none();
+                self.owe_ack(id);
+                if over {
+                    self.end_receiving(id, now);
+                } else {
+                    self.tell_end(id);
+                }
+            }
+            super::Delivery::Reset => {
+                flow.detached_socket = true;
+                flow.reset_due = false;
+                self.end_receiving(id, now);
+            }
+            super::Delivery::Open | super::Delivery::Ended => {}
+        }
+    }
+
+    fn tell_end(&mut self, id: FlowId) {
+        let delivery = self.delivery(id);
+        if matches!(delivery, super::Delivery::Fin | super::Delivery::Reset) {
+            self.tell_readable(id);
+        }
+    }
+
+    /// How many bytes may be taken from the local socket and written. They are reserved for this
+    /// flow, so a window of that size may be promised; it is never taken back.
+    pub fn intake(&self, id: FlowId) -> u64 {
+        self.flows.get(&id).map_or(0, |flow| {
+            if flow.send_done || flow.tx.has_fin() || flow.stage == Stage::Opening {
+                return 0;
+            }
+            flow.intake_limit.since(flow.tx.end())
+        })
+    }
+
+    /// The place up to which bytes may be taken from the local socket, counted from its first.
+    pub fn intake_limit(&self, id: FlowId) -> Offset {
+        self.flows
+            .get(&id)
+            .map_or(Offset(0), |flow| flow.intake_limit)
+    }
+}

@@ -1,0 +1,270 @@
+//! `Session`: what outlives links.
+
+mod attach;
+mod contract;
+mod ends;
+mod flows;
+mod outage;
+mod receive;
+mod shares;
+mod transmit;
+
+pub use contract::{
+    Config, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Role, Timer,
+};
+pub use flows::Target;
+
+use crate::budget::Budget;
+use crate::control_lane::ControlLane;
+use crate::flow::Flow;
+use crate::id::{FlowId, Instance, LinkId, LinkNumber, Secret, SessionId};
+use crate::link::Link;
+use crate::time::Instant;
+use crate::wire::frame::Limits;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+/// One end of a session: flows, their unacknowledged bytes, and the links that carry them.
+///
+/// # Contract
+///
+/// The world tells it what happened through `handle_*`, the owner orders through plain verbs, and
+/// after any of these the owner drains, in this order: [`poll_transmit`](Self::poll_transmit) for
+/// every link that has room, [`poll_event`](Self::poll_event) until `None`, and
+/// [`poll_timeout`](Self::poll_timeout) for the next call of
+/// [`handle_timeout`](Self::handle_timeout). What is drained stays drained until the next input.
+/// Early timeouts are harmless; late ones are caught up with. Unknown flows and links are ignored,
+/// since the owner may not have seen their end yet. After [`Event::Ended`] only
+/// `poll_transmit` yields anything: the last words.
+#[derive(Debug)]
+pub struct Session {
+    role: Role,
+    config: Config,
+    id: Option<SessionId>,
+    /// The other daemon's start.
+    peer_instance: Option<Instance>,
+    peer_limits: Option<Limits>,
+    born: Instant,
+    /// Server: a frame of the client has come after WELCOME (rule 9).
+    confirmed: bool,
+    ended: Option<EndReason>,
+
+    flows: BTreeMap<FlowId, Flow>,
+    /// The highest flow id given out or seen; ids are never used twice.
+    last_flow: FlowId,
+    lane: ControlLane,
+    /// Bytes taken from local sockets and not released by the peer (INV-5).
+    intake: Budget,
+    /// Credit granted to the peer and not drained by local sockets (INV-5).
+    credit: Budget,
+    intake_starved: VecDeque<FlowId>,
+    credit_starved: VecDeque<FlowId>,
+
+    links: BTreeMap<LinkId, Link>,
+    /// Client: the one to be proved at the next RESUME. Server: all that count (rule 8).
+    secrets: BTreeMap<LinkNumber, Secret>,
+    /// Server: the number of the next link.
+    next_number: LinkNumber,
+    /// The highest link number known to be confirmed by the client.
+    confirmed_number: LinkNumber,
+    next_nonce: u64,
+
+    /// No link works since then.
+    detached_since: Option<Instant>,
+    /// No flow exists since then.
+    idle_since: Instant,
+    /// No flow's grace is over before that.
+    next_expiry: Option<Instant>,
+    /// Flows whose RESET waits for the local socket.
+    resetting: BTreeSet<FlowId>,
+
+    /// Send schedule: flows that send little, then the others.
+    fresh: VecDeque<FlowId>,
+    bulk: VecDeque<FlowId>,
+    acks: VecDeque<FlowId>,
+    events: VecDeque<Event>,
+}
+
+impl Session {
+    /// A client's session, before any link: flows can be opened at once; the owner dials.
+    pub fn new_client(config: &Config, now: Instant) -> Self {
+        Self::new(Role::Client, config, now)
+    }
+
+    fn new(role: Role, config: &Config, now: Instant) -> Self {
+        Self {
+            role,
+            id: None,
+            peer_instance: None,
+            peer_limits: None,
+            born: now,
+            confirmed: role == Role::Client,
+            ended: None,
+            flows: BTreeMap::new(),
+            last_flow: FlowId(0),
+            lane: ControlLane::default(),
+            intake: Budget::new(config.buffer_bytes, config.max_flows),
+            credit: Budget::new(config.buffer_bytes, config.max_flows),
+            intake_starved: VecDeque::new(),
+            credit_starved: VecDeque::new(),
+            links: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            next_number: LinkNumber(1),
+            confirmed_number: LinkNumber(0),
+            next_nonce: 1,
+            detached_since: Some(now),
+            idle_since: now,
+            next_expiry: None,
+            resetting: BTreeSet::new(),
+            fresh: VecDeque::new(),
+            bulk: VecDeque::new(),
+            acks: VecDeque::new(),
+            events: VecDeque::new(),
+            config: config.clone(),
+        }
+    }
+
+    /// The next thing the owner should know.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        let event = self.events.pop_front()?;
+        match &event {
+            Event::FlowReadable { flow } => {
+                if let Some(flow) = self.flows.get_mut(flow) {
+                    flow.readable_told = false;
+                }
+            }
+            Event::FlowWritable { flow } => {
+                if let Some(flow) = self.flows.get_mut(flow) {
+                    flow.writable_told = false;
+                }
+            }
+            _ => {}
+        }
+        Some(event)
+    }
+
+    /// The session's name, once the server has given it one.
+    pub fn id(&self) -> Option<SessionId> {
+        self.id
+    }
+
+    /// The other daemon's start, once known.
+    pub fn peer_instance(&self) -> Option<Instance> {
+        self.peer_instance
+    }
+
+    /// Which end this is.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Some link works.
+    pub fn is_attached(&self) -> bool {
+        self.ended.is_none() && self.links.values().any(Link::is_working)
+    }
+
+    /// The session is destroyed.
+    pub fn is_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    /// Server: the client has spoken after WELCOME.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed
+    }
+
+    /// A flow exists or something said is not acknowledged: without a link, one is wanted.
+    pub fn wants_link(&self) -> bool {
+        self.ended.is_none() && self.is_busy()
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.flows.is_empty() || self.lane.is_outstanding()
+    }
+
+    /// Flows not yet forgotten.
+    pub fn flow_count(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// No flow exists since then; none if one does.
+    pub fn idle_since(&self) -> Option<Instant> {
+        self.flows.is_empty().then_some(self.idle_since)
+    }
+
+    /// No link works since then.
+    pub fn detached_since(&self) -> Option<Instant> {
+        self.detached_since
+    }
+
+    /// Round-trip time of a link as its PINGs measured it.
+    pub fn rtt(&self, link: LinkId) -> Option<Duration> {
+        self.links.get(&link)?.smoothed_rtt()
+    }
+
+    /// The link that carries flows, or would.
+    pub fn carrier(&self) -> Option<LinkId> {
+        let rank = |link: &Link| {
+            let class = match (link.is_working(), link.suspect_since) {
+                (true, _) => 3,
+                (false, None) => 2,
+                (false, Some(_)) => 1,
+            };
+            (class, link.number)
+        };
+        let usable = self.links.values().filter(|link| link.is_usable());
+        usable.max_by_key(|link| rank(link)).map(|link| link.id)
+    }
+
+    /// Numbers of the links that are attached.
+    pub fn live_links(&self) -> impl Iterator<Item = (LinkId, Option<LinkNumber>)> {
+        self.links
+            .values()
+            .filter(|link| link.is_usable())
+            .map(|link| (link.id, link.number))
+    }
+
+    /// Bytes retained for the peer, and bytes waiting for local sockets.
+    pub fn buffered(&self) -> (u64, u64) {
+        let up = self
+            .flows
+            .values()
+            .filter(|f| !f.send_done)
+            .map(|f| f.tx.retained())
+            .sum();
+        let down = self
+            .flows
+            .values()
+            .filter(|f| !f.receive_done)
+            .map(|f| f.rx.held())
+            .sum();
+        (up, down)
+    }
+
+    /// Bytes of the two pools that flows hold beyond their floors.
+    pub fn lent(&self) -> u64 {
+        self.intake.lent() + self.credit.lent()
+    }
+
+    /// An outer bound on growth: the daemon's memory is shared. What is held stays held.
+    pub fn set_growth_bound(&mut self, bytes: u64) {
+        self.intake.set_bound(bytes);
+        self.credit.set_bound(bytes);
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            max_flows: self.config.max_flows,
+            buffer_bytes: self.config.buffer_bytes,
+            floor_bytes: crate::budget::floor_bytes(
+                self.config.buffer_bytes,
+                self.config.max_flows,
+            ),
+        }
+    }
+
+    fn nonce(&mut self) -> u64 {
+        self.next_nonce += 1;
+        self.next_nonce
+    }
+}

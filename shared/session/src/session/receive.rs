@@ -1,0 +1,333 @@
+//! Frames that come in (PROTOCOL.md §3 to §5, §8).
+
+use super::{Delivery, EndReason, Event, LinkDeath, Role, Session};
+use crate::flow::{Flow, Stage};
+use crate::id::{FlowId, LinkId, Offset};
+use crate::limits;
+use crate::link::Phase;
+use crate::time::Instant;
+use crate::wire::frame::{Ack, CloseCode, Control, Data, FlowCode, Frame, Open, OpenError};
+use bytes::Bytes;
+
+/// A frame at odds with what was said before: how.
+pub(super) type Taken = Result<(), &'static str>;
+
+impl Session {
+    /// Bytes of a link, in any pieces. A violation ends this session, or, before the attach is
+    /// complete, this link only.
+    pub fn handle_bytes(&mut self, id: LinkId, mut bytes: Bytes, now: Instant) {
+        while self.ended.is_none() {
+            let Some(link) = self.links.get_mut(&id) else {
+                return;
+            };
+            let phase = link.phase;
+            let taken = match link.next_frame(&mut bytes) {
+                Ok(None) => return,
+                Ok(Some(frame)) => self.on_frame(id, phase, frame, now),
+                Err(what) => Err(what),
+            };
+            let Err(what) = taken else { continue };
+            if matches!(phase, Phase::Live | Phase::Unconfirmed) {
+                self.end(
+                    EndReason::Violation { what },
+                    Some(CloseCode::Violation),
+                    now,
+                );
+            } else {
+                self.kill_link(id, LinkDeath::AttachFailed, now);
+            }
+        }
+    }
+
+    fn on_frame(&mut self, id: LinkId, phase: Phase, frame: Frame, now: Instant) -> Taken {
+        match phase {
+            Phase::HelloSent | Phase::ResumeSent { .. } => {
+                return self.on_answer(id, phase, frame, now);
+            }
+            Phase::Unconfirmed => self.confirm(id, now),
+            Phase::Live => {}
+        }
+        let Some(link) = self.links.get_mut(&id) else {
+            return Ok(());
+        };
+        let was_suspect = link.heard(&frame, now);
+        if was_suspect {
+            self.reattach(id);
+        }
+        match frame {
+            Frame::Data(data) => self.on_data(data, now),
+            Frame::Ack(ack) => self.on_ack(id, ack, true, now),
+            Frame::FlowState(acks) => acks
+                .into_iter()
+                .try_for_each(|ack| self.on_ack(id, ack, false, now)),
+            Frame::Control { number, message } => self.on_control(number, message, now),
+            Frame::ControlAck { number } => self.lane.acknowledge(number),
+            Frame::Ping { nonce } => {
+                let link = self.links.get_mut(&id).ok_or("link gone")?;
+                link.queue(Frame::Pong { nonce })
+                    .then_some(())
+                    .ok_or("PINGs without reading PONGs")
+            }
+            Frame::Pong { nonce } => {
+                let link = self.links.get_mut(&id).ok_or("link gone")?;
+                if link.pong(nonce, was_suspect, now) && self.role == Role::Client {
+                    self.retire_older(id, now);
+                }
+                Ok(())
+            }
+            Frame::LinkClose { .. } => {
+                self.kill_link(id, LinkDeath::PeerClosed, now);
+                Ok(())
+            }
+            Frame::Hello(_)
+            | Frame::Welcome(_)
+            | Frame::KeyInUse
+            | Frame::Resume(_)
+            | Frame::ResumeOk(_)
+            | Frame::ResumeReject(_) => Err("an attach frame on an attached link"),
+            Frame::Datagram(_) | Frame::DatagramError(_) => {
+                Err("a frame of a capability that was not agreed")
+            }
+        }
+    }
+
+    /// The flow of a frame, or none if it is forgotten.
+    fn known(&mut self, id: FlowId) -> Result<Option<&mut Flow>, &'static str> {
+        if id > self.last_flow {
+            return Err("a frame of a flow that was never opened");
+        }
+        Ok(self.flows.get_mut(&id))
+    }
+
+    fn on_data(&mut self, data: Data, now: Instant) -> Taken {
+        let id = data.flow;
+        let Some(flow) = self.known(id)? else {
+            return Ok(());
+        };
+        if data.payload.is_empty() && !data.fin {
+            return Err("DATA without bytes and without FIN");
+        }
+        if flow.receive_done {
+            self.owe_ack(id);
+            return Ok(());
+        }
+        let in_order = flow.rx.insert(data.offset, data.payload, data.fin)?;
+        if flow.rx.pieces() > limits::PIECES_OUT_OF_ORDER {
+            return Err("too many pieces out of order");
+        }
+        if in_order {
+            flow.progress_at = now;
+            self.tell_readable(id);
+        }
+        self.owe_ack(id);
+        Ok(())
+    }
+
+    fn on_ack(&mut self, link: LinkId, ack: Ack, strict: bool, now: Instant) -> Taken {
+        let Some(flow) = self.known(ack.flow)? else {
+            return Ok(());
+        };
+        if let Some((on, last)) = flow.last_ack
+            && strict
+            && on == link
+            && (ack.accepted < last.accepted
+                || ack.released < last.released
+                || ack.limit < last.limit)
+        {
+            return Err("an ACK that takes something back");
+        }
+        flow.last_ack = Some((link, ack));
+        if ack.released > ack.accepted {
+            return Err("released is beyond accepted");
+        }
+        flow.tx.raise_limit(ack.limit);
+        if !flow.send_done {
+            flow.tx.acknowledge(ack.accepted, ack.released)?;
+        }
+        self.schedule(ack.flow);
+        self.extend_intake(ack.flow);
+        self.settle(ack.flow, now);
+        self.feed_starved();
+        Ok(())
+    }
+
+    fn on_control(&mut self, number: u64, message: Control, now: Instant) -> Taken {
+        self.lane.receive(number, message)?;
+        while self.ended.is_none() {
+            let Some(message) = self.lane.next_in_order() else {
+                break;
+            };
+            self.on_message(message, now)?;
+        }
+        Ok(())
+    }
+
+    fn on_message(&mut self, message: Control, now: Instant) -> Taken {
+        let client = self.role == Role::Client;
+        match message {
+            Control::Open(open) if !client => self.on_open(open, now),
+            Control::OpenOk { flow, limit, grace } if client => {
+                if let Some(known) = self.known(flow)?
+                    && known.stage == Stage::Opening
+                {
+                    known.stage = Stage::Open;
+                    known.grace = grace;
+                    known.tx.raise_limit(limit);
+                    let gone = known.detached_socket;
+                    self.first_intake(flow);
+                    if !gone {
+                        self.events.push_back(Event::FlowAccepted { flow });
+                    }
+                    self.schedule(flow);
+                }
+                Ok(())
+            }
+            Control::OpenErr { flow, error } if client => {
+                if let Some(known) = self.known(flow)? {
+                    let gone = known.detached_socket;
+                    self.forget(flow, now);
+                    if !gone {
+                        self.events.push_back(Event::FlowRefused { flow, error });
+                    }
+                }
+                Ok(())
+            }
+            Control::Reset { flow, end, code } => self.on_reset(flow, end, code, now),
+            Control::Stop { flow, code } => {
+                if self.known(flow)?.is_some() {
+                    self.abort_socket(flow, code);
+                    self.drop_both(flow);
+                    self.settle(flow, now);
+                }
+                Ok(())
+            }
+            Control::Done { flow, .. } => {
+                if let Some(known) = self.known(flow)? {
+                    known.done_received = true;
+                    known.send_done = true;
+                    known.tx.abandon();
+                    self.extend_intake(flow);
+                    self.settle(flow, now);
+                }
+                Ok(())
+            }
+            Control::Retire { older_than } if !client => {
+                if older_than > self.confirmed_number {
+                    return Err("RETIRE by a link that was never confirmed");
+                }
+                self.bury_older(older_than, now);
+                Ok(())
+            }
+            Control::LinkDown { link } => {
+                let named = self
+                    .links
+                    .values()
+                    .find(|l| l.number == Some(link))
+                    .map(|l| l.id);
+                if let Some(id) = named {
+                    self.kill_link(id, LinkDeath::Retired, now);
+                }
+                Ok(())
+            }
+            Control::SessionClose { code } => {
+                self.end(EndReason::Peer(code), None, now);
+                Ok(())
+            }
+            Control::Open(_)
+            | Control::OpenOk { .. }
+            | Control::OpenErr { .. }
+            | Control::Retire { .. } => Err("a control message of the other role"),
+        }
+    }
+
+    fn on_open(&mut self, mut open: Open, now: Instant) -> Taken {
+        if open.flow <= self.last_flow {
+            return Err("OPEN of a flow id that was used before");
+        }
+        self.last_flow = open.flow;
+        let full = u64::try_from(self.flows.len()).is_ok_and(|n| n >= self.config.max_flows);
+        if full {
+            let (flow, error) = (open.flow, OpenError::TooManyFlows);
+            self.lane.say(Control::OpenErr { flow, error });
+            return Ok(());
+        }
+        open.grace = open.grace.min(self.config.max_grace);
+        let mut flow = Flow::new(open.flow, open.grace, now);
+        flow.tx.raise_limit(open.limit);
+        self.flows.insert(open.flow, flow);
+        if self.detached_since.is_some() {
+            self.plan_expiry();
+        }
+        self.events.push_back(Event::FlowOpened { open });
+        Ok(())
+    }
+
+    /// Rule 13: acts on the socket even after FIN, delivers what lies before, ends the reverse.
+    fn on_reset(&mut self, id: FlowId, end: Offset, _code: FlowCode, now: Instant) -> Taken {
+        let Some(flow) = self.known(id)? else {
+            return Ok(());
+        };
+        if flow.reset_received.is_some() {
+            return Ok(());
+        }
+        if end < flow.rx.accepted() {
+            return Err("RESET before what was sent already");
+        }
+        flow.reset_received = Some(end);
+        flow.progress_at = now;
+        flow.send_done = true;
+        flow.tx.abandon();
+        self.extend_intake(id);
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return Ok(());
+        };
+        if flow.reset_sent.is_some() || flow.detached_socket {
+            self.end_receiving(id, now);
+        } else if flow.receive_done {
+            if !flow.done_sent {
+                flow.reset_due = true;
+                self.resetting.insert(id);
+                self.tell_readable(id);
+            }
+            self.settle(id, now);
+        } else {
+            self.resetting.insert(id);
+            if flow.delivery() == Delivery::Reset {
+                self.tell_readable(id);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell_readable(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && !flow.readable_told
+            && !flow.detached_socket
+        {
+            flow.readable_told = true;
+            self.events.push_back(Event::FlowReadable { flow: id });
+        }
+    }
+
+    pub(super) fn owe_ack(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && !flow.ack_due
+        {
+            flow.ack_due = true;
+            self.acks.push_back(id);
+        }
+    }
+
+    /// Bytes to be written to the local socket, in order.
+    pub fn readable(&self, id: FlowId) -> impl Iterator<Item = &Bytes> {
+        self.flows
+            .get(&id)
+            .into_iter()
+            .flat_map(|flow| flow.rx.queue())
+    }
+
+    /// What comes once `readable` is empty.
+    pub fn delivery(&self, id: FlowId) -> Delivery {
+        self.flows.get(&id).map_or(Delivery::Ended, Flow::delivery)
+    }
+}

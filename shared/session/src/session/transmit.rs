@@ -1,0 +1,150 @@
+//! What goes out, on which link, in which order: control, acknowledgements, flows that send
+//! little, the others in turns.
+
+use super::Session;
+use crate::flow::Turn;
+use crate::id::{FlowId, LinkId};
+use crate::limits;
+use crate::outbox::Outbox;
+use crate::time::Instant;
+use crate::wire::codec;
+use crate::wire::frame::Frame;
+
+impl Session {
+    /// Appends frames for `link` to `out` until about `budget` bytes are in it; false if nothing
+    /// was due. A frame, once here, counts as sent: what is not written must end the link.
+    pub fn poll_transmit(
+        &mut self,
+        link: LinkId,
+        budget: usize,
+        out: &mut Outbox,
+        now: Instant,
+    ) -> bool {
+        let before = out.frames();
+        if let Some(own) = self.links.get_mut(&link) {
+            while out.len() < budget
+                && let Some(frame) = own.take_frame(now)
+            {
+                out.push(&frame);
+            }
+        }
+        if self.carrier() == Some(link) {
+            self.send_control(link, budget, out, now);
+            self.send_acks(link, budget, out, now);
+            self.send_data(link, budget, out, now);
+        }
+        out.frames() > before
+    }
+
+    /// Something would go out on this link at once.
+    pub fn has_transmit(&self, link: LinkId) -> bool {
+        let own = self
+            .links
+            .get(&link)
+            .is_some_and(crate::link::Link::has_frames);
+        let queued = !self.acks.is_empty() || !self.fresh.is_empty() || !self.bulk.is_empty();
+        own || ((queued || self.lane.is_ready()) && self.carrier() == Some(link))
+    }
+
+    fn count(&mut self, link: LinkId, now: Instant) -> u64 {
+        self.links
+            .get_mut(&link)
+            .map_or(0, |link| link.count_frame(now))
+    }
+
+    fn send_control(&mut self, link: LinkId, budget: usize, out: &mut Outbox, now: Instant) {
+        while out.len() < budget
+            && let Some((number, message)) = self.lane.take(link)
+        {
+            self.count(link, now);
+            out.push(&Frame::Control { number, message });
+        }
+        if let Some(number) = self.lane.take_ack(link) {
+            self.count(link, now);
+            out.push(&Frame::ControlAck { number });
+        }
+    }
+
+    /// After an attach the ACKs go packed, as FLOW_STATE.
+    fn send_acks(&mut self, link: LinkId, budget: usize, out: &mut Outbox, now: Instant) {
+        let packed = self
+            .links
+            .get_mut(&link)
+            .is_some_and(|l| std::mem::take(&mut l.flow_state));
+        while out.len() < budget && !self.acks.is_empty() {
+            let position = self.count(link, now);
+            let mut batch = Vec::new();
+            let most = if packed { codec::MAX_ACKS } else { 1 };
+            while batch.len() < most
+                && let Some(id) = self.acks.pop_front()
+            {
+                if let Some(flow) = self.flows.get_mut(&id) {
+                    flow.ack_due = false;
+                    flow.ack_on = Some((link, position));
+                    let ack = flow.ack();
+                    if !packed {
+                        out.push(&Frame::Ack(ack));
+                        break;
+                    }
+                    batch.push(ack);
+                }
+            }
+            if !batch.is_empty() {
+                out.push(&Frame::FlowState(batch));
+            }
+        }
+    }
+
+    /// Puts a flow in line if it has something to send and is not there yet.
+    pub(super) fn schedule(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        if flow.turn != Turn::Idle || !flow.is_ready() {
+            return;
+        }
+        if flow.deficit > 0 {
+            flow.turn = Turn::Fresh;
+            self.fresh.push_back(id);
+        } else {
+            flow.deficit += limits::QUANTUM;
+            flow.turn = Turn::Bulk;
+            self.bulk.push_back(id);
+        }
+    }
+
+    fn send_data(&mut self, link: LinkId, budget: usize, out: &mut Outbox, now: Instant) {
+        while out.len() < budget {
+            let Some(id) = self.fresh.pop_front().or_else(|| self.bulk.pop_front()) else {
+                return;
+            };
+            let Some(flow) = self.flows.get_mut(&id) else {
+                continue;
+            };
+            let mut sent = 0;
+            while flow.deficit > 0
+                && flow.is_ready()
+                && out.len() < budget
+                && let Some(piece) = flow.tx.take(link)
+            {
+                flow.deficit -= i64::try_from(piece.payload.len()).unwrap_or(limits::QUANTUM) + 32;
+                out.push_data(id, piece);
+                sent += 1;
+            }
+            if !flow.is_ready() {
+                flow.turn = Turn::Idle;
+            } else if flow.deficit <= 0 {
+                flow.deficit += limits::QUANTUM;
+                flow.turn = Turn::Bulk;
+                self.bulk.push_back(id);
+            } else if flow.turn == Turn::Fresh {
+                self.fresh.push_front(id);
+            } else {
+                self.bulk.push_front(id);
+            }
+            for _ in 0..sent {
+                self.count(link, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! Two sessions back to back in virtual time.
+
+use crate::wire::frame::{
+    CloseCode, Control, FlowCode, Frame, Hello, OnExpiry, OpenError, Protocol,
+};
+use crate::*;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// A client and a server session, and links between them that lose nothing while they live.
+struct Pair {
+    now: Instant,
+    ends: [Session; 2],
+    events: [VecDeque<Event>; 2],
+    cut: bool,
+    links: Vec<LinkId>,
+    next: u64,
+}
+
+const CLIENT: usize = 0;
+const SERVER: usize = 1;
+
+fn config(role: Role) -> Config {
+    Config {
+        instance: Instance([role as u8 + 1; 16]),
+        buffer_bytes: 1 << 20,
+        max_flows: 64,
+        max_grace: Duration::from_secs(3600),
+    }
+}
+
+fn secret(n: u64) -> Secret {
+    Secret::new([u8::try_from(n).unwrap(); 32])
+}
+
+impl Pair {
+    fn new() -> Self {
+        let now = Instant::from_nanos(1_000_000_000);
+        let mut client = Session::new_client(&config(Role::Client), now);
+        let link = LinkId(1);
+        client.handle_link_up(link, secret(1), now);
+        let mut out = Outbox::new();
+        client.poll_transmit(link, 10_000, &mut out, now);
+        let hello = match wire::codec::decode(&mut Bytes::from(out.to_vec())) {
+            Ok(Some(Frame::Hello(hello))) => hello,
+            other => panic!("{other:?}"),
+        };
+        let server = Self::server(&hello, link, now);
+        let mut pair = Self {
+            now,
+            ends: [client, server],
+            events: [VecDeque::new(), VecDeque::new()],
+            cut: false,
+            links: vec![link],
+            next: 2,
+        };
+        pair.run();
+        pair
+    }
+
+    fn server(hello: &Hello, link: LinkId, now: Instant) -> Session {
+        Session::new_server(
+            &config(Role::Server),
+            SessionId([7; 16]),
+            hello,
+            (link, secret(1)),
+            now,
+        )
+    }
+
+    /// Moves bytes until nothing is left to be moved.
+    fn run(&mut self) {
+        let mut out = Outbox::new();
+        loop {
+            let mut moved = false;
+            for end in [CLIENT, SERVER] {
+                for link in self.links.clone() {
+                    out.clear();
+                    if self.ends[end].poll_transmit(link, 60_000, &mut out, self.now) && !self.cut {
+                        self.ends[1 - end].handle_bytes(link, out.to_vec().into(), self.now);
+                        moved = true;
+                    }
+                }
+                while let Some(event) = self.ends[end].poll_event() {
+                    self.events[end].push_back(event);
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn open(&mut self) -> FlowId {
+        let target = Target {
+            protocol: Protocol::Tcp,
+            source: "10.0.0.1:1000".parse().unwrap(),
+            destination: "192.0.2.1:80".parse().unwrap(),
+            grace: Duration::from_secs(60),
+            on_expiry: OnExpiry::Reset,
+        };
+        let flow = self.ends[CLIENT].open_flow(&target, self.now).unwrap();
+        self.run();
+        flow
+    }
+
+    fn open_accepted(&mut self) -> FlowId {
+        let flow = self.open();
+        self.ends[SERVER].accept_flow(flow, self.now);
+        self.run();
+        flow
+    }
+
+    fn write(&mut self, end: usize, flow: FlowId, len: usize) -> usize {
+        let len = len.min(usize::try_from(self.ends[end].intake(flow)).unwrap());
+        self.ends[end].write(flow, Bytes::from(vec![5; len]), self.now);
+        len
+    }
+
+    fn read(&mut self, end: usize, flow: FlowId) -> usize {
+        let len = self.ends[end].readable(flow).map(Bytes::len).sum();
+        self.ends[end].release(flow, len, self.now);
+        self.ends[end].drained(flow, u64::try_from(len).unwrap(), self.now);
+        len
+    }
+
+    fn lose_link(&mut self) {
+        for link in std::mem::take(&mut self.links) {
+            self.ends[CLIENT].handle_link_down(link, self.now);
+            self.ends[SERVER].handle_link_down(link, self.now);
+        }
+        self.cut = false;
+        self.run();
+    }
+
+    fn resume(&mut self) {
+        let link = LinkId(self.next);
+        let mine = secret(self.next);
+        self.next += 1;
+        self.ends[CLIENT].handle_link_up(link, mine.clone(), self.now);
+        let mut out = Outbox::new();
+        self.ends[CLIENT].poll_transmit(link, 10_000, &mut out, self.now);
+        let resume = match wire::codec::decode(&mut Bytes::from(out.to_vec())) {
+            Ok(Some(Frame::Resume(resume))) => resume,
+            other => panic!("{other:?}"),
+        };
+        self.ends[SERVER]
+            .handle_resume(link, &resume, mine, self.now)
+            .unwrap();
+        self.links.push(link);
+        self.run();
+    }
+
+    fn seconds(&mut self, seconds: u64) {
+        for _ in 0..seconds * 10 {
+            self.now = self.now + Duration::from_millis(100);
+            for end in &mut self.ends {
+                end.handle_timeout(self.now);
+            }
+            self.run();
+            let asked = self.events[CLIENT]
+                .iter()
+                .chain(&self.events[SERVER])
+                .any(|e| matches!(e, Event::WantProgress { .. }));
+            if asked {
+                for link in self.links.clone() {
+                    self.ends[CLIENT].handle_progress(link, Progress::default(), self.now);
+                    self.ends[SERVER].handle_progress(link, Progress::default(), self.now);
+                }
+                self.events.iter_mut().for_each(|q| {
+                    q.retain(|e| !matches!(e, Event::WantProgress { .. }));
+                });
+                self.run();
+            }
+        }
+    }
+
+    fn saw(&mut self, end: usize, wanted: &Event) -> bool {
+        self.events[end].contains(wanted)
+    }
+}
+
+#[test]
+fn bytes_and_both_ends_of_a_flow_arrive() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+
+    let up = pair.write(CLIENT, flow, 5000);
+    pair.ends[CLIENT].finish(flow, pair.now);
+    let down = pair.write(SERVER, flow, 7000);
+    pair.ends[SERVER].finish(flow, pair.now);
+    pair.run();
+
+    assert_eq!(pair.read(SERVER, flow), up);
+    assert_eq!(pair.read(CLIENT, flow), down);
+    assert_eq!(pair.ends[SERVER].delivery(flow), Delivery::Fin);
+    assert_eq!(pair.ends[CLIENT].delivery(flow), Delivery::Fin);
+    pair.ends[SERVER].end_delivered(flow, pair.now);
+    pair.ends[CLIENT].end_delivered(flow, pair.now);
+    pair.run();
+    assert_eq!(pair.ends.each_ref().map(Session::flow_count), [0, 0]);
+    assert_eq!(pair.ends.each_ref().map(Session::lent), [0, 0]);
+}
+
+#[test]
+fn what_was_under_way_on_a_lost_link_arrives_once() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.cut = true;
+    let written = pair.write(CLIENT, flow, 10_000);
+    pair.run();
+
+    pair.lose_link();
+    pair.resume();
+
+    assert_eq!(written, 10_000);
+    assert_eq!(pair.read(SERVER, flow), 10_000);
+    pair.run();
+    assert_eq!(pair.ends[CLIENT].buffered().0, 0);
+}
+
+#[test]
+fn an_outage_lets_the_writer_fill_the_buffer() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.lose_link();
+
+    let mut taken = 0;
+    while pair.ends[CLIENT].intake(flow) > 0 {
+        taken += pair.write(CLIENT, flow, 100_000);
+    }
+
+    assert!(taken > (1 << 20) * 9 / 10 && taken <= 1 << 20, "{taken}");
+    pair.resume();
+    let mut arrived = 0;
+    while arrived < taken {
+        let read = pair.read(SERVER, flow);
+        assert!(read > 0, "stuck at {arrived} of {taken}");
+        arrived += read;
+        pair.run();
+    }
+    assert_eq!(arrived, taken);
+}
+
+#[test]
+fn a_large_transfer_keeps_moving() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    let mut sent = 0;
+    let mut got = 0;
+    for _ in 0..500 {
+        sent += pair.write(SERVER, flow, 100_000);
+        pair.run();
+        got += pair.read(CLIENT, flow);
+        pair.run();
+    }
+    assert!(got > 10_000_000, "{got}");
+    assert_eq!(sent, got);
+}
+
+#[test]
+fn a_refused_origin_leaves_nothing() {
+    let mut pair = Pair::new();
+    let flow = pair.open();
+
+    pair.ends[SERVER].refuse_flow(flow, OpenError::Refused, pair.now);
+    pair.run();
+
+    assert!(pair.saw(
+        CLIENT,
+        &Event::FlowRefused {
+            flow,
+            error: OpenError::Refused
+        }
+    ));
+    assert_eq!(pair.ends.each_ref().map(Session::flow_count), [0, 0]);
+}
+
+#[test]
+fn an_open_cancelled_before_its_answer_leaves_nothing() {
+    let mut pair = Pair::new();
+    let flow = pair.open();
+
+    pair.ends[CLIENT].abort(flow, FlowCode::Cancelled, pair.now);
+    pair.run();
+
+    assert!(pair.saw(
+        SERVER,
+        &Event::FlowAborted {
+            flow,
+            code: FlowCode::Cancelled
+        }
+    ));
+    assert_eq!(pair.ends.each_ref().map(Session::flow_count), [0, 0]);
+}
+
+#[test]
+fn a_reset_comes_behind_the_bytes_before_it() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    let sent = pair.write(SERVER, flow, 9000);
+    pair.ends[SERVER].reset(flow, FlowCode::PeerReset, pair.now);
+    pair.run();
+
+    assert_eq!(pair.ends[CLIENT].delivery(flow), Delivery::Open);
+    assert_eq!(pair.read(CLIENT, flow), sent);
+    assert_eq!(pair.ends[CLIENT].delivery(flow), Delivery::Reset);
+    pair.ends[CLIENT].end_delivered(flow, pair.now);
+    pair.run();
+    assert_eq!(pair.ends.each_ref().map(Session::flow_count), [0, 0]);
+}
+
+#[test]
+fn a_stuck_reader_does_not_hold_a_reset_for_ever() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.write(SERVER, flow, 9000);
+    pair.ends[SERVER].reset(flow, FlowCode::PeerReset, pair.now);
+    pair.run();
+
+    pair.seconds(4);
+    assert!(!pair.saw(
+        CLIENT,
+        &Event::FlowAborted {
+            flow,
+            code: FlowCode::PeerReset
+        }
+    ));
+    pair.seconds(2);
+    assert!(pair.saw(
+        CLIENT,
+        &Event::FlowAborted {
+            flow,
+            code: FlowCode::PeerReset
+        }
+    ));
+    assert_eq!(pair.ends.each_ref().map(Session::flow_count), [0, 0]);
+}
+
+#[test]
+fn a_silent_cut_is_noticed_in_little_over_a_second() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.seconds(70);
+    pair.events.iter_mut().for_each(VecDeque::clear);
+
+    pair.cut = true;
+    pair.write(CLIENT, flow, 10);
+    pair.run();
+    pair.seconds(1);
+    assert!(!pair.saw(CLIENT, &Event::Detached));
+    pair.seconds(1);
+    assert!(pair.saw(CLIENT, &Event::Detached));
+}
+
+#[test]
+fn grace_ends_flows_on_both_sides_and_the_server_is_later() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.lose_link();
+
+    pair.seconds(59);
+    assert_eq!(pair.ends.each_ref().map(Session::is_ended), [false, false]);
+    pair.seconds(2);
+    assert!(pair.saw(
+        CLIENT,
+        &Event::FlowAborted {
+            flow,
+            code: FlowCode::Expired
+        }
+    ));
+    assert_eq!(pair.ends.each_ref().map(Session::is_ended), [true, false]);
+    pair.seconds(30);
+    assert!(pair.saw(
+        SERVER,
+        &Event::FlowAborted {
+            flow,
+            code: FlowCode::Expired
+        }
+    ));
+    assert_eq!(pair.ends.each_ref().map(Session::is_ended), [true, true]);
+}
+
+#[test]
+fn a_closed_session_ends_on_both_sides() {
+    let mut pair = Pair::new();
+    pair.open_accepted();
+
+    pair.ends[CLIENT].close(CloseCode::Asked, pair.now);
+    pair.run();
+
+    assert!(pair.saw(
+        SERVER,
+        &Event::Ended {
+            reason: EndReason::Peer(CloseCode::Asked)
+        }
+    ));
+}
+
+#[test]
+fn a_second_link_takes_over_and_the_first_is_retired() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+
+    pair.resume();
+    let written = pair.write(CLIENT, flow, 4000);
+    pair.run();
+
+    assert_eq!(pair.read(SERVER, flow), written);
+    for end in [CLIENT, SERVER] {
+        assert_eq!(pair.ends[end].carrier(), Some(LinkId(2)));
+        let dead = Event::LinkDead {
+            link: LinkId(1),
+            death: LinkDeath::Retired,
+        };
+        assert!(pair.saw(end, &dead));
+    }
+}
+
+#[test]
+fn a_resume_with_another_secret_is_refused() {
+    let mut pair = Pair::new();
+    pair.lose_link();
+    let link = LinkId(9);
+    pair.ends[CLIENT].handle_link_up(link, secret(9), pair.now);
+    let mut out = Outbox::new();
+    pair.ends[CLIENT].poll_transmit(link, 10_000, &mut out, pair.now);
+    let Ok(Some(Frame::Resume(resume))) = wire::codec::decode(&mut Bytes::from(out.to_vec()))
+    else {
+        panic!("no RESUME");
+    };
+
+    let stolen = pair.ends[SERVER].handle_resume(link, &resume, secret(10), pair.now);
+
+    assert_eq!(stolen, Err(wire::frame::RejectReason::Proof));
+}
+
+#[test]
+fn early_timeouts_are_harmless() {
+    let mut pair = Pair::new();
+    let before = pair.ends[CLIENT].poll_timeout();
+
+    pair.ends[CLIENT].handle_timeout(pair.now);
+    pair.run();
+
+    assert_eq!(pair.ends[CLIENT].poll_timeout(), before);
+}
+
+#[test]
+fn a_claim_that_was_never_possible_ends_the_session_only() {
+    let mut pair = Pair::new();
+    let mut bytes = Vec::new();
+    wire::codec::encode(&Frame::ControlAck { number: 999 }, &mut bytes);
+
+    pair.ends[SERVER].handle_bytes(LinkId(1), bytes.into(), pair.now);
+    pair.run();
+
+    assert!(pair.ends[SERVER].is_ended());
+    let told = Event::Ended {
+        reason: EndReason::Peer(CloseCode::Violation),
+    };
+    assert!(pair.saw(CLIENT, &told));
+    let _ = Control::Retire {
+        older_than: LinkNumber(1),
+    };
+}
