@@ -109,7 +109,52 @@ fn attach() -> Vec<(Frame, &'static str)> {
 }
 
 fn lane() -> Vec<(Frame, &'static str)> {
-    let open = Open {
+    let flow = FLOW;
+    let (limit, grace) = (Offset(65_536), Duration::from_secs(600));
+    let (end, code) = (Offset(1000), FlowCode::PeerReset);
+    let open_err = |error| Control::OpenErr { flow, error };
+    let denied = OpenError::Denied(DeniedBy::Default);
+    let (older_than, link) = (LinkNumber(2), LinkNumber(1));
+    let released = Offset(1001);
+    let expired = FlowCode::Expired;
+    let asked = CloseCode::Asked;
+    let messages = [
+        (
+            Control::Open(open()),
+            "31 000026 01 02 01 04 0a6f0002 9c40 06 20010db8000000000000000000000001 01bb
+             80010000 800927c0 01",
+        ),
+        (
+            Control::OpenOk { flow, limit, grace },
+            "32 00000a 02 02 80010000 800927c0",
+        ),
+        (open_err(OpenError::Refused), "33 000005 03 02 01 406f"),
+        (open_err(denied), "33 000004 04 02 06 0d"),
+        (open_err(OpenError::Other(5)), "33 000004 05 02 00 05"),
+        (
+            Control::Reset { flow, end, code },
+            "34 000005 06 02 43e8 01",
+        ),
+        (
+            Control::Stop {
+                flow,
+                code: expired,
+            },
+            "35 000003 07 02 03",
+        ),
+        (Control::Done { flow, released }, "36 000004 08 02 43e9"),
+        (Control::Retire { older_than }, "37 000002 09 02"),
+        (Control::LinkDown { link }, "38 000002 0a 01"),
+        (Control::SessionClose { code: asked }, "39 000002 0b 01"),
+    ];
+    (1..)
+        .zip(messages)
+        .map(|(number, (message, digits))| (Frame::Control { number, message }, digits))
+        .collect()
+}
+
+fn open() -> Open {
+    Open {
         flow: FLOW,
         protocol: Protocol::Tcp,
         source: "10.111.0.2:40000".parse().unwrap(),
@@ -117,89 +162,7 @@ fn lane() -> Vec<(Frame, &'static str)> {
         limit: Offset(65_536),
         grace: Duration::from_secs(600),
         on_expiry: OnExpiry::Store,
-    };
-    let grace = Duration::from_secs(600);
-    let denied = OpenError::Denied(DeniedBy::Default);
-    let messages = [
-        (
-            Control::Open(open),
-            "31 000026 01 02 01 04 0a6f0002 9c40 06 20010db8000000000000000000000001 01bb
-             80010000 800927c0 01",
-        ),
-        (
-            Control::OpenOk {
-                flow: FLOW,
-                limit: Offset(65_536),
-                grace,
-            },
-            "32 00000a 02 02 80010000 800927c0",
-        ),
-        (
-            Control::OpenErr {
-                flow: FLOW,
-                error: OpenError::Refused,
-            },
-            "33 000005 03 02 01 406f",
-        ),
-        (
-            Control::OpenErr {
-                flow: FLOW,
-                error: denied,
-            },
-            "33 000004 04 02 06 0d",
-        ),
-        (
-            Control::OpenErr {
-                flow: FLOW,
-                error: OpenError::Other(5),
-            },
-            "33 000004 05 02 00 05",
-        ),
-        (
-            Control::Reset {
-                flow: FLOW,
-                end: Offset(1000),
-                code: FlowCode::PeerReset,
-            },
-            "34 000005 06 02 43e8 01",
-        ),
-        (
-            Control::Stop {
-                flow: FLOW,
-                code: FlowCode::Expired,
-            },
-            "35 000003 07 02 03",
-        ),
-        (
-            Control::Done {
-                flow: FLOW,
-                released: Offset(1001),
-            },
-            "36 000004 08 02 43e9",
-        ),
-        (
-            Control::Retire {
-                older_than: LinkNumber(2),
-            },
-            "37 000002 09 02",
-        ),
-        (
-            Control::LinkDown {
-                link: LinkNumber(1),
-            },
-            "38 000002 0a 01",
-        ),
-        (
-            Control::SessionClose {
-                code: CloseCode::Asked,
-            },
-            "39 000002 0b 01",
-        ),
-    ];
-    (1..)
-        .zip(messages)
-        .map(|(number, (message, digits))| (Frame::Control { number, message }, digits))
-        .collect()
+    }
 }
 
 fn traffic() -> Vec<(Frame, &'static str)> {

@@ -1,6 +1,8 @@
 //! What the bytes of frames must be, and what no bytes may do.
 
 mod arbitrary;
+mod corpus;
+mod document;
 mod golden;
 mod properties;
 mod refusals;
