@@ -1,1 +1,9 @@
 //! What both daemons need around the pure session core: keys, links, control socket, configuration.
+
+pub mod clock;
+pub mod config;
+pub mod identity;
+pub mod lifecycle;
+pub mod link;
+pub mod ready;
+pub mod telemetry;
