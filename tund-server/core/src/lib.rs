@@ -2,3 +2,4 @@
 
 pub mod admission;
 pub mod gate;
+pub mod registry;

@@ -90,7 +90,11 @@ const BY_DEFAULT: [(&str, &str, &str); 21] = [
         "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
         "fc00::/7",
     ),
-    ("fd00:ec2::", "fd00:ec2:ffff:ffff:ffff:ffff:ffff:ffff", "fd00:ec2::/32"),
+    (
+        "fd00:ec2::",
+        "fd00:ec2:ffff:ffff:ffff:ffff:ffff:ffff",
+        "fd00:ec2::/32",
+    ),
     ("fd20:ce::254", "fd20:ce::254", "fd20:ce::254"),
     ("100::", "100::ffff:ffff:ffff:ffff", "100::/63"),
 ];
