@@ -3,5 +3,15 @@
 //! Needs root. `cargo nextest run -P netns` runs what is short; `cargo nextest run -P netns-long
 //! --run-ignored only` the rest. The daemons are found as `tund_tests::lab` says.
 
+mod admission;
+mod buffering;
+mod configuration;
+mod endings;
+mod events;
 mod lab_direct;
 mod lab_removal;
+mod outages;
+mod reach;
+mod restarts;
+mod support;
+mod transfers;

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use super::{Access, Family, Lab, address, prefixed};
+use super::{Access, Family, Lab, address, prefixed, wait};
 
 /// The router's rules before anything has happened.
 ///
@@ -107,7 +108,13 @@ impl Lab {
     /// Moves the client to the other access link: the old address and its route are gone before
     /// the new ones come.
     pub fn switch(&mut self) {
+        self.switch_after(Duration::ZERO);
+    }
+
+    /// As [`Self::switch`], with `gap` of no network at all between the old and the new.
+    pub fn switch_after(&mut self, gap: Duration) {
         self.lower(self.access);
+        wait::let_pass(gap);
         self.access = self.access.other();
         self.raise(self.access);
     }

@@ -1,0 +1,168 @@
+//! Who may attach: keys that are listed, used once at a time, and nobody else.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tund_tests::lab::{ClientDaemon, Family, Keys, Settings, wait};
+
+use crate::support::{Echo, LATER, SOON, Scene};
+
+/// A second client that dials at once, in the router, where it disturbs nobody.
+fn second_client(scene: &Scene, keys: &Keys, server_key: &str) -> ClientDaemon {
+    let settings = Settings::new().client("link", "connect", "\"always\"");
+    ClientDaemon::start(
+        &scene.lab,
+        &scene.lab.router,
+        ("second", keys),
+        server_key,
+        &settings,
+    )
+}
+
+#[test]
+fn a_key_in_use_is_refused_to_the_second_and_the_first_is_untouched() {
+    let scene = Scene::new("key in use", &Settings::new());
+    let mut echo = scene.echo();
+    let before = scene.tund.client.status();
+
+    let second = second_client(
+        &scene,
+        &scene.tund.client_keys,
+        &scene.tund.server_keys.public,
+    );
+
+    let status = second.wait_for("refused", LATER);
+    let error = status.error.expect("refused for a reason");
+    assert_eq!(error.code.to_lowercase(), "key_in_use", "{}", error.message);
+    echo.round_trip().unwrap();
+    let after = scene.tund.client.status();
+    assert_eq!(after.session_id, before.session_id);
+    assert_eq!(after.outages.count, before.outages.count);
+}
+
+#[test]
+fn an_unlisted_key_is_refused_and_told_so() {
+    let scene = Scene::new("unlisted key", &Settings::new());
+    let stranger = Keys::generate(scene.lab.directory(), "stranger");
+
+    let second = second_client(&scene, &stranger, &scene.tund.server_keys.public);
+
+    let status = second.wait_for("refused", LATER);
+    assert!(
+        status.error.is_some() && status.session_id.is_none(),
+        "{status:?}"
+    );
+}
+
+#[test]
+fn a_wrong_server_key_is_shown_and_never_final() {
+    let scene = Scene::new("wrong server key", &Settings::new());
+    let other = Keys::generate(scene.lab.directory(), "other");
+
+    let second = second_client(&scene, &scene.tund.client_keys, &other.public);
+
+    let error = wait::until("status shows the error", LATER, || second.status().error);
+    assert_eq!(error.code, "server_key_mismatch", "{}", error.message);
+    wait::throughout("it is not final", Duration::from_secs(1), || {
+        second.status().state != "refused"
+    });
+    assert!(scene.tund.server.sessions().unwrap().is_empty());
+}
+
+#[test]
+fn a_key_taken_off_the_list_loses_everything_within_a_second() {
+    let scene = Scene::new("a removed key", &Settings::new());
+    let mut echo = scene.echo();
+    let replacement = Keys::generate(scene.lab.directory(), "replacement");
+    let config = scene.tund.server.config();
+    let text = fs::read_to_string(config).unwrap();
+    fs::write(
+        config,
+        text.replace(&scene.tund.client_keys.public, &replacement.public),
+    )
+    .unwrap();
+
+    scene.tund.server.process.signal(Signal::SIGHUP);
+
+    wait::until_true("its session is gone", Duration::from_secs(1), || {
+        scene.tund.server.sessions().unwrap().is_empty()
+    });
+    assert!(
+        scene.lab.server.run("ss -Htn dport = :8080").is_empty(),
+        "its origins are gone"
+    );
+    scene.tund.client.wait_for("refused", LATER);
+    assert!(echo.round_trip().is_err());
+}
+
+#[test]
+fn a_reload_that_keeps_the_key_touches_nothing() {
+    let scene = Scene::new("a reload", &Settings::new());
+    let mut echo = scene.echo();
+
+    scene.tund.server.process.signal(Signal::SIGHUP);
+    scene.tund.client.process.signal(Signal::SIGHUP);
+
+    wait::throughout("the flow works", Duration::from_secs(1), || {
+        echo.round_trip().is_ok()
+    });
+    assert_eq!(scene.tund.client.status().outages.count, 0);
+}
+
+#[test]
+fn random_bytes_and_silence_are_dropped_and_others_are_not_disturbed() {
+    let scene = Scene::new("strangers", &Settings::new());
+    let mut echo = scene.echo();
+    let server = scene.lab.server_address(Family::V4);
+    let stranger = |bytes: &[u8]| -> io::Result<TcpStream> {
+        let mut stream = scene.lab.origin.connect(server, SOON)?;
+        stream.set_read_timeout(Some(Duration::from_secs(15)))?;
+        stream.write_all(bytes)?;
+        Ok(stream)
+    };
+    let rubbish: Vec<u8> = (0..9_999_u32)
+        .map(|i| (i * 7 % 251).to_le_bytes()[0])
+        .collect();
+    // The beginning of a TLS record that announces a ClientHello and never goes on.
+    let half_a_handshake = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
+
+    let mut strangers = vec![
+        stranger(&rubbish).unwrap(),
+        stranger(&half_a_handshake).unwrap(),
+        stranger(&[]).unwrap(),
+    ];
+
+    for stream in &mut strangers {
+        // Closed or reset, but not kept beyond the 10 s before authentication.
+        if let Err(error) = io::copy(stream, &mut io::sink()) {
+            assert_ne!(
+                error.kind(),
+                io::ErrorKind::WouldBlock,
+                "still open after 15 s"
+            );
+        }
+        echo.round_trip().unwrap();
+    }
+}
+
+#[test]
+fn a_thousand_idle_strangers_keep_nobody_out() {
+    let scene = Scene::new("idle strangers", &Settings::new());
+    let server = scene.lab.server_address(Family::V4);
+    let mut echo = scene.echo();
+    let strangers: Vec<_> = (0..1000)
+        .filter_map(|_| scene.lab.origin.connect(server, SOON).ok())
+        .collect();
+    assert!(strangers.len() > 500, "{} strangers", strangers.len());
+
+    echo.round_trip().unwrap();
+    scene.lab.forget();
+    echo.round_trip().unwrap();
+
+    Echo::open(&scene.lab.client, scene.target()).unwrap();
+    let lines = scene.tund.server.process.log().lines().count();
+    assert!(lines < 100, "{lines} lines in the log");
+}

@@ -1,0 +1,100 @@
+//! A daemon that is killed and started again: connections end honestly, and new ones work.
+
+use std::io::{self, Read as _};
+use std::time::Duration;
+
+use tund_tests::lab::{Settings, wait};
+
+use crate::support::{Echo, LATER, SOON, Scene};
+
+/// Within which everything is as it should be after a restart.
+const BACK: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_killed_server_resets_every_connection_on_its_return_and_new_ones_work() {
+    let mut scene = Scene::new("kill -9 of the server", &Settings::new());
+    let mut echoes: Vec<_> = (0..10).map(|_| scene.echo()).collect();
+    let old = scene.tund.client.status().session_id;
+
+    scene.tund.server.process.kill();
+    scene.tund.server.start_again(&scene.lab);
+    let back = wait::now();
+
+    for echo in &mut echoes {
+        let error = echo.stream.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+    assert!(wait::now() - back < BACK, "{:?}", wait::now() - back);
+    Echo::open(&scene.lab.client, scene.target()).unwrap();
+    let took = wait::now() - back;
+    assert!(took < BACK, "{took:?}");
+    let new = scene.tund.client.wait_attached(SOON).session_id;
+    assert!(new.is_some() && new != old, "{old:?} then {new:?}");
+}
+
+#[test]
+fn a_killed_client_finds_its_device_again_and_new_connections_work() {
+    let mut scene = Scene::new("kill -9 of the client", &Settings::new());
+    let mut echo = scene.echo();
+    let old = scene.tund.client.status().session_id.expect("a session");
+
+    scene.tund.client.process.kill();
+    assert!(
+        scene
+            .lab
+            .client
+            .run("ip addr show dev tund0")
+            .contains("10.111.0.2/32")
+    );
+    assert!(
+        scene
+            .lab
+            .client
+            .run("ip route show dev tund0")
+            .contains("10.77.4.2")
+    );
+    scene.tund.client.start_again(&scene.lab);
+    let back = wait::now();
+
+    Echo::open(&scene.lab.client, scene.target()).unwrap();
+    let took = wait::now() - back;
+    assert!(took < BACK, "{took:?}");
+    wait::until_true("the server's old session is gone", LATER, || {
+        let rows = scene.tund.server.sessions().unwrap();
+        rows.len() == 1 && rows[0]["session_id"] != old.as_str()
+    });
+    assert!(
+        echo.round_trip().is_err(),
+        "a connection of the killed daemon does not go on"
+    );
+}
+
+#[test]
+fn a_server_that_ends_in_order_says_so_to_everybody() {
+    let mut scene = Scene::new("sigterm of the server", &Settings::new());
+    let mut echo = scene.echo();
+
+    let status = scene.tund.server.process.terminate(LATER);
+
+    assert!(status.success(), "{status:?}");
+    let error = echo.stream.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    scene.tund.server.start_again(&scene.lab);
+    scene.echo();
+}
+
+#[test]
+fn a_killed_server_during_an_outage_is_found_out_afterwards() {
+    let mut scene = Scene::new("restart in an outage", &Settings::new());
+    let mut echo = scene.echo();
+    scene.lab.cut();
+    scene.lab.forget();
+    scene.tund.server.process.kill();
+    scene.tund.server.start_again(&scene.lab);
+
+    scene.lab.heal();
+
+    let error = echo.round_trip().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    scene.echo();
+}

@@ -1,0 +1,143 @@
+//! What several stories need: a lab with both daemons and an origin, and small observations.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tund_tests::lab::{Family, Lab, Namespace, ORIGIN_PORT, Origin, Request, Settings, Tund, wait};
+
+/// For what happens at once unless something is wrong.
+pub(crate) const SOON: Duration = Duration::from_secs(5);
+
+/// For what may need several attempts on a busy machine.
+pub(crate) const LATER: Duration = Duration::from_secs(20);
+
+/// For a transfer that is under way.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// A lab with an origin, and both daemons in front of it.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    pub(crate) tund: Tund,
+    pub(crate) origin: Origin,
+    /// Below the daemons: fields are dropped in order.
+    pub(crate) lab: Lab,
+}
+
+impl Scene {
+    /// Builds it and starts the daemons.
+    #[track_caller]
+    pub(crate) fn new(title: &str, settings: &Settings) -> Self {
+        let lab = Lab::new(title);
+        let origin = Origin::start(&lab.origin);
+        let tund = Tund::start(&lab, settings);
+        Self { tund, origin, lab }
+    }
+
+    /// The origin's service over IPv4.
+    pub(crate) fn target(&self) -> SocketAddr {
+        self.lab.origin_address(Family::V4, ORIGIN_PORT)
+    }
+
+    /// An open connection through tund whose other end sends everything back.
+    #[track_caller]
+    pub(crate) fn echo(&self) -> Echo {
+        Echo::open(&self.lab.client, self.target()).expect("a connection through tund")
+    }
+
+    /// Waits until no flow is left on the client daemon.
+    #[track_caller]
+    pub(crate) fn wait_without_flows(&self) {
+        wait::until_true("no flow is left on the client daemon", LATER, || {
+            self.tund.client.status().flows.tcp == 0
+        });
+    }
+}
+
+/// A connection on which single bytes go there and back.
+#[derive(Debug)]
+pub(crate) struct Echo {
+    pub(crate) stream: TcpStream,
+}
+
+impl Echo {
+    /// Opens it, with one byte there and back.
+    pub(crate) fn open(from: &Namespace, to: SocketAddr) -> io::Result<Self> {
+        let mut stream = from.connect(to, LATER)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(LATER))?;
+        Request::Echo.send(&mut stream)?;
+        let mut echo = Self { stream };
+        echo.round_trip()?;
+        Ok(echo)
+    }
+
+    /// One byte there and back.
+    pub(crate) fn round_trip(&mut self) -> io::Result<()> {
+        let sent = [0x5a];
+        let mut received = [0];
+        self.stream.write_all(&sent)?;
+        self.stream.read_exact(&mut received)?;
+        assert_eq!(received, sent);
+        Ok(())
+    }
+}
+
+/// Resets a connection as an application does that is killed with `SO_LINGER` 0.
+pub(crate) fn reset(stream: TcpStream) {
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .expect("an open socket takes options");
+    drop(stream);
+}
+
+/// Waits until the kernel of `host` has got everything on its connection at `local` acknowledged.
+#[track_caller]
+pub(crate) fn wait_until_acknowledged(host: &Namespace, local: SocketAddr) {
+    let filter = format!("ss -Htn sport = :{}", local.port());
+    wait::until_true("all that was written is acknowledged", LATER, || {
+        let listing = host.run(&filter);
+        let queued = listing
+            .lines()
+            .next()
+            .and_then(|line| line.split_ascii_whitespace().nth(2));
+        queued == Some("0")
+    });
+}
+
+/// Numbers that look random, from a seed that a failure prints.
+#[derive(Debug)]
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    /// From `TUND_TEST_SEED`, else from `seed`.
+    pub(crate) fn new(seed: u64) -> Self {
+        let given = std::env::var("TUND_TEST_SEED")
+            .ok()
+            .and_then(|text| text.parse().ok());
+        let seed = given.unwrap_or(seed);
+        eprintln!("dice: TUND_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// A number below `bound`.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+
+    /// A length between two bounds, in whole milliseconds.
+    pub(crate) fn millis(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from + self.below(to - from + 1))
+    }
+}
+
+/// The middle of some durations.
+pub(crate) fn median(mut values: Vec<Duration>) -> Duration {
+    values.sort();
+    values[values.len() / 2]
+}
