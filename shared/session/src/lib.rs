@@ -20,6 +20,6 @@ pub use id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
 pub use outbox::Outbox;
 pub use session::{
     Config, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Role, Session, Target,
-    Timer,
+    Timer, Traffic,
 };
 pub use time::Instant;

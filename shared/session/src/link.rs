@@ -148,6 +148,10 @@ impl Link {
         self.phase == Phase::Live && self.suspect_since.is_none()
     }
 
+    pub(crate) fn last_heard(&self) -> Instant {
+        self.last_heard
+    }
+
     pub(crate) fn smoothed_rtt(&self) -> Option<Duration> {
         self.rtt.smoothed
     }

@@ -63,7 +63,8 @@ impl Outbox {
         self.slices().flatten().copied().collect()
     }
 
-    pub(crate) fn push(&mut self, frame: &Frame) {
+    /// Appends a frame; for answers given without a session.
+    pub fn push(&mut self, frame: &Frame) {
         let before = self.heads.len();
         codec::encode(frame, &mut self.heads);
         self.len += self.heads.len() - before;

@@ -376,7 +376,12 @@ impl Registry {
     fn reject(&mut self, link: LinkId, reason: RejectReason) {
         let retry_after = match reason {
             RejectReason::Busy => Duration::from_secs(5),
-            _ => Duration::ZERO,
+            RejectReason::Proof
+            | RejectReason::Restarted
+            | RejectReason::Expired
+            | RejectReason::Superseded
+            | RejectReason::Ended
+            | RejectReason::Version => Duration::ZERO,
         };
         let reject = ResumeReject {
             reason,
@@ -428,10 +433,10 @@ impl Registry {
                 return;
             };
             let key = entry.key;
-            match &event {
-                Event::Confirmed => self.supersede(id, key, now),
-                Event::Ended { reason } => self.remember(id, key, *reason),
-                _ => {}
+            if event == Event::Confirmed {
+                self.supersede(id, key, now);
+            } else if let Event::Ended { reason } = event {
+                self.remember(id, key, reason);
             }
             self.events
                 .push_back(RegistryEvent::Session { session: id, event });

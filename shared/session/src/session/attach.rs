@@ -12,7 +12,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 /// The protocol version spoken; PROTOCOL.md §11.
-pub(super) const VERSION: u64 = 1;
+pub const VERSION: u64 = 1;
 
 /// What RESUME proves: the sender was on the link whose secret is `known`, and speaks on `new`.
 fn proof_mac(

@@ -102,6 +102,7 @@ impl Session {
         if bytes.is_empty() || flow.send_done || flow.tx.has_fin() || flow.reset_sent.is_some() {
             return;
         }
+        self.traffic.taken += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         flow.tx.push(bytes);
         debug_assert!(
             flow.tx.end() <= flow.intake_limit,
@@ -174,6 +175,7 @@ impl Session {
         if taken == 0 {
             return;
         }
+        self.traffic.released += taken;
         flow.progress_at = now;
         if self.role == Role::Server {
             flow.rx.drain(taken);

@@ -9,6 +9,7 @@ mod receive;
 mod shares;
 mod transmit;
 
+pub use attach::VERSION;
 pub use contract::{
     Config, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Role, Timer,
 };
@@ -83,6 +84,16 @@ pub struct Session {
     bulk: VecDeque<FlowId>,
     acks: VecDeque<FlowId>,
     events: VecDeque<Event>,
+    traffic: Traffic,
+}
+
+/// Bytes of flows since the session was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Taken from local sockets.
+    pub taken: u64,
+    /// Handed to local sockets.
+    pub released: u64,
 }
 
 impl Session {
@@ -120,6 +131,7 @@ impl Session {
             bulk: VecDeque::new(),
             acks: VecDeque::new(),
             events: VecDeque::new(),
+            traffic: Traffic::default(),
             config: config.clone(),
         }
     }
@@ -138,7 +150,20 @@ impl Session {
                     flow.writable_told = false;
                 }
             }
-            _ => {}
+            Event::Attached { .. }
+            | Event::Detached
+            | Event::Reattached { .. }
+            | Event::Confirmed
+            | Event::LinkDead { .. }
+            | Event::WantProgress { .. }
+            | Event::KeyInUse
+            | Event::AttachRefused { .. }
+            | Event::Ended { .. }
+            | Event::FlowOpened { .. }
+            | Event::FlowAccepted { .. }
+            | Event::FlowRefused { .. }
+            | Event::FlowAborted { .. }
+            | Event::FlowForgotten { .. } => {}
         }
         Some(event)
     }
@@ -216,6 +241,20 @@ impl Session {
         usable.max_by_key(|link| rank(link)).map(|link| link.id)
     }
 
+    /// When any link was heard last.
+    pub fn last_heard(&self) -> Option<Instant> {
+        self.links
+            .values()
+            .filter(|link| link.is_usable())
+            .map(Link::last_heard)
+            .max()
+    }
+
+    /// Links of the session, attaches under way and last words included.
+    pub fn link_count(&self) -> usize {
+        self.links.len()
+    }
+
     /// Numbers of the links that are attached.
     pub fn live_links(&self) -> impl Iterator<Item = (LinkId, Option<LinkNumber>)> {
         self.links
@@ -239,6 +278,16 @@ impl Session {
             .map(|f| f.rx.held())
             .sum();
         (up, down)
+    }
+
+    /// Bytes of flows since the session was made.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// When it was made here.
+    pub fn born(&self) -> Instant {
+        self.born
     }
 
     /// Bytes of the two pools that flows hold beyond their floors.

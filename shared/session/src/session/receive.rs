@@ -8,6 +8,7 @@ use crate::link::Phase;
 use crate::time::Instant;
 use crate::wire::frame::{Ack, CloseCode, Control, Data, FlowCode, Frame, Open, OpenError};
 use bytes::Bytes;
+use std::time::Duration;
 
 /// A frame at odds with what was said before: how.
 pub(super) type Taken = Result<(), &'static str>;
@@ -166,32 +167,8 @@ impl Session {
         let client = self.role == Role::Client;
         match message {
             Control::Open(open) if !client => self.on_open(open, now),
-            Control::OpenOk { flow, limit, grace } if client => {
-                if let Some(known) = self.known(flow)?
-                    && known.stage == Stage::Opening
-                {
-                    known.stage = Stage::Open;
-                    known.grace = grace;
-                    known.tx.raise_limit(limit);
-                    let gone = known.detached_socket;
-                    self.first_intake(flow);
-                    if !gone {
-                        self.events.push_back(Event::FlowAccepted { flow });
-                    }
-                    self.schedule(flow);
-                }
-                Ok(())
-            }
-            Control::OpenErr { flow, error } if client => {
-                if let Some(known) = self.known(flow)? {
-                    let gone = known.detached_socket;
-                    self.forget(flow, now);
-                    if !gone {
-                        self.events.push_back(Event::FlowRefused { flow, error });
-                    }
-                }
-                Ok(())
-            }
+            Control::OpenOk { flow, limit, grace } if client => self.on_open_ok(flow, limit, grace),
+            Control::OpenErr { flow, error } if client => self.on_open_err(flow, error, now),
             Control::Reset { flow, end, code } => self.on_reset(flow, end, code, now),
             Control::Stop { flow, code } => {
                 if self.known(flow)?.is_some() {
@@ -238,6 +215,35 @@ impl Session {
             | Control::OpenErr { .. }
             | Control::Retire { .. } => Err("a control message of the other role"),
         }
+    }
+
+    fn on_open_ok(&mut self, id: FlowId, limit: Offset, grace: Duration) -> Taken {
+        let Some(flow) = self.known(id)?.filter(|flow| flow.stage == Stage::Opening) else {
+            return Ok(());
+        };
+        flow.stage = Stage::Open;
+        flow.grace = grace;
+        flow.tx.raise_limit(limit);
+        let gone = flow.detached_socket;
+        self.first_intake(id);
+        if !gone {
+            self.events.push_back(Event::FlowAccepted { flow: id });
+        }
+        self.schedule(id);
+        Ok(())
+    }
+
+    fn on_open_err(&mut self, id: FlowId, error: OpenError, now: Instant) -> Taken {
+        let Some(flow) = self.known(id)? else {
+            return Ok(());
+        };
+        let gone = flow.detached_socket;
+        self.forget(id, now);
+        if !gone {
+            self.events
+                .push_back(Event::FlowRefused { flow: id, error });
+        }
+        Ok(())
     }
 
     fn on_open(&mut self, mut open: Open, now: Instant) -> Taken {

@@ -175,29 +175,37 @@ impl<'a> Fields<'a> {
         }
     }
 
-    #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let (array, rest) = self.0.split_first_chunk().ok_or(WireError::BodyTooShort)?;
-        self.0 = rest;
-        Ok(*array)
+        self.chunk().ok_or(WireError::BodyTooShort)
     }
 
-    #[inline]
     fn byte(&mut self) -> Result<u8> {
         let [byte] = self.array()?;
         Ok(byte)
     }
 
-    /// A QUIC variable-length integer, not necessarily in its shortest form.
     #[inline]
     fn number(&mut self) -> Result<u64> {
-        let first = *self.0.first().ok_or(WireError::BodyTooShort)?;
-        Ok(match first >> 6 {
-            0 => u64::from(self.byte()?),
-            1 => u64::from(u16::from_be_bytes(self.array()?) & 0x3fff),
-            2 => u64::from(u32::from_be_bytes(self.array()?) & 0x3fff_ffff),
-            _ => u64::from_be_bytes(self.array()?) & MAX_VARINT,
+        self.varint().ok_or(WireError::BodyTooShort)
+    }
+
+    /// A QUIC variable-length integer, not necessarily in its shortest form.
+    #[inline]
+    fn varint(&mut self) -> Option<u64> {
+        let first = *self.0.first()?;
+        Some(match first >> 6 {
+            0 => u64::from(u8::from_be_bytes(self.chunk()?)),
+            1 => u64::from(u16::from_be_bytes(self.chunk()?) & 0x3fff),
+            2 => u64::from(u32::from_be_bytes(self.chunk()?) & 0x3fff_ffff),
+            _ => u64::from_be_bytes(self.chunk()?) & MAX_VARINT,
         })
+    }
+
+    #[inline]
+    fn chunk<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (chunk, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*chunk)
     }
 
     fn small(&mut self, what: &'static str) -> Result<u32> {

@@ -144,8 +144,20 @@ fn times_and_bounds_are_those_of_the_code() {
         format!("{MAX_PAYLOAD} bytes")
     );
     assert_eq!(value("body of a frame"), format!("{MAX_BODY} bytes"));
-    assert_eq!(value("entries of FLOW_STATE"), MAX_ACKS.to_string());
-    assert_eq!(value("entries of RESUME_REJECT"), MAX_RELEASED.to_string());
+    let counts = [
+        ("entries of FLOW_STATE", MAX_ACKS),
+        ("entries of RESUME_REJECT", MAX_RELEASED),
+        (
+            "pieces held out of order in one flow",
+            limits::PIECES_OUT_OF_ORDER,
+        ),
+        ("PONGs waiting on one link", limits::LINK_FRAMES),
+        ("links of one session", limits::LINKS),
+        ("secrets that count", limits::SECRETS),
+    ];
+    for (name, count) in counts {
+        assert_eq!(value(name), count.to_string(), "{name}");
+    }
     assert_eq!(
         value("control messages under way"),
         limits::CONTROL_WINDOW.to_string()
