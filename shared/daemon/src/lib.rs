@@ -1,7 +1,9 @@
 //! What both daemons need around the pure session core: keys, links, control socket, configuration.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod identity;
 pub mod lifecycle;
 pub mod link;

@@ -1,0 +1,324 @@
+//! TLS 1.3 records after the handshake, encrypted and decrypted without a copy more than needed.
+//!
+//! The TLS library's own connection reads a socket 4 KiB at a time and copies what it decrypts
+//! twice. Here its ciphers work on our buffers: received bytes are decrypted where `recv` put
+//! them, and handed on from there (`ARCHITECTURE.md` § Decisions has the measurement).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::IoSlice;
+
+use bytes::{Buf, Bytes, BytesMut};
+use rustls::crypto::cipher::{
+    InboundOpaqueMessage, MessageDecrypter, MessageEncrypter, OutboundChunks, OutboundPlainMessage,
+};
+use rustls::{
+    AlertDescription, ConnectionTrafficSecrets, ContentType, Error, InvalidMessage, PeerMisbehaved,
+    ProtocolVersion, Tls13CipherSuite,
+};
+
+/// Plaintext in a full record (RFC 8446 §5.1).
+pub(super) const RECORD_PLAIN_BYTES: usize = 1 << 14;
+/// A full record on the wire: header, content type and tag added.
+pub(super) const RECORD_WIRE_BYTES: usize = HEADER_BYTES + RECORD_PLAIN_BYTES + 1 + 16;
+/// Ahead of each record: type, version, length.
+const HEADER_BYTES: usize = 5;
+/// The longest that may follow a header (RFC 8446 §5.2).
+const RECORD_BODY_BYTES_MAX: usize = RECORD_PLAIN_BYTES + 256;
+/// Slices that may be gathered into one record; more of them make another record.
+const SLICES_PER_RECORD: usize = 256;
+/// Records handed to the kernel in one call.
+const RECORDS_PER_WRITE: usize = 16;
+/// Records in a row without content, or with what we need not read, before it is an attack.
+const IDLE_RECORDS_MAX: u32 = 32;
+/// TLS handshake message types that may come after the handshake (RFC 8446 §4).
+const NEW_SESSION_TICKET: u8 = 4;
+
+/// Builds the cipher of one direction out of the handshake's secrets.
+fn keyed<T>(
+    secrets: ConnectionTrafficSecrets,
+    make: impl FnOnce(rustls::crypto::cipher::AeadKey, rustls::crypto::cipher::Iv) -> T,
+) -> Result<T, Error> {
+    match secrets {
+        ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+        | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => Ok(make(key, iv)),
+        _ => Err(Error::General("a cipher that was not offered".into())),
+    }
+}
+
+/// Encrypts what we send.
+pub(super) struct Sealer {
+    cipher: Box<dyn MessageEncrypter>,
+    /// The next record's number; each is used once.
+    sequence: u64,
+    /// Records that the cipher protects with one key (RFC 8446 §5.5).
+    sequence_max: u64,
+}
+
+/// One direction's keys have protected as many records as they may.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WornOut;
+
+impl Sealer {
+    pub(super) fn new(
+        suite: &Tls13CipherSuite,
+        (sequence, secrets): (u64, ConnectionTrafficSecrets),
+    ) -> Result<Self, Error> {
+        let cipher = keyed(secrets, |key, iv| suite.aead_alg.encrypter(key, iv))?;
+        Ok(Self {
+            cipher,
+            sequence,
+            sequence_max: suite.common.confidentiality_limit,
+        })
+    }
+
+    /// Records made so far.
+    pub(super) const fn records(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Gathers the slices into as few records as can be; returns how many bytes they held.
+    pub(super) fn seal_data<'a>(
+        &mut self,
+        slices: impl Iterator<Item = &'a [u8]>,
+        out: &mut Outbox,
+    ) -> Result<usize, WornOut> {
+        let mut parts: [&[u8]; SLICES_PER_RECORD] = [&[]; SLICES_PER_RECORD];
+        let (mut count, mut length, mut total) = (0, 0, 0);
+        for mut slice in slices {
+            while !slice.is_empty() {
+                if length == RECORD_PLAIN_BYTES || count == SLICES_PER_RECORD {
+                    self.seal(ContentType::ApplicationData, parts.get(..count), out)?;
+                    (count, length) = (0, 0);
+                }
+                let (now, later) = slice.split_at(slice.len().min(RECORD_PLAIN_BYTES - length));
+                if let Some(part) = parts.get_mut(count) {
+                    *part = now;
+                }
+                count += 1;
+                length += now.len();
+                total += now.len();
+                slice = later;
+            }
+        }
+        if length > 0 {
+            self.seal(ContentType::ApplicationData, parts.get(..count), out)?;
+        }
+        Ok(total)
+    }
+
+    /// Says why we end: `level` is 1 for an orderly end, 2 for an error.
+    pub(super) fn seal_alert(
+        &mut self,
+        level: u8,
+        alert: AlertDescription,
+        out: &mut Outbox,
+    ) -> Result<(), WornOut> {
+        self.seal(ContentType::Alert, Some(&[&[level, u8::from(alert)]]), out)
+    }
+
+    fn seal(
+        &mut self,
+        typ: ContentType,
+        parts: Option<&[&[u8]]>,
+        out: &mut Outbox,
+    ) -> Result<(), WornOut> {
+        // One record is kept back for the alert that ends the link.
+        let reserve = u64::from(typ != ContentType::Alert);
+        if self.sequence.saturating_add(reserve) >= self.sequence_max {
+            return Err(WornOut);
+        }
+        let payload = OutboundChunks::new(parts.unwrap_or_default());
+        let plain = OutboundPlainMessage {
+            typ,
+            version: ProtocolVersion::TLSv1_2,
+            payload,
+        };
+        let record = self
+            .cipher
+            .encrypt(plain, self.sequence)
+            .map_err(|_| WornOut)?;
+        self.sequence += 1;
+        out.push(record.encode());
+        Ok(())
+    }
+}
+
+/// Decrypts what we receive.
+pub(super) struct Opener {
+    cipher: Box<dyn MessageDecrypter>,
+    sequence: u64,
+    idle: u32,
+}
+
+/// What a record held.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// The peer ends the stream, or gives up; which, stands in the description.
+    Alert(AlertDescription),
+    /// Bytes for the session; never empty.
+    Data(Bytes),
+    /// Nothing that matters here.
+    Nothing,
+}
+
+impl Opener {
+    pub(super) fn new(
+        suite: &Tls13CipherSuite,
+        (sequence, secrets): (u64, ConnectionTrafficSecrets),
+    ) -> Result<Self, Error> {
+        let cipher = keyed(secrets, |key, iv| suite.aead_alg.decrypter(key, iv))?;
+        Ok(Self {
+            cipher,
+            sequence,
+            idle: 0,
+        })
+    }
+
+    /// Records read so far.
+    pub(super) const fn records(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Decrypts a whole record in place.
+    pub(super) fn open(&mut self, mut record: BytesMut) -> Result<Opened, Error> {
+        let outer = record.first().copied().map(ContentType::from);
+        if outer != Some(ContentType::ApplicationData) {
+            return Err(Error::InappropriateMessage {
+                expect_types: vec![ContentType::ApplicationData],
+                got_type: outer.unwrap_or(ContentType::Unknown(0)),
+            });
+        }
+        let body = record.get_mut(HEADER_BYTES..).unwrap_or_default();
+        let start = body.as_ptr().addr();
+        let sealed =
+            InboundOpaqueMessage::new(ContentType::ApplicationData, ProtocolVersion::TLSv1_2, body);
+        let plain = self.cipher.decrypt(sealed, self.sequence)?;
+        self.sequence += 1;
+        let (typ, length) = (plain.typ, plain.payload.len());
+        let skipped = plain.payload.as_ptr().addr().wrapping_sub(start);
+        let ticket = plain.payload.first() == Some(&NEW_SESSION_TICKET);
+        if typ == ContentType::ApplicationData && length > 0 {
+            self.idle = 0;
+            record.advance(HEADER_BYTES.saturating_add(skipped));
+            record.truncate(length);
+            return Ok(Opened::Data(record.freeze()));
+        }
+        if let (ContentType::Alert, &[_level, alert]) = (typ, plain.payload) {
+            return Ok(Opened::Alert(AlertDescription::from(alert)));
+        }
+        // A later server may offer tickets; this client takes none. Keys are never renewed within
+        // a link: the session makes another link.
+        if typ == ContentType::ApplicationData || typ == ContentType::Handshake && ticket {
+            return self.idle_record();
+        }
+        Err(Error::InappropriateMessage {
+            expect_types: vec![ContentType::ApplicationData, ContentType::Alert],
+            got_type: typ,
+        })
+    }
+
+    fn idle_record(&mut self) -> Result<Opened, Error> {
+        self.idle += 1;
+        if self.idle > IDLE_RECORDS_MAX {
+            return Err(PeerMisbehaved::TooManyEmptyFragments.into());
+        }
+        Ok(Opened::Nothing)
+    }
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealer")
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Opener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opener")
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Takes the first record off the front, header included; `None` until all of it is there.
+pub(super) fn take_record(received: &mut BytesMut) -> Result<Option<BytesMut>, Error> {
+    let Some(&[typ, major, _minor, high, low]) = received.first_chunk() else {
+        return Ok(None);
+    };
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    // What is no TLS is told apart at its first bytes, before a length in it is believed.
+    if !(20..=23).contains(&typ) {
+        return Err(InvalidMessage::InvalidContentType.into());
+    }
+    if major != 3 {
+        return Err(InvalidMessage::UnknownProtocolVersion.into());
+    }
+    if length > RECORD_BODY_BYTES_MAX {
+        return Err(InvalidMessage::MessageTooLarge.into());
+    }
+    let whole = HEADER_BYTES + length;
+    Ok((received.len() >= whole).then(|| received.split_to(whole)))
+}
+
+/// Records on their way to the kernel.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    records: VecDeque<Vec<u8>>,
+    /// How much of the first record the kernel has taken.
+    taken: usize,
+    /// Bytes that the kernel has not taken.
+    bytes: usize,
+}
+
+impl Outbox {
+    pub(super) const fn len(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    pub(super) fn push(&mut self, record: Vec<u8>) {
+        if !record.is_empty() {
+            self.bytes += record.len();
+            self.records.push_back(record);
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Calls `write` with the first records; returns what it made of them.
+    pub(super) fn with_slices<T>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
+        let mut slices = [IoSlice::new(&[]); RECORDS_PER_WRITE];
+        let mut count = 0;
+        for (slice, record) in slices.iter_mut().zip(&self.records) {
+            *slice = IoSlice::new(record);
+            count += 1;
+        }
+        if let Some(first) = slices.first_mut() {
+            first.advance(self.taken);
+        }
+        write(slices.get(..count).unwrap_or_default())
+    }
+
+    /// Forgets the first `count` bytes.
+    pub(super) fn advance(&mut self, count: usize) {
+        self.bytes = self.bytes.saturating_sub(count);
+        self.taken += count;
+        while let Some(first) = self.records.front() {
+            if self.taken < first.len() {
+                return;
+            }
+            self.taken -= first.len();
+            self.records.pop_front();
+        }
+        self.taken = 0;
+    }
+}

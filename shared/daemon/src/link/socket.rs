@@ -1,0 +1,122 @@
+//! What we ask of the kernel for a link's TCP socket, and what it tells us about it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::socket::{getsockopt, setsockopt};
+use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
+use socket2::{SockRef, Socket};
+use tund_session::Progress;
+
+/// What can be chosen for a link's socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// How much the kernel takes beyond what it has sent; small, so that we decide late what goes
+    /// next. Default 128 KiB.
+    pub notsent_lowat_bytes: u32,
+    /// How long sent bytes may stay unanswered before the kernel gives up. Default 60 s.
+    pub user_timeout: Duration,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self {
+            notsent_lowat_bytes: 128 << 10,
+            user_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Longest pause between two retransmissions, where the kernel lets us say so.
+///
+/// Chosen: a link that was cut for some minutes is tried again soon after; a fresh dial is faster
+/// still, so more would not help.
+const RETRANSMIT_PAUSE_MS: u32 = 2_000;
+
+/// `TCP_RTO_MAX_MS`, Linux 6.15; not yet in the headers that we build with.
+const TCP_RTO_MAX_MS: libc::c_int = 44;
+
+sockopt_impl!(
+    /// Longest retransmission timeout in milliseconds.
+    RtoMax, SetOnly, libc::IPPROTO_TCP, TCP_RTO_MAX_MS, u32
+);
+sockopt_impl!(
+    /// What the kernel counts for a connection.
+    RawInfo, GetOnly, libc::IPPROTO_TCP, libc::TCP_INFO, TcpInfoHead
+);
+
+/// The head of the kernel's `struct tcp_info`, as far as we read it (Linux 4.1 and later).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(unreachable_pub, reason = "nix's macro makes its option public")]
+pub struct TcpInfoHead {
+    states_and_options: [u8; 8],
+    until_rtt: [u32; 15],
+    rtt_us: u32,
+    rtt_var_us: u32,
+    until_pacing: [u32; 7],
+    pacing_rates: [u64; 2],
+    bytes_acked: u64,
+    bytes_received: u64,
+}
+
+/// What the kernel knows of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// Bytes acknowledged by the peer and received from it.
+    pub progress: Progress,
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// Its variation.
+    pub rtt_var: Duration,
+}
+
+/// Reads `TCP_INFO`.
+pub(super) fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
+    let raw = getsockopt(socket, RawInfo)?;
+    Ok(TcpInfo {
+        progress: Progress {
+            bytes_acked: raw.bytes_acked,
+            bytes_received: raw.bytes_received,
+        },
+        rtt: Duration::from_micros(raw.rtt_us.into()),
+        rtt_var: Duration::from_micros(raw.rtt_var_us.into()),
+    })
+}
+
+/// The name of the congestion control in use.
+pub(super) fn congestion_control(socket: &impl AsFd) -> io::Result<String> {
+    let name = SockRef::from(socket).tcp_congestion()?;
+    let name: Vec<u8> = name.into_iter().take_while(|byte| *byte != 0).collect();
+    Ok(String::from_utf8_lossy(&name).into_owned())
+}
+
+/// Prepares a socket for a link; what only some kernels have is asked for quietly.
+pub(super) fn set_options(socket: &impl AsFd, options: &SocketOptions) -> io::Result<()> {
+    let tcp = SockRef::from(socket);
+    tcp.set_tcp_nodelay(true)?;
+    tcp.set_tcp_user_timeout(Some(options.user_timeout))?;
+    tcp.set_tcp_notsent_lowat(options.notsent_lowat_bytes)?;
+    // The session asks itself whether the peer is there, and knows when it matters.
+    tcp.set_keepalive(false)?;
+    if tcp.set_tcp_congestion(b"bbr").is_err() {
+        tracing::debug!("no bbr here; the link keeps the system's congestion control");
+    }
+    if setsockopt(socket, RtoMax, &RETRANSMIT_PAUSE_MS).is_err() {
+        tracing::debug!("no TCP_RTO_MAX_MS here; retransmissions back off as the kernel likes");
+    }
+    Ok(())
+}
+
+/// Sends the SYN and does not wait for its answer.
+pub(super) fn start_connect(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    match socket.connect(&address.into()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
