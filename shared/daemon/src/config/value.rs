@@ -1,9 +1,10 @@
 //! Parsers of single values: each says what it found and what to write instead.
 
+use std::env;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use toml::de::{DeInteger, DeValue};
 
 use super::destination::parse_interface_address;
 use super::{format_duration, format_size, parse_duration, parse_size, total_memory_bytes};
+use crate::identity::PrivateKey;
 
 /// A value as it stands in the file, with its place.
 pub type Value<'i> = toml::Spanned<DeValue<'i>>;
@@ -90,7 +92,11 @@ pub fn text(value: &Value<'_>) -> Parsed<String> {
 /// Anything else.
 pub fn boolean(value: &Value<'_>) -> Parsed<bool> {
     value.get_ref().as_bool().ok_or_else(|| {
-        Fault::not(value, "a truth value", "write true or false, without quotes")
+        Fault::not(
+            value,
+            "a truth value",
+            "write true or false, without quotes",
+        )
     })
 }
 
@@ -337,6 +343,32 @@ pub fn socket_path(value: &Value<'_>) -> Parsed<PathBuf> {
         return Err(Fault::not(value, "the path of a Unix socket", remedy));
     }
     Ok(path)
+}
+
+/// A private key file, read at once: the path that was read, and the key.
+///
+/// Under systemd, a credential of the same file name (`LoadCredential=`) goes before the file, so
+/// that the daemon's user need not be able to read the file itself.
+///
+/// # Errors
+///
+/// The file is missing, readable by others, owned by a stranger, or holds no key.
+pub fn private_key(value: &Value<'_>) -> Parsed<(PathBuf, PrivateKey)> {
+    let path = path(value)?;
+    let credential = env::var_os("CREDENTIALS_DIRECTORY")
+        .and_then(|directory| Some(Path::new(&directory).join(path.file_name()?)))
+        .filter(|credential| credential.exists());
+    let path = credential.unwrap_or(path);
+    match PrivateKey::load(&path) {
+        Ok(key) => Ok((path, key)),
+        Err(error) => {
+            let text = error.to_string();
+            let (found, remedy) = text
+                .split_once("; ")
+                .unwrap_or((&text, "make one with keygen"));
+            Err(Fault::new(found, remedy))
+        }
+    }
 }
 
 /// A list, each item read by `parser`; at most `max` items.

@@ -39,13 +39,18 @@ impl From<Exit> for ExitCode {
 #[error("{0}")]
 pub struct UsageError(pub String);
 
-/// The exit code that an error stands for: [`Mistakes`] and [`MissingPrivilege`] anywhere in its
-/// chain have their own, everything else is [`Exit::Failed`].
+/// Somebody else's rights are needed: the program ends with 77.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PermissionDenied(pub String);
+
+/// The exit code that an error stands for: [`Mistakes`], [`MissingPrivilege`],
+/// [`PermissionDenied`] and [`UsageError`] anywhere in its chain have their own, everything else is [`Exit::Failed`].
 pub fn exit_of(error: &anyhow::Error) -> Exit {
     let known = error.chain().find_map(|cause| {
         if cause.is::<Mistakes>() {
             Some(Exit::Configuration)
-        } else if cause.is::<MissingPrivilege>() {
+        } else if cause.is::<MissingPrivilege>() || cause.is::<PermissionDenied>() {
             Some(Exit::Privilege)
         } else if cause.is::<UsageError>() {
             Some(Exit::Usage)
@@ -64,7 +69,9 @@ pub fn conclude(program: &str, result: anyhow::Result<()>) -> ExitCode {
         return Exit::Ok.into();
     };
     let is_closed_pipe = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
     };
     if error.chain().any(is_closed_pipe) {
         return Exit::Ok.into();
@@ -93,7 +100,10 @@ mod tests {
     fn the_kind_of_an_error_survives_its_context() {
         let privilege = MissingPrivilege::new(Capability::NetAdmin, "to open the TUN device");
 
-        let wrapped = Err::<(), _>(privilege).context("start").context("run").expect_err("is one");
+        let wrapped = Err::<(), _>(privilege)
+            .context("start")
+            .context("run")
+            .expect_err("is one");
 
         assert_eq!(exit_of(&wrapped), Exit::Privilege);
         assert_eq!(exit_of(&Mistakes(Vec::new()).into()), Exit::Configuration);

@@ -5,7 +5,7 @@ mod privilege;
 mod service;
 mod signals;
 
-pub use exit::{Exit, UsageError, conclude, exit_of};
+pub use exit::{Exit, PermissionDenied, UsageError, conclude, exit_of};
 pub use privilege::{Capability, MissingPrivilege, has_capability, raise_file_limit};
 pub use service::{notify_ready, notify_reloading, notify_status, notify_stopping};
 pub use signals::{Signal, Signals};

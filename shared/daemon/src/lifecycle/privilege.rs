@@ -45,7 +45,10 @@ pub struct MissingPrivilege {
 impl MissingPrivilege {
     /// `purpose` completes "which is needed …".
     pub fn new(capability: Capability, purpose: impl Into<String>) -> Self {
-        Self { capability, purpose: purpose.into() }
+        Self {
+            capability,
+            purpose: purpose.into(),
+        }
     }
 }
 
@@ -71,7 +74,9 @@ pub fn has_capability(capability: Capability) -> Option<bool> {
 }
 
 fn effective_set(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }
 

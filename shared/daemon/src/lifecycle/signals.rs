@@ -62,7 +62,9 @@ mod tests {
 
     async fn next(signals: &mut Signals) -> Signal {
         let signal = poll_fn(|cx| signals.poll_signal(cx));
-        tokio::time::timeout(Duration::from_secs(5), signal).await.expect("a signal in time")
+        tokio::time::timeout(Duration::from_secs(5), signal)
+            .await
+            .expect("a signal in time")
     }
 
     #[tokio::test]

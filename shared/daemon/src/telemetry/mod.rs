@@ -6,6 +6,7 @@ mod tally;
 
 use std::env;
 use std::io;
+use std::sync::OnceLock;
 
 use anyhow::Context;
 use tracing_subscriber::layer::SubscriberExt;
@@ -66,48 +67,47 @@ impl LogLevel {
     }
 }
 
-/// The running log; keep it to change the level.
-#[derive(Debug)]
-pub struct Telemetry {
-    handle: reload::Handle<EnvFilter, Registry>,
-    /// Whether `RUST_LOG` decides, so that the configuration does not.
-    is_fixed: bool,
+/// What changes the level of the running log; empty while `RUST_LOG` decides.
+static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Starts logging for the whole process; `RUST_LOG` wins over `level`.
+///
+/// # Errors
+///
+/// `RUST_LOG` is not a filter, or the process logs already.
+pub fn start(level: LogLevel, format: LogFormat) -> anyhow::Result<()> {
+    let from_env = env::var("RUST_LOG")
+        .ok()
+        .filter(|directives| !directives.is_empty());
+    let filter = match &from_env {
+        Some(directives) => EnvFilter::try_new(directives).with_context(|| {
+            format!(
+                "RUST_LOG={directives:?} is not a filter; write a level like \"debug\" or \
+                 \"warn,tund_session=trace\", or unset it"
+            )
+        })?,
+        None => EnvFilter::new(level.directives()),
+    };
+    let (filter, handle) = reload::Layer::new(filter);
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(output(format))
+        .try_init()
+        .context("logging was started twice")?;
+    if from_env.is_none() {
+        // Cannot be set already: `try_init` succeeds once in a process.
+        drop(LEVEL.set(handle));
+    }
+    Ok(())
 }
 
-impl Telemetry {
-    /// Starts logging for the whole process; `RUST_LOG` wins over `level`.
-    ///
-    /// # Errors
-    ///
-    /// `RUST_LOG` is not a filter, or the process logs already.
-    pub fn start(level: LogLevel, format: LogFormat) -> anyhow::Result<Self> {
-        let from_env = env::var("RUST_LOG").ok().filter(|directives| !directives.is_empty());
-        let filter = match &from_env {
-            Some(directives) => EnvFilter::try_new(directives).with_context(|| {
-                format!(
-                    "RUST_LOG={directives:?} is not a filter; write a level like \"debug\" or \
-                     \"warn,tund_session=trace\", or unset it"
-                )
-            })?,
-            None => EnvFilter::new(level.directives()),
-        };
-        let (filter, handle) = reload::Layer::new(filter);
-        tracing_subscriber::registry()
-            .with(filter)
-            .with(output(format))
-            .try_init()
-            .context("logging was started twice")?;
-        Ok(Self { handle, is_fixed: from_env.is_some() })
-    }
-
-    /// Changes the level, unless `RUST_LOG` decides.
-    pub fn set_level(&self, level: LogLevel) {
-        if self.is_fixed {
-            return;
-        }
-        if let Err(error) = self.handle.reload(EnvFilter::new(level.directives())) {
-            tracing::error!(%error, "the log level cannot be changed");
-        }
+/// Changes the level of the running log, unless `RUST_LOG` decides.
+pub fn set_level(level: LogLevel) {
+    let Some(handle) = LEVEL.get() else {
+        return;
+    };
+    if let Err(error) = handle.reload(EnvFilter::new(level.directives())) {
+        tracing::error!(%error, "the log level cannot be changed");
     }
 }
 
@@ -124,7 +124,9 @@ fn output(format: LogFormat) -> Box<dyn Layer<Filtered> + Send + Sync> {
             .boxed(),
         LogFormat::Text => {
             let is_terminal = io::IsTerminal::is_terminal(&io::stderr());
-            layer.with_ansi(is_terminal && env::var_os("NO_COLOR").is_none()).boxed()
+            layer
+                .with_ansi(is_terminal && env::var_os("NO_COLOR").is_none())
+                .boxed()
         }
     }
 }

@@ -16,13 +16,21 @@ const HIDDEN: &str = "[…]";
 
 impl<T: fmt::Display> fmt::Display for Redacted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if is_shown(LevelFilter::current()) { self.0.fmt(f) } else { f.write_str(HIDDEN) }
+        if is_shown(LevelFilter::current()) {
+            self.0.fmt(f)
+        } else {
+            f.write_str(HIDDEN)
+        }
     }
 }
 
 impl<T: fmt::Debug> fmt::Debug for Redacted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if is_shown(LevelFilter::current()) { self.0.fmt(f) } else { f.write_str(HIDDEN) }
+        if is_shown(LevelFilter::current()) {
+            self.0.fmt(f)
+        } else {
+            f.write_str(HIDDEN)
+        }
     }
 }
 
@@ -46,7 +54,10 @@ mod tests {
 
     impl io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+            self.0
+                .lock()
+                .expect("not poisoned")
+                .extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -67,7 +78,9 @@ mod tests {
     fn an_address_shows_only_after_a_reload_to_debug() {
         let lines = Lines::default();
         let (filter, handle) = reload::Layer::new(EnvFilter::new("info"));
-        let output = tracing_subscriber::fmt::layer().with_writer(lines.clone()).with_ansi(false);
+        let output = tracing_subscriber::fmt::layer()
+            .with_writer(lines.clone())
+            .with_ansi(false);
         let subscriber = tracing_subscriber::registry().with(filter).with(output);
 
         tracing::subscriber::with_default(subscriber, || {
@@ -79,7 +92,10 @@ mod tests {
         let bytes = lines.0.lock().expect("not poisoned").clone();
         let text = String::from_utf8(bytes).expect("text");
         assert!(text.contains("origin=[…] debug=[…]"), "{text}");
-        assert!(!text.contains("192.0.2.1") && !text.contains("x.example"), "{text}");
+        assert!(
+            !text.contains("192.0.2.1") && !text.contains("x.example"),
+            "{text}"
+        );
         assert!(text.contains("origin=192.0.2.2"), "{text}");
     }
 }

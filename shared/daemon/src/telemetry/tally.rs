@@ -23,7 +23,10 @@ pub struct Tally {
 impl Tally {
     /// Counts nothing yet.
     pub const fn new() -> Self {
-        Self { counts: BTreeMap::new(), quiet_until: None }
+        Self {
+            counts: BTreeMap::new(),
+            quiet_until: None,
+        }
     }
 
     /// Counts one.
@@ -38,7 +41,9 @@ impl Tally {
             return None;
         }
         self.quiet_until = Some(now + PERIOD);
-        Some(Summary { counts: std::mem::take(&mut self.counts) })
+        Some(Summary {
+            counts: std::mem::take(&mut self.counts),
+        })
     }
 
     /// When the next line is due; none while there is nothing to tell.
@@ -88,7 +93,10 @@ mod tests {
         tally.add("silent for 10 s");
         tally.add("unlisted key");
         assert_eq!(tally.poll_timeout(), Some(at(70)));
-        assert_eq!(tally.poll_summary(Instant::from_nanos(at(70).as_nanos() - 1)), None);
+        assert_eq!(
+            tally.poll_summary(Instant::from_nanos(at(70).as_nanos() - 1)),
+            None
+        );
         let second = tally.poll_summary(at(70)).expect("the rest is due");
         assert_eq!(second.to_string(), "silent for 10 s: 1, unlisted key: 2");
     }
@@ -110,7 +118,9 @@ mod tests {
         for millisecond in 0..600_000_u64 {
             tally.add("unlisted key");
             lines += u32::from(
-                tally.poll_summary(Instant::from_nanos(millisecond * 1_000_000)).is_some(),
+                tally
+                    .poll_summary(Instant::from_nanos(millisecond * 1_000_000))
+                    .is_some(),
             );
         }
         assert_eq!(lines, 10);

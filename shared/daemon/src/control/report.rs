@@ -1,0 +1,213 @@
+//! What daemons answer: the fields of `status --json`, `flows --json` and `sessions --json`.
+//!
+//! Names and their order are part of the public interface.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// The state of the client daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientState {
+    /// A session with a working link.
+    Attached,
+    /// Dialling, without a session.
+    Connecting,
+    /// A session without a working link.
+    Detached,
+    /// No session and no need for one.
+    Ready,
+    /// A final error that needs a person.
+    Refused,
+}
+
+/// The answer to the client's `status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// What the daemon is doing.
+    pub state: ClientState,
+    /// 32 hexadecimal digits; none without a session.
+    pub session_id: Option<String>,
+    /// The link that carries most; none while there is none.
+    pub link: Option<LinkReport>,
+    /// Every live link.
+    pub links: Vec<LinkReport>,
+    /// Live flows.
+    pub flows: FlowCounts,
+    /// Bytes of applications, since the daemon's start.
+    pub bytes: ByteCounts,
+    /// Bytes taken from applications, or waiting for them, that the other side has not released.
+    pub buffered_bytes: ByteCounts,
+    /// What was survived, since the daemon's start.
+    pub outages: OutageReport,
+    /// What is wrong; none when all is well.
+    pub error: Option<ErrorReport>,
+    /// The daemon's version.
+    pub version: String,
+}
+
+/// One live link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// `tls` or `quic`.
+    pub transport: String,
+    /// This end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// The interface it is bound to, where that is known.
+    pub interface: Option<String>,
+    /// The smoothed round-trip time; none before the first sample.
+    pub rtt_us: Option<u64>,
+    /// How long it has been up.
+    pub up_ms: u64,
+    /// What the kernel uses there, where it tells.
+    pub congestion_control: Option<String>,
+}
+
+/// Flows by protocol.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCounts {
+    /// TCP connections.
+    pub tcp: u64,
+    /// UDP mappings.
+    pub udp: u64,
+    /// ICMP exchanges.
+    pub icmp: u64,
+}
+
+/// Bytes by direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByteCounts {
+    /// From applications to origins.
+    pub up: u64,
+    /// From origins to applications.
+    pub down: u64,
+}
+
+/// Outages since the daemon's start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutageReport {
+    /// How many.
+    pub count: u64,
+    /// Of the last one: from the last byte of the lost link to the first of its successor.
+    pub last_gap_ms: Option<u64>,
+    /// Of the last one: from the successful dial's first packet to attached.
+    pub last_resume_ms: Option<u64>,
+}
+
+/// An error, for programs and for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReport {
+    /// A word that programs may compare, like `server_key_mismatch`.
+    pub code: String,
+    /// What was tried, what was found, what to do.
+    pub message: String,
+}
+
+/// Some rows of a longer list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page<Row, Id> {
+    /// The rows, in the order of their ids.
+    pub rows: Vec<Row>,
+    /// What to ask after for the following ones; none if these were the last.
+    pub next: Option<Id>,
+}
+
+/// One row of `flows --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRow {
+    /// Never used again within a session.
+    pub id: u64,
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// The application's end.
+    pub source: SocketAddr,
+    /// The origin; none for a UDP mapping, which has many.
+    pub destination: Option<SocketAddr>,
+    /// What it is doing, in one word: `opening`, `open`, `half-closed`, `closing`.
+    pub state: String,
+    /// Bytes each way.
+    pub bytes: ByteCounts,
+    /// Bytes held each way.
+    pub buffered_bytes: ByteCounts,
+    /// Since it was opened.
+    pub age_ms: u64,
+    /// How many outages it has lived through.
+    pub outages: u64,
+}
+
+/// The state of the server daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServerState {
+    /// Serves, and takes no new sessions.
+    Draining,
+    /// Serves.
+    Ready,
+}
+
+/// The answer to the server's `status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// What the daemon is doing.
+    pub state: ServerState,
+    /// Where it listens.
+    pub listen: Vec<SocketAddr>,
+    /// How many sessions there are.
+    pub sessions: SessionCounts,
+    /// How much memory sessions use.
+    pub memory: MemoryReport,
+    /// The daemon's version.
+    pub version: String,
+}
+
+/// Sessions by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionCounts {
+    /// With a working link.
+    pub attached: u64,
+    /// Without one.
+    pub detached: u64,
+}
+
+/// Memory that counts against `[limits] memory`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryReport {
+    /// In use.
+    pub used_bytes: u64,
+    /// The limit.
+    pub limit_bytes: u64,
+}
+
+/// The state of one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionState {
+    /// It has a working link.
+    Attached,
+    /// It has none.
+    Detached,
+}
+
+/// One row of `sessions --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRow {
+    /// 32 hexadecimal digits.
+    pub session_id: String,
+    /// The client's name in the configuration.
+    pub client: String,
+    /// Whether it has a link.
+    pub state: SessionState,
+    /// Every live link.
+    pub links: Vec<LinkReport>,
+    /// Live flows.
+    pub flows: FlowCounts,
+    /// Bytes of its flows.
+    pub bytes: ByteCounts,
+    /// Bytes that the other side has not released.
+    pub buffered_bytes: ByteCounts,
+    /// Since it was made.
+    pub age_ms: u64,
+}
