@@ -16,6 +16,7 @@ use std::task::{Context, Poll, ready};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::poll;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -36,6 +37,10 @@ const MTU_WITHOUT_SEGMENTATION: u16 = 65_535;
 /// lost on this host. Chosen; memory is bounded by the applications' windows. When it is full, the
 /// kernel drops.
 const QUEUE_PACKETS: u32 = 10_000;
+
+/// A daemon that was killed has the device until the kernel has torn it down: 50 tries, 10 ms apart.
+const BUSY_TRIES: usize = 50;
+const BUSY_PAUSE_MS: u8 = 10;
 
 const TUN_F_CSUM: u64 = 0x01;
 const TUN_F_TSO4: u64 = 0x02;
@@ -288,8 +293,26 @@ async fn removal(fd: Arc<AsyncFd<OwnedFd>>) {
     }
 }
 
-/// Opens the device, with a header before each packet if the kernel can.
+/// Opens the device; waits a little for a process that is just going.
 fn attach(name: &TunName, header: bool) -> Result<(OwnedFd, bool), SystemError> {
+    let mut result = attach_at_once(name, header);
+    for _ in 0..BUSY_TRIES {
+        if !result
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::InUse)
+        {
+            break;
+        }
+        // A wait of its own, not of a runtime: this is before anything runs. Cut short by a signal
+        // it is no shorter than needed.
+        let _cut_short = poll(&mut [], BUSY_PAUSE_MS);
+        result = attach_at_once(name, header);
+    }
+    result
+}
+
+/// Opens the device, with a header before each packet if the kernel can.
+fn attach_at_once(name: &TunName, header: bool) -> Result<(OwnedFd, bool), SystemError> {
     let known = name.index().is_some();
     match create(name, header) {
         Ok(fd) => Ok((fd, header)),
