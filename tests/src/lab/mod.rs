@@ -13,8 +13,9 @@
 //!
 //! Addresses are `10.77.N.x` and `fd77:0:0:N::x`, the same in each lab: labs share nothing, so that
 //! several run side by side. The client's default route goes by the access link that is up, those
-//! of server and origin to the router. The origin has a second address (`.5.2`) which only the
-//! server reaches. What goes wrong goes wrong on the router, between an access link and the rest.
+//! of server and origin to the router. The origin has an address that only the server reaches
+//! (`.5.2`), and one that is never steered through tund, for direct connections (`.4.3`). What goes
+//! wrong goes wrong on the router, between an access link and the rest.
 
 mod app;
 mod claim;
@@ -171,6 +172,12 @@ impl Lab {
         SocketAddr::new(address(family, 4, 2), port)
     }
 
+    /// The origin's address beside [`Self::origin_address`], which is never steered through tund:
+    /// for direct connections to compare with.
+    pub fn plain_origin_address(&self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(address(family, 4, 3), port)
+    }
+
     /// The origin's address that only the server reaches.
     pub fn hidden_origin_address(&self, family: Family, port: u16) -> SocketAddr {
         SocketAddr::new(address(family, 5, 2), port)
@@ -224,7 +231,7 @@ impl Lab {
         );
         self.number(
             &self.origin,
-            &[("up", 4, 2), ("direct", 5, 2)],
+            &[("up", 4, 2), ("up", 4, 3), ("direct", 5, 2)],
             Some(("up", 4)),
         );
     }

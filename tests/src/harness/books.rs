@@ -1,0 +1,194 @@
+//! What a driver keeps about one session: its local sockets, its links, when it was heard.
+
+use super::socket::{Socket, wide};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use tund_session::wire::frame::FlowCode;
+use tund_session::{Delivery, FlowId, Instant, LinkId, Role, Session};
+
+/// One flow's local socket as its driver sees it. Work is done on an edge only, as by a driver
+/// that sleeps in between: an event that is missing leaves the flow standing.
+#[derive(Debug, Default)]
+pub struct Local {
+    /// Which flow of the world.
+    pub unit: usize,
+    /// The origin has answered.
+    pub accepted: bool,
+    /// FlowWritable, or the socket is readable.
+    pub take_due: bool,
+    /// FlowReadable, or the socket is writable or has drained.
+    pub give_due: bool,
+    /// The socket's FIN or reset was passed on.
+    fin_told: bool,
+    reset_told: bool,
+    /// The session has reset the socket.
+    pub over: bool,
+    /// Bytes that the session knows to have left the ring; credit counts from here.
+    pub drained: u64,
+    /// Bytes that the session knows to have been taken by the socket.
+    pub released: u64,
+}
+
+/// All about one session at one end.
+#[derive(Debug)]
+pub struct Books {
+    /// Flows not forgotten.
+    pub locals: BTreeMap<FlowId, Local>,
+    /// Transport connections open here.
+    pub links: BTreeSet<LinkId>,
+    /// When the last frame came.
+    pub heard_at: Instant,
+    /// The owner has ended it.
+    pub closing: bool,
+}
+
+impl Books {
+    /// Those of a new session.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            locals: BTreeMap::new(),
+            links: BTreeSet::new(),
+            heard_at: now,
+            closing: false,
+        }
+    }
+}
+
+impl Local {
+    /// A flow of the world that has just been opened.
+    pub fn new(unit: usize) -> Self {
+        Self {
+            unit,
+            ..Self::default()
+        }
+    }
+
+    /// Takes from the socket what the session wants; at most `chunk` bytes. True if anything
+    /// happened.
+    pub fn take(
+        &mut self,
+        (id, session): (FlowId, &mut Session),
+        socket: &mut Socket,
+        chunk: u64,
+        now: Instant,
+    ) -> bool {
+        let due = std::mem::take(&mut self.take_due) | std::mem::take(&mut socket.readable_edge);
+        if !due || self.reset_told || self.over {
+            return false;
+        }
+        if !self.accepted {
+            if socket.app_rst {
+                self.reset_told = true;
+                session.abort(id, FlowCode::Cancelled, now);
+            }
+            return socket.app_rst;
+        }
+        let intake = session.intake(id);
+        let count = socket.inbound().min(intake).min(chunk);
+        if count > 0 {
+            session.write(id, socket.take(count), now);
+        }
+        let mut acted = count > 0;
+        self.take_due = socket.inbound() > 0 && session.intake(id) > 0;
+        if socket.inbound() == 0 {
+            if socket.app_rst {
+                self.reset_told = true;
+                session.reset(id, FlowCode::PeerReset, now);
+                acted = true;
+            } else if socket.app_fin && !self.fin_told {
+                self.fin_told = true;
+                session.finish(id, now);
+                acted = true;
+            }
+        }
+        acted
+    }
+
+    /// Gives the socket what has arrived; at most `chunk` bytes. True if anything happened.
+    ///
+    /// # Errors
+    ///
+    /// Bytes that are not those that were written at the other end.
+    pub fn give(
+        &mut self,
+        (id, session): (FlowId, &mut Session),
+        socket: &mut Socket,
+        chunk: usize,
+        now: Instant,
+    ) -> Result<bool, String> {
+        let due = std::mem::take(&mut self.give_due) | std::mem::take(&mut socket.writable_edge);
+        if !due || self.over {
+            return Ok(false);
+        }
+        let mut acted = self.drain((id, session), socket, now);
+        let mut left = chunk;
+        while left > 0 {
+            let Some(piece) = session.readable(id).next() else {
+                break;
+            };
+            let piece: Bytes = piece.slice(..piece.len().min(left));
+            let count = socket.put(&piece, now)?;
+            if count == 0 {
+                break;
+            }
+            let count_len = piece.len().min(super::socket::narrow(count));
+            left -= count_len;
+            session.release(id, count_len, now);
+            self.released += wide(count_len);
+            acted = true;
+        }
+        if session.readable(id).next().is_some() {
+            self.give_due = socket.room() > 0;
+        }
+        acted |= self.drain((id, session), socket, now);
+        Ok(self.end((id, session), socket, now) | acted)
+    }
+
+    /// Tells the session what has left the ring.
+    fn drain(
+        &mut self,
+        (id, session): (FlowId, &mut Session),
+        socket: &Socket,
+        now: Instant,
+    ) -> bool {
+        let gone = self.released - socket.unread().min(self.released);
+        if gone <= self.drained {
+            return false;
+        }
+        if session.role() == Role::Client {
+            session.drained(id, gone - self.drained, now);
+        }
+        session.drain_progress(id, now);
+        self.drained = gone;
+        true
+    }
+
+    /// Carries out what comes behind the bytes.
+    fn end(
+        &mut self,
+        (id, session): (FlowId, &mut Session),
+        socket: &mut Socket,
+        now: Instant,
+    ) -> bool {
+        let mut acted = false;
+        loop {
+            match session.delivery(id) {
+                Delivery::Fin if session.readable(id).next().is_none() => {
+                    socket.shut_down();
+                    session.end_delivered(id, now);
+                    acted = true;
+                }
+                Delivery::Reset if socket.unread() == 0 => {
+                    socket.reset();
+                    socket.discard_inbound();
+                    self.over = true;
+                    session.end_delivered(id, now);
+                    return true;
+                }
+                Delivery::Fin | Delivery::Reset | Delivery::Open | Delivery::Ended => {
+                    return acted;
+                }
+            }
+        }
+    }
+}

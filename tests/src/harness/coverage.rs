@@ -1,0 +1,142 @@
+//! What a schedule has met, so that a quiet simulation is not taken for a thorough one.
+
+use std::fmt;
+
+macro_rules! situations {
+    ($($(#[$doc:meta])* $name:ident = $words:literal,)*) => {
+        /// A situation that random schedules must meet often.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Situation {
+            $($(#[$doc])* #[doc = $words] $name,)*
+        }
+
+        impl Situation {
+            /// All of them, in the order of the report.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// What it is.
+            pub const fn words(self) -> &'static str {
+                match self {
+                    $(Self::$name => $words,)*
+                }
+            }
+        }
+    };
+}
+
+situations! {
+    CutMidFrame = "link cut in the middle of a frame",
+    TwoLinks = "two live links at one end",
+    OneWayCut = "one direction of a link cut, nobody noticed",
+    NoticedByOne = "link cut, noticed by one end",
+    StalledOneWay = "link stalled one way",
+    StalledBothWays = "link stalled both ways",
+    LostHello = "attach lost: HELLO",
+    LostWelcome = "attach lost: WELCOME",
+    LostFirstAfterWelcome = "attach lost: first frame after WELCOME",
+    LostResume = "attach lost: RESUME",
+    LostResumeOk = "attach lost: RESUME_OK",
+    LostFirstAfterResumeOk = "attach lost: first frame after RESUME_OK",
+    LateHello = "HELLO or WELCOME that came too late",
+    LateLink = "link that attached after a newer one",
+    StaleReject = "refusal that must not count",
+    OldSecret = "RESUME that proved a secret older than the newest",
+    LostOpen = "OPEN lost",
+    LostOpenOk = "OPEN_OK lost",
+    LostOpenErr = "OPEN_ERR lost",
+    LostReset = "RESET lost",
+    LostDone = "DONE lost",
+    LostAck = "ACK or FLOW_STATE lost",
+    LostControlAck = "CONTROL_ACK lost",
+    LostData = "DATA lost",
+    LostFin = "FIN lost",
+    DuplicateControl = "control message seen twice",
+    EarlyControl = "control message ahead of its turn",
+    DuplicateData = "DATA seen twice",
+    EarlyData = "DATA ahead of its turn",
+    DataBeforeOpenOk = "DATA or ACK before OPEN_OK",
+    SmallerAck = "ACK smaller than one from another link",
+    StopCrossingOpenOk = "STOP crossing OPEN_OK",
+    CancelledOpen = "OPEN cancelled before its answer",
+    RefusedOrigin = "origin refused",
+    TooManyFlows = "no room for a flow",
+    LateAnswer = "origin answered after the flow was cancelled",
+    HalfClose = "half-close with bytes the other way after it",
+    FinThenReset = "RESET behind FIN",
+    ResetAfterFinDelivered = "RESET heard after FIN was delivered",
+    BothReset = "RESET from both ends",
+    ResetWhileDetached = "RESET while detached",
+    ResetStalled = "reset that a stuck reader held up",
+    CreditExhausted = "credit used to its end",
+    BufferFull = "writer stopped by a full buffer",
+    BufferFullDetached = "writer stopped by a full buffer while detached",
+    StuckReader = "reader stuck to the end",
+    Suspect = "link suspect, then heard again",
+    SilentDeath = "link found dead by silence",
+    LinkDown = "LINK_DOWN closed a link",
+    RetireBusy = "RETIRE closed a link with bytes under way",
+    ExpiryAtClient = "grace over at the client first",
+    ExpiryAtServer = "grace over at the server first",
+    SingleExpiry = "one flow expired, another went on",
+    LateResume = "RESUME of a session that had ended",
+    Superseded = "session superseded",
+    Unconfirmed = "provisional session forgotten",
+    Abandoned = "session without flows and link ended",
+    UserDisconnect = "user disconnected",
+    UserDisconnectDetached = "user disconnected while detached",
+    ServerRestart = "server restarted under a session",
+    ClientRestart = "client restarted with flows",
+    LongSleep = "sleep of more than 15 s with flows",
+    EarlyTimeout = "timeout called early",
+}
+
+/// How many schedules met each situation.
+#[derive(Clone, Debug)]
+pub struct Coverage {
+    counts: Vec<u64>,
+}
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self {
+            counts: vec![0; Situation::ALL.len()],
+        }
+    }
+}
+
+impl Coverage {
+    /// This schedule has met it.
+    pub fn met(&mut self, situation: Situation) {
+        self.counts[situation as usize] = 1;
+    }
+
+    /// Counts another schedule, or others.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, count) in self.counts.iter_mut().zip(&other.counts) {
+            *sum += count;
+        }
+    }
+
+    /// Schedules that met it.
+    pub fn count(&self, situation: Situation) -> u64 {
+        self.counts[situation as usize]
+    }
+
+    /// What fewer than `least` schedules met.
+    pub fn below(&self, least: u64) -> Vec<&'static str> {
+        Situation::ALL
+            .iter()
+            .filter(|situation| self.count(**situation) < least)
+            .map(|situation| situation.words())
+            .collect()
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for situation in Situation::ALL {
+            writeln!(f, "{:>8}  {}", self.count(*situation), situation.words())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! An ideal local TCP connection with a small ring each way: an application or an origin at one
+//! end, a daemon at the other.
+
+use super::rng::mix;
+use bytes::Bytes;
+use tund_session::Instant;
+
+/// The byte that the writer `stream` writes at `place`. All that is ever written is known
+/// beforehand, so two byte strings are two lengths.
+fn byte_at(stream: u64, place: u64) -> u8 {
+    mix(stream.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ place).to_le_bytes()[0]
+}
+
+/// A length as an offset.
+pub(super) fn wide(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
+
+/// An offset as a length.
+pub(super) fn narrow(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
+
+/// One local connection and all that either end has done with it.
+#[derive(Clone, Debug)]
+pub struct Socket {
+    /// Names what its application writes.
+    writes: u64,
+    /// Names what its application has to read.
+    reads: u64,
+    ring: u64,
+    /// C is connected, or A was accepted.
+    pub connected: bool,
+
+    /// Bytes that the application has written, and of these the daemon has taken.
+    pub wrote: u64,
+    taken: u64,
+    /// The application has shut down its side, or reset.
+    pub app_fin: bool,
+    /// The application has reset.
+    pub app_rst: bool,
+
+    /// Bytes that the daemon has written, and of these the application has read.
+    pub put: u64,
+    /// Bytes that the application has read.
+    pub got: u64,
+    fin: bool,
+    rst: bool,
+    /// The application has read the end.
+    pub saw_fin: bool,
+    /// The application has met the reset.
+    pub saw_rst: bool,
+
+    /// The application reads nothing.
+    pub stuck: bool,
+    /// The application has done something that makes the socket readable for the daemon.
+    pub readable_edge: bool,
+    /// The application has read, or is gone: the socket is writable, or has drained.
+    pub writable_edge: bool,
+    /// When the socket last took something from the daemon, or its application read.
+    pub progress_at: Instant,
+}
+
+impl Socket {
+    /// A connection of flow `unit` on `side`, with rings of `ring` bytes.
+    pub fn new(unit: usize, side: usize, ring: u64, now: Instant) -> Self {
+        let stream = wide(unit) * 2;
+        Self {
+            writes: stream + wide(side),
+            reads: stream + wide(1 - side),
+            ring,
+            connected: false,
+            wrote: 0,
+            taken: 0,
+            app_fin: false,
+            app_rst: false,
+            put: 0,
+            got: 0,
+            fin: false,
+            rst: false,
+            saw_fin: false,
+            saw_rst: false,
+            stuck: false,
+            readable_edge: false,
+            writable_edge: false,
+            progress_at: now,
+        }
+    }
+
+    // The application's or origin's side.
+
+    /// Writes up to `count` bytes; how many were taken.
+    pub fn write(&mut self, count: u64) -> u64 {
+        if !self.connected || self.app_fin || self.app_rst || self.saw_rst || self.rst {
+            return 0;
+        }
+        let count = count.min(self.ring.saturating_sub(self.inbound()));
+        self.wrote += count;
+        self.readable_edge |= count > 0;
+        count
+    }
+
+    /// Shuts the writing side down.
+    pub fn finish(&mut self) -> bool {
+        let can = self.connected && !self.app_fin && !self.app_rst && !self.rst;
+        self.app_fin |= can;
+        self.readable_edge |= can;
+        can
+    }
+
+    /// Resets the connection; before it is connected, gives it up.
+    pub fn reset_by_app(&mut self) -> bool {
+        let can = !self.app_rst && !self.rst && !(self.app_fin && self.saw_fin);
+        self.app_rst |= can;
+        self.readable_edge |= can;
+        self.writable_edge |= can;
+        can
+    }
+
+    /// Reads up to `count` bytes, or the end; true if there was something.
+    pub fn read(&mut self, count: u64, now: Instant) -> bool {
+        if self.stuck || self.app_rst || self.saw_rst {
+            return false;
+        }
+        let taken = count.min(self.unread());
+        if taken > 0 {
+            self.got += taken;
+            self.writable_edge = true;
+            self.progress_at = now;
+        } else if self.rst {
+            self.saw_rst = true;
+        } else if self.fin && !self.saw_fin {
+            self.saw_fin = true;
+        } else {
+            return false;
+        }
+        true
+    }
+
+    // The daemon's side.
+
+    /// Bytes that wait to be taken by the daemon.
+    pub fn inbound(&self) -> u64 {
+        self.wrote - self.taken
+    }
+
+    /// Takes `count` of them.
+    pub fn take(&mut self, count: u64) -> Bytes {
+        let count = count.min(self.inbound());
+        let from = self.taken;
+        self.taken += count;
+        (from..self.taken)
+            .map(|place| byte_at(self.writes, place))
+            .collect()
+    }
+
+    /// What waits has no reader any more.
+    pub fn discard_inbound(&mut self) {
+        self.taken = self.wrote;
+    }
+
+    /// Bytes in the ring towards the application.
+    pub fn unread(&self) -> u64 {
+        if self.rst || self.app_rst {
+            0
+        } else {
+            self.put - self.got
+        }
+    }
+
+    /// Bytes that the ring would take; a connection that is over takes everything.
+    pub fn room(&self) -> u64 {
+        if self.rst || self.app_rst {
+            return u64::MAX;
+        }
+        self.ring.saturating_sub(self.unread())
+    }
+
+    /// Takes what fits.
+    ///
+    /// # Errors
+    ///
+    /// Bytes that are not those that the other application wrote here.
+    pub fn put(&mut self, bytes: &[u8], now: Instant) -> Result<u64, String> {
+        if self.rst || self.app_rst {
+            return Ok(wide(bytes.len()));
+        }
+        if self.fin {
+            return Err("bytes behind the FIN".to_owned());
+        }
+        let count = wide(bytes.len()).min(self.room());
+        for byte in &bytes[..narrow(count)] {
+            if *byte != byte_at(self.reads, self.put) {
+                return Err(format!("wrong byte at {}", self.put));
+            }
+            self.put += 1;
+        }
+        if count > 0 {
+            self.progress_at = now;
+        }
+        Ok(count)
+    }
+
+    /// Sends FIN behind what was put.
+    pub fn shut_down(&mut self) {
+        self.fin = true;
+    }
+
+    /// Resets at once; what the application has not read is lost.
+    pub fn reset(&mut self) {
+        if !self.rst && !self.app_rst && !(self.app_fin && self.saw_fin) {
+            self.rst = true;
+        }
+    }
+
+    /// The daemon has reset it.
+    pub fn is_reset(&self) -> bool {
+        self.rst
+    }
+
+    /// The application knows that nothing comes any more, or is about to.
+    pub fn is_told(&self) -> bool {
+        self.app_rst || self.rst || (self.app_fin && self.saw_fin)
+    }
+}

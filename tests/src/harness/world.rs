@@ -1,0 +1,632 @@
+//! The world of one schedule: one client daemon, one server daemon, applications, origins, links.
+
+use super::books::{Books, Local};
+use super::coverage::{Coverage, Situation};
+use super::pipe::{Farewell, Pipe};
+use super::rng::Rng;
+use super::socket::Socket;
+use super::witness::Witness;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tund_server_core::registry::{ClientKey, Registry, RegistryConfig};
+use tund_session::wire::frame::{CloseCode, OnExpiry, OpenError, Protocol};
+use tund_session::{
+    Config, FlowId, Instance, Instant, LinkId, OpenRefused, Outbox, Session, SessionId, Target,
+};
+
+/// The client's side.
+pub const CLIENT: usize = 0;
+/// The server's side.
+pub const SERVER: usize = 1;
+
+const KEY: ClientKey = ClientKey([7; 32]);
+
+/// One end of one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Who {
+    /// The client daemon's only session.
+    Client,
+    /// One of the server daemon's.
+    Server(SessionId),
+}
+
+impl Who {
+    /// On which side.
+    pub const fn side(self) -> usize {
+        match self {
+            Self::Client => CLIENT,
+            Self::Server(_) => SERVER,
+        }
+    }
+}
+
+/// What differs between schedules beside their actions.
+#[derive(Clone, Copy, Debug)]
+pub struct Knobs {
+    /// Bytes of buffer per direction, at either end.
+    pub buffer: [u64; 2],
+    /// Flows at once, at either end.
+    pub max_flows: [u64; 2],
+    /// Bytes of a local ring.
+    pub ring: u64,
+    /// Bytes that a kernel holds for one link.
+    pub send_queue: usize,
+    /// What the server daemon may hold for all sessions beyond their floors.
+    pub memory: u64,
+}
+
+/// One flow from application to origin: two local connections, and how it may have ended.
+#[derive(Debug)]
+pub struct Unit {
+    /// The application's connection, and the origin's once there is one.
+    pub sockets: [Option<Socket>; 2],
+    /// Neither end is owed the whole stream any more, and why.
+    pub aborted: Option<&'static str>,
+    /// A reset went out at that side although the reader had not taken everything.
+    pub stalled_reset: bool,
+    /// As asked for.
+    pub grace: Duration,
+}
+
+/// The client's session with its books.
+#[derive(Debug)]
+pub struct ClientEnd {
+    /// Which client session, counted from 1.
+    pub uid: u64,
+    /// The core.
+    pub session: Session,
+    /// The driver's books.
+    pub books: Books,
+}
+
+/// Everything.
+#[derive(Debug)]
+pub struct World {
+    /// The seed of choices that belong to named things.
+    pub seed: u64,
+    /// The only clock.
+    pub now: Instant,
+    /// What this schedule is made of.
+    pub knobs: Knobs,
+    /// All links that are not over.
+    pub pipes: BTreeMap<LinkId, Pipe>,
+    /// All flows ever.
+    pub units: Vec<Unit>,
+    /// The client daemon.
+    pub client: Option<ClientEnd>,
+    /// The server daemon.
+    pub registry: Registry,
+    /// Its books, session by session.
+    pub books: BTreeMap<SessionId, Books>,
+    /// Links that the registry has named as having something to send.
+    pub ready: BTreeSet<LinkId>,
+    /// What went over links.
+    pub witness: Witness,
+    /// What was met.
+    pub coverage: Coverage,
+    /// What happened, when asked for.
+    pub story: Option<Vec<String>>,
+    /// The first thing that must not be.
+    pub fault: Option<String>,
+    /// Timeouts are being handled.
+    pub in_timeout: bool,
+    pub(super) client_instance: u8,
+    pub(super) server_instance: u8,
+    pub(super) uids: u64,
+    link_ids: u64,
+    session_ids: u64,
+}
+
+fn registry(knobs: &Knobs, instance: u8) -> Registry {
+    Registry::new(RegistryConfig {
+        session: config(knobs, SERVER, instance),
+        max_sessions: 64,
+        memory_bytes: knobs.memory,
+    })
+}
+
+fn config(knobs: &Knobs, side: usize, instance: u8) -> Config {
+    let mut name = [u8::try_from(side).unwrap_or(0) + 1; 16];
+    name[0] = instance;
+    Config {
+        instance: Instance(name),
+        buffer_bytes: knobs.buffer[side],
+        max_flows: knobs.max_flows[side],
+        max_grace: Duration::from_secs(3600),
+    }
+}
+
+impl World {
+    /// Two idle daemons.
+    pub fn new(seed: u64, knobs: Knobs) -> Self {
+        Self {
+            seed,
+            now: Instant::from_nanos(1_000_000_000_000),
+            knobs,
+            pipes: BTreeMap::new(),
+            units: Vec::new(),
+            client: None,
+            registry: registry(&knobs, 1),
+            books: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            witness: Witness::default(),
+            coverage: Coverage::default(),
+            story: None,
+            fault: None,
+            in_timeout: false,
+            client_instance: 1,
+            server_instance: 1,
+            uids: 0,
+            link_ids: 0,
+            session_ids: 0,
+        }
+    }
+
+    /// Adds a line to the story, if one is kept.
+    pub fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(story) = &mut self.story {
+            let at = self.now.saturating_duration_since(Instant::from_nanos(1_000_000_000_000));
+            story.push(format!("{:>10.3}  {}", at.as_secs_f64(), line()));
+        }
+    }
+
+    /// Something that must not be has happened.
+    pub fn fault(&mut self, what: impl Into<String>) {
+        if self.fault.is_none() {
+            let what = what.into();
+            self.tell(|| format!("FAULT: {what}"));
+            self.fault = Some(what);
+        }
+    }
+
+    /// Notes a situation.
+    pub fn met(&mut self, situation: Situation) {
+        self.coverage.met(situation);
+    }
+
+    /// Every end there is.
+    pub fn ends(&self) -> Vec<Who> {
+        let client = self.client.iter().map(|_| Who::Client);
+        client.chain(self.books.keys().map(|id| Who::Server(*id))).collect()
+    }
+
+    /// The core of an end.
+    pub fn session(&self, who: Who) -> Option<&Session> {
+        match who {
+            Who::Client => self.client.as_ref().map(|client| &client.session),
+            Who::Server(id) => self.registry.session(id),
+        }
+    }
+
+    /// The books of an end.
+    pub fn books(&mut self, who: Who) -> Option<&mut Books> {
+        match who {
+            Who::Client => self.client.as_mut().map(|client| &mut client.books),
+            Who::Server(id) => self.books.get_mut(&id),
+        }
+    }
+
+    /// Works on the core of an end; its events are not handled yet.
+    pub fn with<R>(&mut self, who: Who, work: impl FnOnce(&mut Session) -> R) -> Option<R> {
+        match who {
+            Who::Client => self.client.as_mut().map(|client| work(&mut client.session)),
+            Who::Server(id) => {
+                let mut result = None;
+                self.registry.with(id, self.now, |session| result = Some(work(session)));
+                result
+            }
+        }
+    }
+
+    /// The end that a link belongs to on one side.
+    pub fn owner(&self, link: LinkId, side: usize) -> Option<Who> {
+        if side == CLIENT {
+            let client = self.client.as_ref()?;
+            return client.books.links.contains(&link).then_some(Who::Client);
+        }
+        let id = self.pipes.get(&link)?.session?;
+        let books = self.books.get(&id)?;
+        books.links.contains(&link).then_some(Who::Server(id))
+    }
+
+    // What applications and origins do.
+
+    /// An application connects.
+    pub fn open(&mut self, grace: Duration) -> Option<usize> {
+        if self.client.is_none() {
+            self.uids += 1;
+            let config = config(&self.knobs, CLIENT, self.client_instance);
+            self.client = Some(ClientEnd {
+                uid: self.uids,
+                session: Session::new_client(&config, self.now),
+                books: Books::new(self.now),
+            });
+        }
+        let unit = self.units.len();
+        let (now, client) = (self.now, self.client.as_mut()?);
+        let low = u16::try_from(unit).unwrap_or(u16::MAX);
+        let target = Target {
+            protocol: Protocol::Tcp,
+            source: ([10, 0, 0, 1], low).into(),
+            destination: ([192, 0, 2, 1], 80).into(),
+            grace,
+            on_expiry: OnExpiry::Reset,
+        };
+        match client.session.open_flow(&target, now) {
+            Ok(flow) => {
+                client.books.locals.insert(flow, Local::new(unit));
+                let uid = client.uid;
+                self.witness.opened(uid, flow, unit);
+                let socket = Socket::new(unit, CLIENT, self.knobs.ring, now);
+                self.units.push(Unit {
+                    sockets: [Some(socket), None],
+                    aborted: None,
+                    stalled_reset: false,
+                    grace,
+                });
+                self.tell(|| format!("application opens u{unit} as {flow}"));
+                self.drain();
+                Some(unit)
+            }
+            Err(OpenRefused::TooManyFlows) => {
+                self.met(Situation::TooManyFlows);
+                None
+            }
+            Err(OpenRefused::Ended) => {
+                self.fault("an ended session is still the client's");
+                None
+            }
+        }
+    }
+
+    /// The origin of a flow answers.
+    pub fn answer(&mut self, id: SessionId, flow: FlowId, refuse: bool) {
+        let who = Who::Server(id);
+        let now = self.now;
+        let Some(local) = self.books(who).and_then(|books| books.locals.get_mut(&flow)) else {
+            return;
+        };
+        if local.accepted {
+            return;
+        }
+        let (unit, over) = (local.unit, local.over);
+        if over {
+            self.met(Situation::LateAnswer);
+        }
+        self.tell(|| format!("origin answers u{unit}, refuses {refuse}, too late {over}"));
+        if refuse {
+            self.with(who, |session| session.refuse_flow(flow, OpenError::Refused, now));
+            if !over {
+                self.met(Situation::RefusedOrigin);
+                self.units[unit].aborted = Some("refused");
+                self.units[unit].sockets[SERVER] = None;
+                self.books(who).map(|books| books.locals.remove(&flow));
+            }
+        } else {
+            if let Some(local) = self.books(who).and_then(|books| books.locals.get_mut(&flow)) {
+                local.accepted = true;
+                local.take_due = true;
+                local.give_due = true;
+            }
+            if let Some(socket) = &mut self.units[unit].sockets[SERVER] {
+                socket.connected = true;
+            }
+            self.with(who, |session| session.accept_flow(flow, now));
+        }
+        self.drain();
+    }
+
+    /// One turn of a driver for one flow; true if anything happened.
+    pub fn pump(&mut self, who: Who, flow: FlowId, chunk: usize) -> bool {
+        let Some(mut local) = self.books(who).and_then(|books| books.locals.remove(&flow)) else {
+            return false;
+        };
+        let (now, side) = (self.now, who.side());
+        let mut socket = self.units[local.unit].sockets[side].take();
+        let mut acted = false;
+        let mut wrong = None;
+        if let Some(socket) = &mut socket {
+            let attached = self.session(who).is_some_and(Session::is_attached);
+            let (was_fin, was_reset) = (socket.app_fin, socket.app_rst);
+            let _worked = self.with(who, |session| {
+                let whole = u64::try_from(chunk).unwrap_or(u64::MAX);
+                acted |= local.take((flow, session), socket, whole, now);
+                match local.give((flow, session), socket, chunk, now) {
+                    Ok(gave) => acted |= gave,
+                    Err(what) => wrong = Some(what),
+                }
+                if local.accepted && socket.inbound() > 0 && session.intake(flow) == 0 {
+                    local.blocked = true;
+                }
+            });
+            if std::mem::take(&mut local.blocked) {
+                self.met(Situation::BufferFull);
+                if !attached {
+                    self.met(Situation::BufferFullDetached);
+                }
+            }
+            if was_reset && acted && !attached && local.accepted {
+                self.met(Situation::ResetWhileDetached);
+            }
+            if was_reset && was_fin && acted {
+                self.met(Situation::FinThenReset);
+            }
+        }
+        let unit = local.unit;
+        self.units[unit].sockets[side] = socket;
+        if let Some(books) = self.books(who) {
+            books.locals.insert(flow, local);
+        }
+        if let Some(what) = wrong {
+            self.fault(format!("u{unit} at side {side}: {what}"));
+        }
+        self.drain();
+        acted
+    }
+
+    // What drivers do with links.
+
+    /// The client daemon has a new transport connection to the server.
+    pub fn dial(&mut self) -> Option<LinkId> {
+        let uid = self.client.as_ref()?.uid;
+        self.link_ids += 1;
+        self.session_ids += 1;
+        let link = LinkId(self.link_ids);
+        let pipe = Pipe::new(link, uid, self.now);
+        let secret = pipe.secret();
+        let mut fresh = [0; 16];
+        fresh[..8].copy_from_slice(&self.session_ids.to_be_bytes());
+        self.registry
+            .handle_link_up(link, KEY, secret.clone(), SessionId(fresh));
+        self.pipes.insert(link, pipe);
+        self.tell(|| format!("client dials {link}"));
+        let now = self.now;
+        if let Some(client) = &mut self.client {
+            client.books.links.insert(link);
+            client.session.handle_link_up(link, secret, now);
+        }
+        self.drain();
+        Some(link)
+    }
+
+    /// Lets an end write to a link; true if something other than PING or PONG was written.
+    pub fn transmit(&mut self, link: LinkId, side: usize, budget: usize) -> bool {
+        let now = self.now;
+        let Some(pipe) = self.pipes.get(&link) else {
+            return false;
+        };
+        if !pipe.open[side] || pipe.unacknowledged(side) >= self.knobs.send_queue {
+            return false;
+        }
+        let mut out = Outbox::new();
+        if side == SERVER {
+            let due = self.registry.session(pipe.session.unwrap_or(SessionId([0; 16])));
+            let due = due.is_some_and(|session| session.has_transmit(link));
+            self.registry.poll_transmit(link, budget, &mut out, now);
+            if pipe.session.is_some() && due == out.is_empty() {
+                self.fault(format!("has_transmit says {due}, {} bytes came", out.len()));
+            }
+        } else if let Some(client) = &mut self.client {
+            let due = client.session.has_transmit(link);
+            client.session.poll_transmit(link, budget, &mut out, now);
+            if due == out.is_empty() {
+                self.fault(format!("has_transmit says {due}, {} bytes came", out.len()));
+            }
+        }
+        let sent = self.put(link, side, &out);
+        self.drain();
+        sent
+    }
+
+    fn put(&mut self, link: LinkId, side: usize, out: &Outbox) -> bool {
+        let Some(pipe) = self.pipes.get_mut(&link) else {
+            return false;
+        };
+        if out.is_empty() {
+            return false;
+        }
+        let lost = pipe.lanes[side].lost;
+        let frames = pipe.put(side, out.to_vec().into());
+        let mut matters = false;
+        for numbered in frames {
+            matters |= !Witness::is_small_talk(&numbered.1);
+            self.tell(|| format!("{} sends on {link} {}{:?}", "CS".get(side..=side).unwrap_or("?"), if lost { "into nothing " } else { "" }, numbered.1));
+            self.saw_sent(link, side, &numbered.1);
+            if lost {
+                self.saw_lost(link, side, &numbered);
+            }
+        }
+        matters
+    }
+
+    /// The driver of one side lets go of a transport connection, after its last words.
+    pub fn hang_up(&mut self, link: LinkId, side: usize, last_words: bool) {
+        let farewell = match Rng::of(self.seed, link.0 * 2 + u64::try_from(side).unwrap_or(0)).below(10) {
+            0..6 => Farewell::Orderly,
+            6..8 => Farewell::Reset,
+            _ => Farewell::Silent,
+        };
+        if last_words {
+            let mut out = Outbox::new();
+            if side == SERVER {
+                self.registry.poll_transmit(link, usize::MAX, &mut out, self.now);
+            } else if let Some(client) = &mut self.client {
+                client.session.poll_transmit(link, usize::MAX, &mut out, self.now);
+            }
+            self.put(link, side, &out);
+        }
+        self.let_go(link, side, farewell);
+    }
+
+    /// Closes one end of a transport connection and tells the core of that end.
+    pub fn let_go(&mut self, link: LinkId, side: usize, farewell: Farewell) {
+        let Some(pipe) = self.pipes.get_mut(&link) else {
+            return;
+        };
+        if !pipe.open[side] {
+            return;
+        }
+        let cut = pipe.lanes[1 - side].is_mid_frame();
+        let lost = pipe.close(side, farewell);
+        self.tell(|| format!("{} closes {link}: {farewell:?}", "CS".get(side..=side).unwrap_or("?")));
+        if cut {
+            self.met(Situation::CutMidFrame);
+        }
+        for (from, frames) in lost.into_iter().enumerate() {
+            for numbered in frames {
+                self.saw_lost(link, from, &numbered);
+            }
+        }
+        let now = self.now;
+        let owner = self.owner(link, side);
+        if let Some(books) = owner.and_then(|who| self.books(who)) {
+            books.links.remove(&link);
+        }
+        if side == SERVER {
+            self.ready.remove(&link);
+            self.registry.handle_link_down(link, now);
+        } else if owner.is_some()
+            && let Some(client) = &mut self.client
+        {
+            client.session.handle_link_down(link, now);
+        }
+    }
+
+    /// Something arrives at the end opposite of `side`; true if it was more than small talk.
+    pub fn deliver(&mut self, link: LinkId, side: usize, count: usize) -> bool {
+        let Some(pipe) = self.pipes.get_mut(&link) else {
+            return false;
+        };
+        let to = 1 - side;
+        let lane = &mut pipe.lanes[side];
+        if !lane.is_deliverable() {
+            return false;
+        }
+        if lane.under_way() == 0 {
+            lane.ending = false;
+            self.tell(|| format!("end of {link} reaches {}", "CS".get(to..=to).unwrap_or("?")));
+            self.let_go(link, to, Farewell::Orderly);
+            self.drain();
+            return true;
+        }
+        let open = pipe.open[to];
+        let delivered = pipe.take(side, count);
+        if !open {
+            return false;
+        }
+        let mut matters = delivered.frames.is_empty();
+        for (_, frame) in &delivered.frames {
+            matters |= !Witness::is_small_talk(frame);
+            self.tell(|| format!("{} reads on {link} {frame:?}", "CS".get(to..=to).unwrap_or("?")));
+            self.saw_arriving(link, side, frame);
+        }
+        let now = self.now;
+        if let Some(books) = self.owner(link, to).and_then(|who| self.books(who))
+            && !delivered.frames.is_empty()
+        {
+            books.heard_at = now;
+        }
+        if to == SERVER {
+            self.registry.handle_bytes(link, delivered.bytes, now);
+            self.adopt(link);
+        } else if let Some(client) = &mut self.client {
+            client.session.handle_bytes(link, delivered.bytes, now);
+        }
+        self.drain();
+        matters
+    }
+
+    /// Finds the server session that a link has joined.
+    fn adopt(&mut self, link: LinkId) {
+        let now = self.now;
+        let Some(pipe) = self.pipes.get_mut(&link).filter(|pipe| pipe.session.is_none()) else {
+            return;
+        };
+        let mut sessions = self.registry.sessions();
+        let joined = sessions.find(|(_, _, session)| {
+            !session.is_ended() && session.live_links().any(|(live, _)| live == link)
+        });
+        if let Some((id, ..)) = joined {
+            pipe.session = Some(id);
+            let books = self.books.entry(id).or_insert_with(|| Books::new(now));
+            books.links.insert(link);
+            books.heard_at = now;
+        }
+    }
+
+    // What befalls daemons.
+
+    /// The user disconnects, or the last flow has ended and `linger` is over.
+    pub fn close(&mut self, code: CloseCode) {
+        let now = self.now;
+        let Some(client) = &mut self.client else {
+            return;
+        };
+        let attached = client.session.is_attached();
+        client.books.closing = true;
+        client.session.close(code, now);
+        self.met(Situation::UserDisconnect);
+        if !attached {
+            self.met(Situation::UserDisconnectDetached);
+        }
+        self.tell(|| "user disconnects".to_owned());
+        self.drain();
+    }
+
+    /// The client daemon dies and starts again.
+    pub fn restart_client(&mut self) {
+        self.client_instance = self.client_instance.wrapping_add(1);
+        self.tell(|| "client restarts".to_owned());
+        let Some(client) = self.client.take() else {
+            return;
+        };
+        if !client.books.locals.is_empty() {
+            self.met(Situation::ClientRestart);
+        }
+        self.abandon_sockets(&client.books, CLIENT, "client restarted");
+        for link in client.books.links {
+            self.drop_transport(link, CLIENT);
+        }
+        self.drain();
+    }
+
+    /// The server daemon dies and starts again.
+    pub fn restart_server(&mut self) {
+        self.server_instance = self.server_instance.wrapping_add(1);
+        self.tell(|| "server restarts".to_owned());
+        for books in std::mem::take(&mut self.books).into_values() {
+            if !books.locals.is_empty() {
+                self.met(Situation::ServerRestart);
+            }
+            self.abandon_sockets(&books, SERVER, "server restarted");
+        }
+        self.ready.clear();
+        self.registry = registry(&self.knobs, self.server_instance);
+        for link in self.pipes.keys().copied().collect::<Vec<_>>() {
+            self.drop_transport(link, SERVER);
+        }
+        self.drain();
+    }
+
+    /// The kernel closes a dead daemon's transport connection.
+    fn drop_transport(&mut self, link: LinkId, side: usize) {
+        if side == CLIENT
+            && let Some(pipe) = self.pipes.get_mut(&link)
+        {
+            // No session stands behind it any more.
+            pipe.dialled_by = pipe.dialled_by.max(1);
+        }
+        self.hang_up(link, side, false);
+    }
+
+    /// Every local socket of a session is reset at once.
+    pub fn abandon_sockets(&mut self, books: &Books, side: usize, why: &'static str) {
+        for local in books.locals.values() {
+            let unit = &mut self.units[local.unit];
+            unit.aborted = unit.aborted.or(Some(why));
+            if let Some(socket) = &mut unit.sockets[side] {
+                socket.reset();
+            }
+        }
+    }
+}
