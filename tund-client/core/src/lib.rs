@@ -1,1 +1,11 @@
 //! The client daemon without I/O: packets and frames in, packets and frames out.
+
+pub mod client;
+mod dialer;
+mod flow_table;
+pub mod netstack;
+pub mod packet;
+
+pub use client::{Client, ClientConfig, ClientEvent, Outages, Refused, State};
+pub use dialer::PathId;
+pub use flow_table::{ClientFlow, FlowTable};

@@ -85,6 +85,8 @@ pub struct Session {
     acks: VecDeque<FlowId>,
     events: VecDeque<Event>,
     traffic: Traffic,
+    /// Bytes dropped at the end.
+    lost: u64,
 }
 
 /// Bytes of flows since the session was made.
@@ -132,6 +134,7 @@ impl Session {
             acks: VecDeque::new(),
             events: VecDeque::new(),
             traffic: Traffic::default(),
+            lost: 0,
             config: config.clone(),
         }
     }
@@ -288,6 +291,11 @@ impl Session {
     /// When it was made here.
     pub fn born(&self) -> Instant {
         self.born
+    }
+
+    /// After the end: bytes taken that the peer never released, as it was then.
+    pub fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// Bytes of the two pools that flows hold beyond their floors.

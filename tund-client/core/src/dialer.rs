@@ -1,0 +1,300 @@
+//! When to dial, where, and which attempts to give up.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tund_session::{Instant, LinkId};
+
+/// Between two attempts on one path while the outage is young.
+const EVERY: Duration = Duration::from_millis(500);
+/// How long an outage is young.
+const YOUNG: Duration = Duration::from_secs(300);
+/// After that, attempts start at a random moment within so much after the last one (full jitter).
+const LATER: Duration = Duration::from_secs(10);
+/// An attempt lives so long: slow paths need three round trips, lossy ones some retransmissions.
+const LIFETIME: Duration = Duration::from_secs(15);
+/// Attempts on one path whose SYN is unanswered; the oldest but one gives way to a fresher one.
+const UNANSWERED: usize = 6;
+/// Attempts on one path whose SYN is answered; never displaced, and none new starts beside them.
+const ANSWERED: usize = 4;
+/// After an error that needs a person, the daemon looks again so often.
+const REFUSED_EVERY: Duration = Duration::from_secs(10);
+
+/// A way to a server address, as the driver numbers them: interface and address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PathId {
+    /// The interface's index.
+    pub interface: u32,
+    /// Which of the server's addresses.
+    pub address: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    path: PathId,
+    started: Instant,
+    is_answered: bool,
+}
+
+/// What the dialer asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DialOrder {
+    /// Dial.
+    Start(LinkId, PathId),
+    /// Close an attempt.
+    GiveUp(LinkId),
+}
+
+/// Attempts to make a link: overlapping, since a fresh SYN beats one that has backed off.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    attempts: BTreeMap<LinkId, Attempt>,
+    last_start: BTreeMap<PathId, Instant>,
+    /// A link is wanted since then.
+    wanted_since: Option<Instant>,
+    /// The paths are asked for then.
+    next_look: Instant,
+    /// Not sooner: the server's hint, or an error that needs a person.
+    not_before: Instant,
+    next_link: u64,
+    random: u64,
+}
+
+impl Dialer {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            attempts: BTreeMap::new(),
+            last_start: BTreeMap::new(),
+            wanted_since: None,
+            next_look: Instant::default(),
+            not_before: Instant::default(),
+            next_link: 1,
+            random: seed | 1,
+        }
+    }
+
+    /// A link is wanted, or not any more.
+    pub(crate) fn want(&mut self, wanted: bool, now: Instant) {
+        match (wanted, self.wanted_since) {
+            (true, None) => {
+                self.wanted_since = Some(now);
+                self.next_look = now;
+            }
+            (false, Some(_)) => self.wanted_since = None,
+            (true, Some(_)) | (false, None) => {}
+        }
+    }
+
+    /// Something has happened that makes an attempt worth while: an application sends.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        let last = self.last_start.values().max().copied();
+        if self.wanted_since.is_some() && last.is_none_or(|last| last + EVERY <= now) {
+            self.next_look = self.next_look.min(now);
+        }
+    }
+
+    /// The server asks for patience, or an error needs a person.
+    pub(crate) fn wait(&mut self, hint: Option<Duration>, now: Instant) {
+        let pause = hint.unwrap_or(REFUSED_EVERY);
+        let jitter = self.draw(pause.max(EVERY) / 2);
+        self.not_before = now + pause + jitter;
+    }
+
+    /// No pause any more: a person asks.
+    pub(crate) fn clear_wait(&mut self, now: Instant) {
+        self.not_before = now;
+        self.next_look = now;
+    }
+
+    /// Whether the paths should be looked up; then [`paths`](Self::paths) is to be called.
+    pub(crate) fn is_look_due(&mut self, now: Instant) -> bool {
+        let due = self.next_look.max(self.not_before);
+        if self.wanted_since.is_none() || due > now {
+            return false;
+        }
+        let young = self.wanted_since.is_some_and(|since| since + YOUNG > now);
+        self.next_look = now
+            + if young {
+                EVERY
+            } else {
+                EVERY + self.draw(LATER)
+            };
+        true
+    }
+
+    /// The usable paths, best first: starts what may start.
+    pub(crate) fn paths(&mut self, paths: &[PathId], now: Instant, orders: &mut Vec<DialOrder>) {
+        if self.wanted_since.is_none() {
+            return;
+        }
+        for path in paths {
+            let on_path = || self.attempts.iter().filter(|(_, a)| a.path == *path);
+            if on_path().filter(|(_, a)| a.is_answered).count() >= ANSWERED {
+                continue;
+            }
+            let unanswered: Vec<_> = on_path()
+                .filter(|(_, a)| !a.is_answered)
+                .map(|(id, _)| *id)
+                .collect();
+            if unanswered.len() >= UNANSWERED
+                && let Some(second) = unanswered.get(1)
+            {
+                self.attempts.remove(second);
+                orders.push(DialOrder::GiveUp(*second));
+            }
+            let link = LinkId(self.next_link);
+            self.next_link += 1;
+            self.last_start.insert(*path, now);
+            let attempt = Attempt {
+                path: *path,
+                started: now,
+                is_answered: false,
+            };
+            self.attempts.insert(link, attempt);
+            orders.push(DialOrder::Start(link, *path));
+        }
+        self.last_start.retain(|path, _| paths.contains(path));
+    }
+
+    /// The SYN was answered.
+    pub(crate) fn answered(&mut self, link: LinkId) {
+        if let Some(attempt) = self.attempts.get_mut(&link) {
+            attempt.is_answered = true;
+        }
+    }
+
+    /// The attempt has ended, one way or the other; when it started.
+    pub(crate) fn ended(&mut self, link: LinkId) -> Option<Instant> {
+        self.attempts.remove(&link).map(|attempt| attempt.started)
+    }
+
+    /// Gives all attempts up: a link is there.
+    pub(crate) fn give_up_all(&mut self, orders: &mut Vec<DialOrder>) {
+        while let Some((link, _)) = self.attempts.pop_first() {
+            orders.push(DialOrder::GiveUp(link));
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let oldest = self
+            .attempts
+            .values()
+            .map(|attempt| attempt.started + LIFETIME)
+            .min();
+        let look = self
+            .wanted_since
+            .map(|_| self.next_look.max(self.not_before));
+        [oldest, look].into_iter().flatten().min()
+    }
+
+    /// Gives up what has lived long enough.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, orders: &mut Vec<DialOrder>) {
+        let old = self
+            .attempts
+            .iter()
+            .filter(|(_, a)| a.started + LIFETIME <= now);
+        for link in old.map(|(link, _)| *link).collect::<Vec<_>>() {
+            self.attempts.remove(&link);
+            orders.push(DialOrder::GiveUp(link));
+        }
+    }
+
+    /// A duration below `below`, from the seed (xorshift64*).
+    fn draw(&mut self, below: Duration) -> Duration {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        let drawn = self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33;
+        let millis = u64::try_from(below.as_millis()).unwrap_or(u64::MAX).max(1);
+        Duration::from_millis(drawn % millis)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WIFI: PathId = PathId {
+        interface: 2,
+        address: 0,
+    };
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_nanos(millis * 1_000_000)
+    }
+
+    fn started(orders: &[DialOrder]) -> usize {
+        orders
+            .iter()
+            .filter(|order| matches!(order, DialOrder::Start(..)))
+            .count()
+    }
+
+    #[test]
+    fn attempts_overlap_every_half_second_and_one_old_one_is_kept() {
+        let mut dialer = Dialer::new(1);
+        let mut orders = Vec::new();
+        dialer.want(true, at(0));
+        let mut most = 0;
+        for tick in 0..100 {
+            let now = at(tick * 100);
+            dialer.handle_timeout(now, &mut orders);
+            if dialer.is_look_due(now) {
+                dialer.paths(&[WIFI], now, &mut orders);
+            }
+            most = most.max(dialer.attempts.len());
+        }
+
+        assert_eq!(started(&orders), 20);
+        assert_eq!(most, UNANSWERED);
+        assert_eq!(dialer.attempts.keys().next(), Some(&LinkId(1)));
+    }
+
+    #[test]
+    fn answered_attempts_are_not_displaced_and_four_are_enough() {
+        let mut dialer = Dialer::new(1);
+        let mut orders = Vec::new();
+        dialer.want(true, at(0));
+        for tick in 0..20 {
+            dialer.paths(&[WIFI], at(tick * 500), &mut orders);
+            dialer.answered(LinkId(tick + 1));
+        }
+
+        assert_eq!(started(&orders), ANSWERED);
+        assert!(
+            !orders
+                .iter()
+                .any(|order| matches!(order, DialOrder::GiveUp(_)))
+        );
+        dialer.handle_timeout(at(14_999), &mut orders);
+        assert!(
+            !orders
+                .iter()
+                .any(|order| matches!(order, DialOrder::GiveUp(_)))
+        );
+        dialer.handle_timeout(at(15_000), &mut orders);
+        assert!(orders.contains(&DialOrder::GiveUp(LinkId(1))));
+    }
+
+    #[test]
+    fn nothing_is_dialled_that_nobody_wants() {
+        let mut dialer = Dialer::new(1);
+        let mut orders = Vec::new();
+
+        assert!(!dialer.is_look_due(at(1000)));
+        dialer.paths(&[WIFI], at(1000), &mut orders);
+
+        assert!(orders.is_empty());
+        assert_eq!(dialer.poll_timeout(), None);
+    }
+
+    #[test]
+    fn an_old_outage_is_tried_less_often() {
+        let mut dialer = Dialer::new(7);
+        dialer.want(true, at(0));
+        let mut looks = 0;
+        for tick in 0..600 {
+            looks += usize::from(dialer.is_look_due(at(300_000 + tick * 100)));
+        }
+        assert!((5..40).contains(&looks), "{looks} in a minute");
+    }
+}
