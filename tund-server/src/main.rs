@@ -1,3 +1,13 @@
-//! The server daemon of tund.
+//! The server daemon of tund: keeps sessions through outages and connects to origins for them.
 
-fn main() {}
+mod cli;
+mod config;
+mod driver;
+mod status;
+mod sys;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tund_daemon::lifecycle::conclude("tund-server", cli::execute())
+}

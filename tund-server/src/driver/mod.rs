@@ -1,0 +1,352 @@
+//! The server's one loop: moves bytes between links, the registry and origins, and decides nothing.
+
+mod flows;
+mod links;
+mod origin;
+mod report;
+
+use crate::config::Config;
+use anyhow::Context as _;
+use links::LinkSlot;
+use origin::{Failures, ReadBuffer};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::path::PathBuf;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tund_daemon::clock::{self, Alarm};
+use tund_daemon::control::{ControlServer, ServerCommand};
+use tund_daemon::lifecycle::{Signal, Signals, notify_ready, notify_reloading, notify_stopping};
+use tund_daemon::link::{ClientKeys, ServerTls};
+use tund_daemon::ready::ReadySet;
+use tund_daemon::telemetry::Tally;
+use tund_server_core::admission::Admission;
+use tund_server_core::gate::Gate;
+use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
+use tund_session::{FlowId, Instance, Instant, LinkId, Outbox, SessionId};
+
+/// Rounds of work before other tasks of the runtime get a turn.
+const ROUNDS: usize = 32;
+/// How long the last words of links may take when the daemon stops.
+const STOP_TIME: Duration = Duration::from_secs(1);
+/// How often the server's own addresses are read again.
+const ADDRESSES_EVERY: Duration = Duration::from_secs(30);
+
+/// What a token of the ready set stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Listener(usize),
+    Link(LinkId),
+    Origin(SessionId, FlowId),
+}
+
+struct Listener {
+    socket: TcpListener,
+    waker: Waker,
+}
+
+/// The daemon: the cores, and the sockets around them.
+struct Server {
+    config: Config,
+    config_file: PathBuf,
+    registry: Registry,
+    gate: Gate,
+    admission: Admission,
+    keys: ClientKeys,
+    /// Which `[[client]]` a key belongs to.
+    client_of: BTreeMap<ClientKey, usize>,
+    tls: ServerTls,
+
+    listeners: Vec<Listener>,
+    links: FxHashMap<LinkId, LinkSlot>,
+    origins: BTreeMap<(SessionId, FlowId), flows::OriginSlot>,
+    /// What each token stands for; tokens are never used twice.
+    sources: FxHashMap<u64, Source>,
+    next_token: u64,
+    ready: ReadySet,
+    failures: Failures,
+    read_buffer: ReadBuffer,
+    outbox: Outbox,
+    woken: Vec<u64>,
+    dirty: Vec<LinkId>,
+    alarm: Alarm,
+    /// Deadlines of the driver's own sockets: connects, drains, closing links.
+    timers: BTreeMap<(Instant, u64), Source>,
+    refusals: Tally,
+    addresses_at: Instant,
+    stopping: Option<Instant>,
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+///
+/// When it cannot start: addresses, keys, sockets.
+pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        let mut signals = Signals::new().context("cannot take over signals")?;
+        let mut control = ControlServer::<ServerCommand>::bind(&config.control_socket)?;
+        let mut server = Server::new(config, config_file)?;
+        notify_ready();
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+        poll_fn(|cx| server.poll(cx, &mut signals, &mut control)).await;
+        control.finish().await;
+        Ok(())
+    })
+}
+
+pub(super) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    #[expect(clippy::expect_used, reason = "a kernel without entropy cannot run a TLS server either")]
+    getrandom::fill(&mut bytes).expect("Linux has getrandom since 3.17");
+    bytes
+}
+
+impl Server {
+    fn new(config: Config, config_file: PathBuf) -> anyhow::Result<Self> {
+        let keys = ClientKeys::new(config.clients.iter().flat_map(|c| c.public_keys.clone()));
+        let tls = ServerTls::new(&config.private_key, keys.clone())
+            .context("cannot set TLS up with the private key of [identity]")?;
+        let registry = Registry::new(RegistryConfig {
+            session: tund_session::Config {
+                instance: Instance(random()),
+                buffer_bytes: config.buffer_bytes,
+                max_flows: config.max_flows_per_session,
+                max_grace: config.max_grace,
+            },
+            max_sessions: config.max_sessions,
+            memory_bytes: config.memory_bytes,
+        });
+        let ready = ReadySet::new();
+        let own = own_addresses();
+        let admission =
+            Admission::new(config.origin_allow.clone(), config.origin_deny.clone(), own);
+        let mut server = Self {
+            registry,
+            gate: Gate::new(),
+            admission,
+            keys,
+            client_of: BTreeMap::new(),
+            tls,
+            listeners: Vec::new(),
+            links: FxHashMap::default(),
+            origins: BTreeMap::new(),
+            sources: FxHashMap::default(),
+            next_token: 1,
+            ready,
+            failures: Failures::new().context("cannot watch origins for failures")?,
+            read_buffer: ReadBuffer::new(),
+            outbox: Outbox::new(),
+            woken: Vec::new(),
+            dirty: Vec::new(),
+            alarm: Alarm::new().context("cannot make a timer")?,
+            timers: BTreeMap::new(),
+            refusals: Tally::new(),
+            addresses_at: clock::now(),
+            stopping: None,
+            config,
+            config_file,
+        };
+        server.index_clients();
+        for address in server.config.listen.clone() {
+            let socket = links::listen(address)
+                .with_context(|| format!("cannot listen on {address}; is the port taken?"))?;
+            let waker = server.register(Source::Listener(server.listeners.len()));
+            waker.wake_by_ref();
+            server.listeners.push(Listener { socket, waker });
+        }
+        Ok(server)
+    }
+
+    fn index_clients(&mut self) {
+        let clients = self.config.clients.iter().enumerate();
+        self.client_of = clients
+            .flat_map(|(index, client)| {
+                client.public_keys.iter().map(move |key| (ClientKey(*key.as_bytes()), index))
+            })
+            .collect();
+    }
+
+    /// A waker that reports `source`, under a number that was never used.
+    fn register(&mut self, source: Source) -> Waker {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.sources.insert(token, source);
+        self.ready.register(token)
+    }
+
+    /// Turns until nothing is left to be done, then sleeps; ready when the daemon has stopped.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        signals: &mut Signals,
+        control: &mut ControlServer<ServerCommand>,
+    ) -> Poll<()> {
+        for _ in 0..ROUNDS {
+            let now = clock::now();
+            while let Poll::Ready(signal) = signals.poll_signal(cx) {
+                self.on_signal(signal, now);
+            }
+            while let Poll::Ready(request) = control.poll_request(cx) {
+                self.on_request(request, now);
+            }
+            let expired = self.alarm.poll_expired(cx).is_ready();
+            let mut woken = std::mem::take(&mut self.woken);
+            let ready = self.ready.poll_ready(cx, &mut woken).is_ready();
+            for token in woken.drain(..) {
+                self.on_woken(token, now);
+            }
+            let failed = self.failures.poll_failed(cx, &mut woken).is_ready();
+            for token in woken.drain(..) {
+                self.on_failed(token, now);
+            }
+            self.woken = woken;
+            self.on_time(now);
+            self.drain(now);
+            if self.stopping.is_some_and(|until| self.links.is_empty() || until <= now) {
+                return Poll::Ready(());
+            }
+            if !(ready || failed || expired) {
+                self.sleep(cx);
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn sleep(&mut self, cx: &Context<'_>) {
+        let own = self.timers.first_key_value().map(|((at, _), _)| *at);
+        let next = [
+            self.registry.poll_timeout(),
+            self.gate.poll_timeout(),
+            self.refusals.poll_timeout(),
+            self.stopping,
+            own,
+            Some(self.addresses_at + ADDRESSES_EVERY),
+        ];
+        if let Err(error) = self.alarm.set(next.into_iter().flatten().min()) {
+            tracing::error!(%error, "the timer cannot be set");
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn on_woken(&mut self, token: u64, now: Instant) {
+        match self.sources.get(&token).copied() {
+            Some(Source::Listener(index)) => self.accept(index, now),
+            Some(Source::Link(link)) => self.drive_link(link, now),
+            Some(Source::Origin(session, flow)) => self.drive_origin(session, flow, now),
+            None => {}
+        }
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        while let Some(link) = self.gate.poll_expired(now) {
+            self.refusals.add("no handshake within 10 s");
+            self.drop_link(link, now);
+        }
+        while let Some(entry) = self.timers.first_entry()
+            && entry.key().0 <= now
+        {
+            match entry.remove() {
+                Source::Link(link) => self.drop_link(link, now),
+                Source::Origin(session, flow) => self.origin_time(session, flow, now),
+                Source::Listener(index) => self.accept(index, now),
+            }
+        }
+        self.registry.handle_timeout(now);
+        if let Some(report) = self.gate.poll_report(now) {
+            tracing::warn!(?report, "connections without a listed key were turned away");
+        }
+        if let Some(summary) = self.refusals.poll_summary(now) {
+            tracing::warn!(%summary, "refused in the last minute");
+        }
+        if self.addresses_at + ADDRESSES_EVERY <= now {
+            self.addresses_at = now;
+            self.admission.set_own_addresses(own_addresses());
+        }
+    }
+
+    /// Carries out what the registry wants, until it wants nothing.
+    fn drain(&mut self, now: Instant) {
+        loop {
+            let mut moved = false;
+            while let Some(event) = self.registry.poll_event() {
+                moved = true;
+                match event {
+                    RegistryEvent::Session { session, event } => self.on_event(session, event, now),
+                    RegistryEvent::TurnedAway { link, reason } => {
+                        self.on_turned_away(link, reason, now);
+                    }
+                }
+            }
+            let mut dirty = std::mem::take(&mut self.dirty);
+            self.registry.poll_dirty(&mut dirty);
+            for link in dirty.drain(..) {
+                moved |= self.send(link, now);
+            }
+            self.dirty = dirty;
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn on_signal(&mut self, signal: Signal, now: Instant) {
+        match signal {
+            Signal::Stop => {
+                if self.stopping.is_none() {
+                    notify_stopping();
+                    tracing::info!("stopping");
+                    self.stopping = Some(now + STOP_TIME);
+                    self.registry.close_all(now);
+                }
+            }
+            Signal::Reload => self.reload(now),
+        }
+    }
+
+    /// Reads the list of clients again; a removed key loses its sessions at once.
+    fn reload(&mut self, now: Instant) {
+        notify_reloading();
+        match crate::config::load(&self.config_file) {
+            Ok(loaded) => {
+                self.config.clients = loaded.config.clients;
+                self.index_clients();
+                let listed = self.config.clients.iter().flat_map(|c| c.public_keys.clone());
+                self.keys.replace(listed);
+                let clients = &self.client_of;
+                self.registry.retain_keys(|key| clients.contains_key(key), now);
+                tracing::info!(clients = self.config.clients.len(), "the list of clients was read again");
+            }
+            Err(error) => {
+                tracing::error!(%error, "the configuration has mistakes; the old one stays");
+            }
+        }
+        notify_ready();
+    }
+}
+
+/// The addresses of this host, each with its network.
+fn own_addresses() -> Vec<ipnet::IpNet> {
+    let Ok(addresses) = nix::ifaddrs::getifaddrs() else {
+        tracing::warn!("the addresses of this host cannot be read; they are not refused as such");
+        return Vec::new();
+    };
+    let nets = addresses.filter_map(|interface| {
+        let address = ip_of(interface.address?)?;
+        let mask = interface.netmask.and_then(ip_of);
+        let host = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = mask.and_then(|mask| ipnet::ip_mask_to_prefix(mask).ok()).unwrap_or(host);
+        ipnet::IpNet::new(address, prefix).ok()
+    });
+    nets.collect()
+}
+
+fn ip_of(address: nix::sys::socket::SockaddrStorage) -> Option<std::net::IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+}

@@ -1,0 +1,25 @@
+//! How much of what was written to a socket its peer has not acknowledged.
+
+use nix::libc;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+mod ioctl {
+    //! The raw system call, as nix's macro makes it.
+    nix::ioctl_read_bad!(siocoutq, nix::libc::TIOCOUTQ, nix::libc::c_int);
+}
+
+/// Bytes in the socket's send queue (`SIOCOUTQ`): sent and not acknowledged, and not yet sent.
+///
+/// A FIN that is not acknowledged counts as one.
+///
+/// # Errors
+///
+/// Whatever the system call fails with; it cannot on a TCP socket.
+pub(crate) fn unacknowledged(socket: &impl AsFd) -> io::Result<usize> {
+    let mut queued: libc::c_int = 0;
+    #[expect(unsafe_code, reason = "nix offers the call as an unsafe function only")]
+    // SAFETY: the descriptor is borrowed, hence open, and `queued` is a c_int to write to.
+    unsafe { ioctl::siocoutq(socket.as_fd().as_raw_fd(), &raw mut queued) }?;
+    Ok(usize::try_from(queued).unwrap_or(0))
+}
