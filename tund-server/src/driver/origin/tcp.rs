@@ -198,7 +198,7 @@ impl Origin {
 
     fn remember(&mut self, error: io::Error) -> io::Error {
         if let Some(errno) = error.raw_os_error() {
-            let _ = errno;
+            self.failure.get_or_insert_with(|| Errno::from_raw(errno));
         }
         error
     }
