@@ -1,3 +1,13 @@
-//! The client daemon of tund.
+//! The client daemon of tund: takes applications' traffic and carries it over a session that lasts.
 
-fn main() {}
+mod cli;
+mod config;
+mod driver;
+mod status;
+mod sys;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tund_daemon::lifecycle::conclude("tund-client", cli::execute())
+}

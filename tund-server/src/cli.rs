@@ -28,7 +28,13 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// How the daemon's log looks; its level is [log] level or RUST_LOG
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
     log_format: LogFormat,
 }
 
@@ -134,9 +140,9 @@ pub(crate) fn execute() -> anyhow::Result<()> {
         Command::Disconnect(Disconnect { which, daemon }) => {
             let command = match (which.session_id, which.client) {
                 (Some(session_id), _) => ServerCommand::DisconnectSession { session_id },
-                (None, name) => {
-                    ServerCommand::DisconnectClient { name: name.unwrap_or_default() }
-                }
+                (None, name) => ServerCommand::DisconnectClient {
+                    name: name.unwrap_or_default(),
+                },
             };
             ask(&daemon.control, &command)
         }
@@ -162,7 +168,9 @@ fn sessions(socket: &Path) -> anyhow::Result<Vec<SessionRow>> {
     let mut rows = Vec::new();
     let mut after = None;
     loop {
-        let command = ServerCommand::Sessions { after: after.clone() };
+        let command = ServerCommand::Sessions {
+            after: after.clone(),
+        };
         let page: Page<SessionRow, String> = ask(socket, &command)?;
         rows.extend(page.rows);
         match page.next {
@@ -198,11 +206,21 @@ mod tests {
 
     #[test]
     fn only_what_works_is_listed() {
-        let names: Vec<String> =
-            Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        let names: Vec<String> = Cli::command()
+            .get_subcommands()
+            .map(|command| command.get_name().to_owned())
+            .collect();
 
-        let expected =
-            ["keygen", "pubkey", "run", "check", "status", "sessions", "disconnect", "completions"];
+        let expected = [
+            "keygen",
+            "pubkey",
+            "run",
+            "check",
+            "status",
+            "sessions",
+            "disconnect",
+            "completions",
+        ];
         assert_eq!(names, expected);
     }
 }

@@ -14,9 +14,18 @@ pub(crate) fn text(status: &ServerStatus) -> String {
         fact("listen", address.to_string());
     }
     let sessions = status.sessions;
-    fact("sessions", format!("{} attached, {} detached", sessions.attached, sessions.detached));
+    fact(
+        "sessions",
+        format!(
+            "{} attached, {} detached",
+            sessions.attached, sessions.detached
+        ),
+    );
     let (used, limit) = (status.memory.used_bytes, status.memory.limit_bytes);
-    fact("memory", format!("{} of {}", format_size(used), format_size(limit)));
+    fact(
+        "memory",
+        format!("{} of {}", format_size(used), format_size(limit)),
+    );
     fact("version", status.version.clone());
     columns(&rows)
 }
@@ -26,8 +35,16 @@ pub(crate) fn session_table(sessions: &[SessionRow]) -> String {
     if sessions.is_empty() {
         return "no sessions\n".to_owned();
     }
-    let heading =
-        ["SESSION", "CLIENT", "STATE", "LINK", "FLOWS", "TRANSFERRED", "BUFFERED", "AGE"];
+    let heading = [
+        "SESSION",
+        "CLIENT",
+        "STATE",
+        "LINK",
+        "FLOWS",
+        "TRANSFERRED",
+        "BUFFERED",
+        "AGE",
+    ];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     rows.extend(sessions.iter().map(|session| {
         let link = match session.links.as_slice() {
@@ -61,8 +78,14 @@ mod tests {
         ServerStatus {
             state: ServerState::Ready,
             listen: vec!["[::]:443".parse().expect("an address")],
-            sessions: SessionCounts { attached: 2, detached: 1 },
-            memory: MemoryReport { used_bytes: 3 << 20, limit_bytes: 6 << 30 },
+            sessions: SessionCounts {
+                attached: 2,
+                detached: 1,
+            },
+            memory: MemoryReport {
+                used_bytes: 3 << 20,
+                limit_bytes: 6 << 30,
+            },
             version: "0.1.0".to_owned(),
         }
     }
@@ -81,7 +104,11 @@ mod tests {
                 up_ms: 2_000,
                 congestion_control: None,
             }],
-            flows: FlowCounts { tcp: 1, udp: 0, icmp: 0 },
+            flows: FlowCounts {
+                tcp: 1,
+                udp: 0,
+                icmp: 0,
+            },
             bytes: ByteCounts { up: 1, down: 2 },
             buffered_bytes: ByteCounts { up: 3, down: 4 },
             age_ms: 61_000,
@@ -120,14 +147,20 @@ mod tests {
 
     #[test]
     fn sessions_are_a_table() {
-        let lost = SessionRow { state: SessionState::Detached, links: Vec::new(), ..session() };
+        let lost = SessionRow {
+            state: SessionState::Detached,
+            links: Vec::new(),
+            ..session()
+        };
 
         let table = session_table(&[session(), lost]);
 
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("SESSION                           CLIENT  STATE     LINK"));
-        assert!(lines[1].contains("attached  tls 203.0.113.7:443 -> 192.0.2.2:41234, up 2.0s  1 tcp"));
+        assert!(
+            lines[1].contains("attached  tls 203.0.113.7:443 -> 192.0.2.2:41234, up 2.0s  1 tcp")
+        );
         assert!(lines[2].contains("detached  none  "), "{table}");
         assert_eq!(session_table(&[]), "no sessions\n");
     }

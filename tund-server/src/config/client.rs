@@ -23,7 +23,11 @@ pub(crate) struct Client {
 }
 
 pub(super) fn clients(root: &mut Section<'_>, own_key: Option<PublicKey>) -> Vec<Client> {
-    let mut seen = Seen { names: BTreeSet::new(), keys: own_key.into_iter().collect(), own_key };
+    let mut seen = Seen {
+        names: BTreeSet::new(),
+        keys: own_key.into_iter().collect(),
+        own_key,
+    };
     if !root.has("client") {
         root.reject(
             "client",
@@ -52,7 +56,10 @@ fn client(section: &mut Section<'_>, seen: &mut Seen) -> Option<Client> {
     let allow = section.or("allow", Vec::new(), rules(4096));
     origin::check_allow(section, &allow);
 
-    if let Some(name) = name.as_ref().filter(|name| !seen.names.insert((*name).clone())) {
+    if let Some(name) = name
+        .as_ref()
+        .filter(|name| !seen.names.insert((*name).clone()))
+    {
         let found = format!("the name {name:?} is used by a client above");
         section.reject("name", found, "give each client a name of its own");
     }
@@ -71,7 +78,11 @@ fn client(section: &mut Section<'_>, seen: &mut Seen) -> Option<Client> {
             );
         }
     }
-    Some(Client { name: name?, public_keys: public_keys?, allow })
+    Some(Client {
+        name: name?,
+        public_keys: public_keys?,
+        allow,
+    })
 }
 
 fn name(value: &value::Value<'_>) -> value::Parsed<String> {

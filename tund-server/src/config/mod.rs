@@ -96,13 +96,18 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
 fn private_key(section: &mut Section<'_>) -> Option<PrivateKey> {
     let remedy = "make a key with `tund-server keygen --out /etc/tund/server.key` and add \
                   private_key_file = \"/etc/tund/server.key\" to [identity]";
-    section.required("private_key_file", remedy, value::private_key).map(|(_, key)| key)
+    section
+        .required("private_key_file", remedy, value::private_key)
+        .map(|(_, key)| key)
 }
 
 fn listen(section: &mut Section<'_>) -> Vec<SocketAddr> {
     let default = vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, 443))];
-    let addresses =
-        section.or("address", default, value::one_or_list(64, value::socket_address));
+    let addresses = section.or(
+        "address",
+        default,
+        value::one_or_list(64, value::socket_address),
+    );
     if addresses.iter().any(|address| address.port() == 0) {
         section.reject(
             "address",
@@ -126,7 +131,11 @@ fn session(section: &mut Section<'_>) -> Session {
     let max_flows_per_session =
         section.or("max_flows_per_session", 65_536, value::integer(1..=1 << 20));
     Session {
-        max_grace: section.or("max_grace", 24 * HOUR, value::duration(Duration::ZERO..=LONGEST)),
+        max_grace: section.or(
+            "max_grace",
+            24 * HOUR,
+            value::duration(Duration::ZERO..=LONGEST),
+        ),
         buffer_bytes: section.or("buffer", 64 << 20, value::size(64 << 10..=64 << 30)),
         max_sessions: usize::try_from(max_sessions).unwrap_or(usize::MAX),
         max_flows_per_session,
@@ -134,8 +143,11 @@ fn session(section: &mut Section<'_>) -> Session {
 }
 
 fn memory(section: &mut Section<'_>, buffer_bytes: u64) -> u64 {
-    let memory_bytes =
-        section.or("memory", value::memory_share(25), value::memory(16 << 20..=1 << 50));
+    let memory_bytes = section.or(
+        "memory",
+        value::memory_share(25),
+        value::memory(16 << 20..=1 << 50),
+    );
     if section.has("memory") && memory_bytes < buffer_bytes {
         section.warn(
             "memory",

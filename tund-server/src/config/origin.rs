@@ -9,7 +9,13 @@ use tund_server_core::admission::Rule;
 use super::rules;
 
 /// What no `allow` opens: this host and network, multicast, reserved and broadcast.
-const NEVER: [&str; 5] = ["0.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4", "::/128", "ff00::/8"];
+const NEVER: [&str; 5] = [
+    "0.0.0.0/8",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "::/128",
+    "ff00::/8",
+];
 
 /// `[origin]`.
 pub(super) struct Origin {

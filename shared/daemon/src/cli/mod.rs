@@ -1,5 +1,7 @@
 //! The commands that both daemons have, as clap arguments and as what they do.
 
+mod text;
+
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use crate::config::Mistake;
 use crate::control::{self, Command};
 use crate::identity::PrivateKey;
 use crate::lifecycle::PermissionDenied;
+
+pub use text::{both_ways, columns, elapsed, flow_counts, link_line, state_name};
 
 /// Arguments of `keygen`.
 #[derive(Debug, Args)]
@@ -125,44 +129,4 @@ pub fn print(text: &str) -> anyhow::Result<()> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
         .context("cannot write to stdout")
-}
-
-/// Rows as aligned columns, two spaces apart; numbers are for the caller to write.
-pub fn columns(rows: &[Vec<String>]) -> String {
-    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let cell_width =
-        |row: &Vec<String>, column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
-    let widths: Vec<usize> = (0..count)
-        .map(|column| {
-            rows.iter()
-                .map(|row| cell_width(row, column))
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_are_as_wide_as_their_widest_cell() {
-        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
-
-        let text = columns(&[row(["ID", "STATE"]), row(["1234", "open"]), row(["5", ""])]);
-
-        assert_eq!(text, "ID    STATE\n1234  open\n5\n");
-    }
 }

@@ -1,0 +1,200 @@
+//! The command line of `tund-client`: what can be asked of it, and who does it.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use tund_daemon::cli::{Keygen, Pubkey, WithConfig, ask, report_check, show};
+use tund_daemon::control::{ClientCommand, ClientStatus, FlowRow, Page};
+use tund_daemon::telemetry::{self, LogFormat};
+
+use crate::config::{CONTROL_SOCKET, Config};
+use crate::{driver, status};
+
+const EXAMPLES: &str = "\
+Examples:
+  tund-client keygen --out /etc/tund/client.key   make a key; give the line it prints to the server
+  tund-client check --config /etc/tund/client.toml
+  sudo tund-client run --config /etc/tund/client.toml
+  ip route add 192.0.2.0/24 dev tund0             steer a network through tund
+  tund-client status
+  tund-client status --json | jq .state
+
+Exit codes: 0 ok, 1 failed, 2 wrong usage, 77 a privilege is missing, 78 the configuration is wrong.";
+
+/// Keeps TCP connections alive while the network changes underneath.
+#[derive(Debug, Parser)]
+#[command(name = "tund-client", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How the daemon's log looks; its level is [log] level or RUST_LOG
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a private key, and print its public key
+    Keygen(Keygen),
+    /// Print the public key of a private key file
+    Pubkey(Pubkey),
+    /// Run the daemon in the foreground
+    #[command(long_about = RUN)]
+    Run(WithConfig),
+    /// Validate a configuration: 0, or 78 with file, line, key and reason
+    Check(WithConfig),
+    /// Show what the daemon is doing
+    Status(Reading),
+    /// List the flows, one per line (root or the group tund-admin)
+    Flows(Reading),
+    /// End the session and all its flows; a new session begins with the next flow
+    Disconnect(Talking),
+    /// Drop the links and dial again now; flows survive
+    Reconnect(Talking),
+    /// Print shell completions
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+}
+
+const RUN: &str = "\
+Run the daemon in the foreground.
+
+It needs CAP_NET_ADMIN (root has it). SIGTERM and SIGINT end it in order; SIGHUP reads the \
+configuration again and takes over what can change without touching flows. Under systemd it tells \
+when it serves (Type=notify).";
+
+#[derive(Debug, Args)]
+struct Talking {
+    /// The daemon's control socket
+    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
+    control: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Reading {
+    #[command(flatten)]
+    daemon: Talking,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does what the command line says.
+pub(crate) fn execute() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Keygen(arguments) => arguments.execute(),
+        Command::Pubkey(arguments) => arguments.execute(),
+        Command::Run(WithConfig { config }) => run(&config, cli.log_format),
+        Command::Check(WithConfig { config }) => {
+            let loaded = Config::load(&config)?;
+            report_check(&config, &loaded.warnings)
+        }
+        Command::Status(Reading { daemon, json }) => {
+            let status: ClientStatus = ask(&daemon.control, &ClientCommand::Status)?;
+            show(&status, status::text(&status), json)
+        }
+        Command::Flows(Reading { daemon, json }) => {
+            let rows = flows(&daemon.control)?;
+            show(&rows, status::flow_table(&rows), json)
+        }
+        Command::Disconnect(daemon) => ask(&daemon.control, &ClientCommand::Disconnect),
+        Command::Reconnect(daemon) => ask(&daemon.control, &ClientCommand::Reconnect),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tund-client", &mut script);
+            tund_daemon::cli::print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+fn run(file: &Path, format: LogFormat) -> anyhow::Result<()> {
+    let loaded = Config::load(file)?;
+    telemetry::start(loaded.config.log.level, format)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    driver::run(loaded.config)
+}
+
+/// All flows, page by page.
+fn flows(socket: &Path) -> anyhow::Result<Vec<FlowRow>> {
+    let mut rows = Vec::new();
+    let mut after = None;
+    loop {
+        let page: Page<FlowRow, u64> = ask(socket, &ClientCommand::Flows { after })?;
+        rows.extend(page.rows);
+        match page.next {
+            // A page that does not advance would be asked for ever.
+            Some(next) if Some(next) > after => after = Some(next),
+            Some(_) | None => return Ok(rows),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_log_format_may_stand_before_and_after_the_command() {
+        for line in [
+            [
+                "tund-client",
+                "--log-format",
+                "json",
+                "run",
+                "--config",
+                "x",
+            ],
+            [
+                "tund-client",
+                "run",
+                "--config",
+                "x",
+                "--log-format",
+                "json",
+            ],
+        ] {
+            let cli = Cli::try_parse_from(line).expect("understood");
+            assert_eq!(cli.log_format, LogFormat::Json);
+        }
+    }
+
+    #[test]
+    fn only_what_works_is_listed() {
+        let names: Vec<String> = Cli::command()
+            .get_subcommands()
+            .map(|command| command.get_name().to_owned())
+            .collect();
+
+        assert_eq!(
+            names,
+            [
+                "keygen",
+                "pubkey",
+                "run",
+                "check",
+                "status",
+                "flows",
+                "disconnect",
+                "reconnect",
+                "completions"
+            ]
+        );
+    }
+}

@@ -1,0 +1,275 @@
+//! What people read: the client's status and its flows as text.
+
+use tund_daemon::cli::{both_ways, columns, elapsed, flow_counts, link_line, state_name};
+use tund_daemon::config::format_size;
+use tund_daemon::control::{ClientStatus, FlowRow, OutageReport};
+
+/// The status, one fact per line; what carries most comes first among the links.
+pub(crate) fn text(status: &ClientStatus) -> String {
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut fact = |name: &str, value: String| rows.push(vec![format!("{name}:"), value]);
+
+    fact("state", state_name(status.state));
+    if let Some(error) = &status.error {
+        fact("error", format!("{} ({})", error.message, error.code));
+    }
+    if let Some(session_id) = &status.session_id {
+        fact("session", session_id.clone());
+    }
+    let others = status
+        .links
+        .iter()
+        .filter(|link| Some(*link) != status.link.as_ref());
+    for link in status.link.iter().chain(others) {
+        fact("link", link_line(link));
+    }
+    fact("flows", flow_counts(status.flows));
+    fact("transferred", both_ways(status.bytes));
+    fact("buffered", both_ways(status.buffered_bytes));
+    fact("outages", outages(status.outages));
+    fact("version", status.version.clone());
+    columns(&rows)
+}
+
+fn outages(outages: OutageReport) -> String {
+    let mut text = match outages.count {
+        0 => "none".to_owned(),
+        count => count.to_string(),
+    };
+    if let Some(gap_ms) = outages.last_gap_ms {
+        text.push_str(&format!(", the last one {}", elapsed(gap_ms)));
+    }
+    if let Some(resume_ms) = outages.last_resume_ms {
+        text.push_str(&format!(", resumed in {}", elapsed(resume_ms)));
+    }
+    text
+}
+
+/// The flows, one row each, under a heading; a sentence if there are none.
+pub(crate) fn flow_table(flows: &[FlowRow]) -> String {
+    if flows.is_empty() {
+        return "no flows\n".to_owned();
+    }
+    let heading = [
+        "ID",
+        "PROTOCOL",
+        "SOURCE",
+        "DESTINATION",
+        "STATE",
+        "UP",
+        "DOWN",
+        "HELD UP",
+        "HELD DOWN",
+        "AGE",
+        "OUTAGES",
+    ];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    rows.extend(flows.iter().map(|flow| {
+        vec![
+            flow.id.to_string(),
+            flow.protocol.clone(),
+            flow.source.to_string(),
+            flow.destination
+                .map_or_else(|| "any".to_owned(), |origin| origin.to_string()),
+            flow.state.clone(),
+            format_size(flow.bytes.up),
+            format_size(flow.bytes.down),
+            format_size(flow.buffered_bytes.up),
+            format_size(flow.buffered_bytes.down),
+            elapsed(flow.age_ms),
+            flow.outages.to_string(),
+        ]
+    }));
+    columns(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use tund_daemon::control::{ByteCounts, ClientState, ErrorReport, FlowCounts, LinkReport};
+
+    use super::*;
+
+    fn attached() -> ClientStatus {
+        let link = LinkReport {
+            transport: "tls".to_owned(),
+            local: "192.0.2.2:41234".parse().expect("an address"),
+            remote: "203.0.113.7:443".parse().expect("an address"),
+            interface: Some("wlan0".to_owned()),
+            rtt_us: Some(812),
+            up_ms: 93_000,
+            congestion_control: Some("bbr".to_owned()),
+        };
+        ClientStatus {
+            state: ClientState::Attached,
+            session_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+            link: Some(link.clone()),
+            links: vec![link],
+            flows: FlowCounts {
+                tcp: 3,
+                udp: 1,
+                icmp: 0,
+            },
+            bytes: ByteCounts { up: 123, down: 456 },
+            buffered_bytes: ByteCounts { up: 0, down: 0 },
+            outages: OutageReport {
+                count: 2,
+                last_gap_ms: Some(30_120),
+                last_resume_ms: Some(41),
+            },
+            error: None,
+            version: "0.1.0".to_owned(),
+        }
+    }
+
+    fn ready() -> ClientStatus {
+        ClientStatus {
+            state: ClientState::Ready,
+            session_id: None,
+            link: None,
+            links: Vec::new(),
+            flows: FlowCounts::default(),
+            bytes: ByteCounts::default(),
+            buffered_bytes: ByteCounts::default(),
+            outages: OutageReport::default(),
+            error: Some(ErrorReport {
+                code: "server_key_mismatch".to_owned(),
+                message: "another key".to_owned(),
+            }),
+            version: "0.1.0".to_owned(),
+        }
+    }
+
+    /// The example of the public interface, field by field in its order.
+    const GOLDEN: &str = r#"{
+  "state": "attached",
+  "session_id": "0123456789abcdef0123456789abcdef",
+  "link": {
+    "transport": "tls",
+    "local": "192.0.2.2:41234",
+    "remote": "203.0.113.7:443",
+    "interface": "wlan0",
+    "rtt_us": 812,
+    "up_ms": 93000,
+    "congestion_control": "bbr"
+  },
+  "links": [
+    {
+      "transport": "tls",
+      "local": "192.0.2.2:41234",
+      "remote": "203.0.113.7:443",
+      "interface": "wlan0",
+      "rtt_us": 812,
+      "up_ms": 93000,
+      "congestion_control": "bbr"
+    }
+  ],
+  "flows": {
+    "tcp": 3,
+    "udp": 1,
+    "icmp": 0
+  },
+  "bytes": {
+    "up": 123,
+    "down": 456
+  },
+  "buffered_bytes": {
+    "up": 0,
+    "down": 0
+  },
+  "outages": {
+    "count": 2,
+    "last_gap_ms": 30120,
+    "last_resume_ms": 41
+  },
+  "error": null,
+  "version": "0.1.0"
+}"#;
+
+    #[test]
+    fn the_json_of_an_attached_client_is_what_the_interface_shows() {
+        assert_eq!(
+            serde_json::to_string_pretty(&attached()).expect("written"),
+            GOLDEN
+        );
+        let read: ClientStatus = serde_json::from_str(GOLDEN).expect("read");
+        assert_eq!(read, attached());
+    }
+
+    #[test]
+    fn what_is_not_there_is_null_and_not_missing() {
+        let json = serde_json::to_value(ready()).expect("written");
+
+        for pointer in [
+            "/session_id",
+            "/link",
+            "/outages/last_gap_ms",
+            "/outages/last_resume_ms",
+        ] {
+            assert_eq!(
+                json.pointer(pointer),
+                Some(&serde_json::Value::Null),
+                "{pointer}"
+            );
+        }
+        assert_eq!(json["links"], serde_json::json!([]));
+        assert_eq!(json["error"]["code"], "server_key_mismatch");
+    }
+
+    #[test]
+    fn every_state_has_the_name_of_the_interface() {
+        for (state, name) in [
+            (ClientState::Ready, "ready"),
+            (ClientState::Connecting, "connecting"),
+            (ClientState::Attached, "attached"),
+            (ClientState::Detached, "detached"),
+            (ClientState::Refused, "refused"),
+        ] {
+            assert_eq!(serde_json::to_value(state).expect("written"), name);
+            assert_eq!(state_name(state), name);
+        }
+    }
+
+    #[test]
+    fn people_see_the_same_facts() {
+        assert_eq!(
+            text(&attached()),
+            "state:        attached\n\
+             session:      0123456789abcdef0123456789abcdef\n\
+             link:         tls 192.0.2.2:41234 -> 203.0.113.7:443 on wlan0, up 1m33s, rtt 0.8 ms, \
+             bbr\n\
+             flows:        3 tcp, 1 udp\n\
+             transferred:  123B up, 456B down\n\
+             buffered:     0B up, 0B down\n\
+             outages:      2, the last one 30.1s, resumed in 41ms\n\
+             version:      0.1.0\n"
+        );
+        assert!(text(&ready()).contains("error:        another key (server_key_mismatch)\n"));
+    }
+
+    #[test]
+    fn flows_are_a_table() {
+        let flow = FlowRow {
+            id: 7,
+            protocol: "tcp".to_owned(),
+            source: "10.111.0.2:50000".parse().expect("an address"),
+            destination: Some("192.0.2.80:80".parse().expect("an address")),
+            state: "open".to_owned(),
+            bytes: ByteCounts {
+                up: 100,
+                down: 3 << 20,
+            },
+            buffered_bytes: ByteCounts::default(),
+            age_ms: 5_000,
+            outages: 1,
+        };
+
+        assert_eq!(
+            flow_table(&[flow]),
+            "ID  PROTOCOL  SOURCE            DESTINATION    STATE  UP    DOWN  HELD UP  HELD DOWN  \
+             AGE   OUTAGES\n\
+             7   tcp       10.111.0.2:50000  192.0.2.80:80  open   100B  3MiB  0B       0B         \
+             5.0s  1\n"
+        );
+        assert_eq!(flow_table(&[]), "no flows\n");
+    }
+}
