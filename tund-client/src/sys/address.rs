@@ -34,6 +34,15 @@ pub struct InterfaceAddress {
     pub prefix_length: u8,
 }
 
+impl From<(IpAddr, u8)> for InterfaceAddress {
+    fn from((address, prefix_length): (IpAddr, u8)) -> Self {
+        Self {
+            address,
+            prefix_length,
+        }
+    }
+}
+
 impl fmt::Display for InterfaceAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix_length)

@@ -7,7 +7,7 @@
 //! The rules are a table of their own, `inet tund-NAME`, replaced in one transaction. They know the
 //! device by name, so they survive its removal and its return. The table stays when the daemon ends
 //! because the persistent device and its addresses do; who removes the device removes the table
-//! (`nft delete table inet tund-NAME`, or [`remove`]). Loopback is exempt, so the host's own
+//! too: `ip link del NAME; nft delete table inet tund-NAME`. Loopback is exempt, so the host's own
 //! traffic to these addresses goes on.
 
 use std::collections::BTreeSet;
@@ -40,17 +40,6 @@ pub fn install(tun: &TunName, addresses: &[IpAddr]) -> Result<(), SystemError> {
         }
         result => result,
     }
-}
-
-/// Takes the guard of the device `tun` away; for those who remove the device.
-///
-/// # Errors
-///
-/// As [`install`].
-pub fn remove(tun: &TunName) -> Result<(), SystemError> {
-    let table = table(tun);
-    let script = format!("table inet {table}\ndelete table inet {table}\n");
-    apply(&format!("remove the guard of {tun}"), &script)
 }
 
 /// Whether forwarded packets with a source that is local here are dropped before the TUN.
@@ -155,18 +144,21 @@ fn run(script: &str) -> io::Result<Output> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::io::ErrorKind as Kind;
     use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
     use std::time::Duration;
 
     use super::*;
     use crate::sys::testing::{Neighbour, PATIENCE, in_namespace, ip};
+    use crate::sys::tun::{Offload, READ_BYTES, TunDevice, TunOptions, VNET_HEADER_BYTES};
 
     /// What the neighbour's packets claim as their source: a stranger, and this host itself.
     const SPOOFED: [[&str; 2]; 2] = [
         ["203.0.113.9", "192.0.2.1"],
         ["2001:db8:bad::9", "2001:db8::1"],
     ];
+    const UDP: u8 = 17;
     const MINE: [&str; 2] = ["10.111.0.2", "fd11::2"];
 
     #[test]
@@ -198,9 +190,6 @@ mod tests {
             let neighbour = network("0");
             let victims = MINE.map(|mine| UdpSocket::bind((mine, 5000)).unwrap());
             let _listeners = MINE.map(|mine| TcpListener::bind((mine, 6000)).unwrap());
-            let name = tund0();
-            install(&name, &MINE.map(|mine| mine.parse().unwrap())).unwrap();
-            remove(&name).unwrap();
 
             let connected = neighbour.run(attack);
 
@@ -209,7 +198,69 @@ mod tests {
             // IPv4 refuses a packet from outside with a source of its own; IPv6 does not.
             assert_eq!(reached, [2, 3]);
             assert_eq!(connected, [true, true]);
+            assert!(neighbour_poses_as_the_tun(&neighbour));
         });
+    }
+
+    #[test]
+    fn a_neighbour_cannot_pose_as_the_tun() {
+        in_namespace(|| {
+            let neighbour = network("0");
+            install(&tund0(), &MINE.map(|mine| mine.parse().unwrap())).unwrap();
+
+            assert!(!neighbour_poses_as_the_tun(&neighbour));
+        });
+    }
+
+    #[test]
+    fn a_neighbour_whose_packets_are_forwarded_cannot_pose_as_this_host() {
+        for (guarded, expected) in [(true, 1), (false, 2)] {
+            in_namespace(|| {
+                let neighbour = network("0");
+                std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+                ip("link del tund0");
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                runtime.unwrap().block_on(async {
+                    let mut tun = TunDevice::open(&TunOptions {
+                        name: tund0(),
+                        mtu: None,
+                        addresses: vec![("fd11::2".parse().unwrap(), 128).into()],
+                        offload: Offload::Segmentation,
+                    })
+                    .unwrap();
+                    ip("route add 2001:db8:9::/48 dev tund0");
+                    if !guarded {
+                        nft("delete table inet tund-tund0");
+                    }
+
+                    // As this host, which is a lie, and last as a stranger, which the core judges.
+                    neighbour.run(|| {
+                        ip("route add 2001:db8:9::/48 dev home");
+                        ip("neighbour add 2001:db8:9::9 lladdr 02:00:00:00:00:01 dev home");
+                        for source in ["2001:db8::1", "2001:db8:bad::9"] {
+                            let socket = UdpSocket::bind((source, 0)).unwrap();
+                            socket.send_to(b"spoofed", "[2001:db8:9::9]:5000").unwrap();
+                        }
+                    });
+
+                    let stranger: std::net::Ipv6Addr = "2001:db8:bad::9".parse().unwrap();
+                    let mut buf = vec![0; READ_BYTES];
+                    let mut seen = 0;
+                    loop {
+                        let read = poll_fn(|cx| tun.poll_read(cx, &mut buf));
+                        tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
+                        let packet = &buf[VNET_HEADER_BYTES..];
+                        seen += usize::from(packet[6] == UDP);
+                        if packet[6] == UDP && packet[8..24] == stranger.octets() {
+                            break;
+                        }
+                    }
+                    assert_eq!(seen, expected, "guarded: {guarded}");
+                });
+            });
+        }
     }
 
     #[test]
@@ -246,8 +297,7 @@ mod tests {
             assert_eq!(listed.matches("ip daddr").count(), 1, "{listed}");
             assert!(listed.contains("fib saddr type local"), "{listed}");
 
-            remove(&name).unwrap();
-            remove(&name).unwrap();
+            nft("delete table inet tund-tund0");
             assert_eq!(self::listed(), "");
         });
     }
@@ -338,6 +388,33 @@ mod tests {
         socket.set_nonblocking(true).unwrap();
         let mut buf = [0; 64];
         std::iter::from_fn(|| socket.recv(&mut buf).ok()).count()
+    }
+
+    /// Sends to another address of this host as if from the TUN's; tells whether it was taken.
+    fn neighbour_poses_as_the_tun(neighbour: &Neighbour) -> bool {
+        let victim = UdpSocket::bind("[2001:db8::1]:7000").unwrap();
+        let last = UdpSocket::bind("[2001:db8::1]:7001").unwrap();
+        last.set_read_timeout(Some(PATIENCE)).unwrap();
+        neighbour.run(|| {
+            ip("address add fd11::2/128 dev lo nodad");
+            ip("neighbour add 2001:db8::1 lladdr 02:00:00:00:00:01 dev home");
+            ip("address del 2001:db8::1/128 dev lo");
+            let socket = UdpSocket::bind("[fd11::2]:0").unwrap();
+            socket.send_to(b"spoofed", "[2001:db8::1]:7000").unwrap();
+            let socket = UdpSocket::bind("[2001:db8::2]:0").unwrap();
+            socket.send_to(b"honest", "[2001:db8::1]:7001").unwrap();
+        });
+        // The one that is allowed came after it by the same way.
+        last.recv(&mut [0; 16]).unwrap();
+        pending(&victim) != 0
+    }
+
+    fn nft(command: &str) {
+        let status = Command::new("nft")
+            .args(command.split(' '))
+            .status()
+            .unwrap();
+        assert!(status.success(), "nft {command}");
     }
 
     fn listed() -> String {

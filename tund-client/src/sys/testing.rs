@@ -24,6 +24,19 @@ pub(super) fn in_namespace<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+/// Waits until `condition` holds.
+pub(super) fn eventually(condition: impl Fn() -> bool) {
+    const PAUSE_MS: u8 = 5;
+    let tries = PATIENCE.as_millis() / u128::from(PAUSE_MS);
+    for _ in 0..tries {
+        if condition() {
+            return;
+        }
+        let _cut_short = nix::poll::poll(&mut [], PAUSE_MS);
+    }
+    panic!("what must happen did not happen in {PATIENCE:?}");
+}
+
 /// Runs `ip ARGUMENTS…` in the namespace of this thread.
 pub(super) fn ip(arguments: &str) {
     let output = Command::new("ip")

@@ -240,7 +240,7 @@ fn a_link_goes_past_half_routes_by_each_way_and_the_tun_sees_nothing() {
         runtime.block_on(async {
             let tun = TunDevice::open(&TunOptions {
                 name: tund0(),
-                mtu: 0,
+                mtu: None,
                 addresses: Vec::new(),
                 offload: Offload::Segmentation,
             });

@@ -61,7 +61,7 @@ pub struct TunName(String);
 
 /// Why a string is no name for a TUN device.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("a device name has 1 to 15 letters, digits, `_`, `-` or `.`, and begins with a letter")]
+#[error("a device name has 1 to 15 letters, digits, `_`, `-` or `.`, and no sign at its start")]
 pub struct InvalidTunName;
 
 impl FromStr for TunName {
@@ -72,7 +72,7 @@ impl FromStr for TunName {
         let begins = name
             .bytes()
             .next()
-            .is_some_and(|first| first.is_ascii_alphabetic());
+            .is_some_and(|first| first.is_ascii_alphanumeric());
         if begins && name.len() <= 15 && name.bytes().all(plain) {
             Ok(Self(name.to_owned()))
         } else {
@@ -115,8 +115,8 @@ pub enum Offload {
 pub struct TunOptions {
     /// Its name.
     pub name: TunName,
-    /// Its MTU in bytes; 0: 1500 with segmentation offload, 65535 without.
-    pub mtu: u16,
+    /// Its MTU in bytes; none: 1500 with segmentation offload, 65535 without.
+    pub mtu: Option<u16>,
     /// Its addresses, of both families.
     pub addresses: Vec<InterfaceAddress>,
     /// The most to ask the kernel for; [`Offload::Segmentation`] unless something is being tried.
@@ -161,11 +161,10 @@ impl TunDevice {
         let offload = negotiate(&fd, vnet, options.offload).map_err(|error| {
             SystemError::from_io(format!("set the offloads of {name}"), error, "try again")
         })?;
-        let mtu = match (options.mtu, offload) {
-            (0, Offload::Segmentation) => MTU_WITH_SEGMENTATION,
-            (0, _) => MTU_WITHOUT_SEGMENTATION,
-            (mtu, _) => mtu,
-        };
+        let mtu = options.mtu.unwrap_or(match offload {
+            Offload::Segmentation => MTU_WITH_SEGMENTATION,
+            Offload::Checksum | Offload::None => MTU_WITHOUT_SEGMENTATION,
+        });
 
         let (index, addresses) = configure(options, mtu)?;
         persist(&fd).map_err(|error| {
