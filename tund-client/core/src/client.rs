@@ -9,8 +9,8 @@ use std::fmt;
 use std::time::Duration;
 use tund_session::wire::frame::CloseCode;
 use tund_session::{
-    Config, EndReason, Event, Instant, LinkDeath, LinkId, LinkNumber, Outbox, Progress, Secret,
-    Session, SessionId, Traffic,
+    Config, EndReason, Event, FlowId, Instant, LinkDeath, LinkId, LinkNumber, Outbox, Progress,
+    Secret, Session, SessionId, Traffic,
 };
 
 /// What a client is made with.
@@ -520,6 +520,14 @@ impl Client {
             .unwrap_or_default();
         let (ring_up, ring_down) = self.table.buffered(&mut self.netstack);
         (up + ring_up, down + ring_down)
+    }
+
+    /// Bytes of one flow that the session holds, each way.
+    pub fn flow_buffered(&self, flow: FlowId) -> (u64, u64) {
+        self.session
+            .as_ref()
+            .map(|s| s.flow_buffered(flow))
+            .unwrap_or_default()
     }
 
     /// Flows under way.

@@ -1,8 +1,409 @@
-//! The client's event loop: TUN, links and clock on one side, the core on the other.
+//! The client's one loop: moves bytes between TUN, links and the core, and decides nothing.
 
-use crate::config::Config;
+mod arena;
+mod links;
+mod paths;
+mod report;
 
-/// Runs the daemon until a signal ends it.
+use crate::config::{Config, Connect, ConnectDuringOutage};
+use crate::sys::address::InterfaceAddress;
+use crate::sys::tun::{Offload, READ_BYTES, TunDevice, TunName, TunOptions};
+use anyhow::Context as _;
+use links::LinkSlot;
+use paths::Paths;
+use rustc_hash::FxHashMap;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tund_client_core::netstack::{NetstackConfig, Sink};
+use tund_client_core::{Client, ClientConfig, ClientEvent};
+use tund_daemon::clock::{self, Alarm};
+use tund_daemon::control::{ClientCommand, ControlServer};
+use tund_daemon::lifecycle::{
+    Capability, MissingPrivilege, Signal, Signals, notify_ready, notify_stopping, raise_file_limit,
+};
+use tund_daemon::link::{ClientTls, LinkError};
+use tund_daemon::ready::ReadySet;
+use tund_session::{Instance, Instant, LinkId, Outbox};
+
+/// Rounds of work before other tasks of the runtime get a turn.
+const ROUNDS: usize = 32;
+/// Packets of one turn: a batch large enough to share an egress poll, small enough to stay fair.
+const BATCH_PACKETS: usize = 64;
+/// How long the last words of links may take when the daemon stops.
+const STOP_TIME: Duration = Duration::from_secs(1);
+/// How often the host's own addresses are read again.
+const ADDRESSES_EVERY: Duration = Duration::from_secs(2);
+/// Flows at once. The server may allow fewer.
+const MAX_FLOWS: u64 = 16_384;
+
+/// Packets on their way out, straight into the device.
+struct TunSink<'a> {
+    tun: &'a TunDevice,
+    /// Packets that the device did not take.
+    refused: &'a mut u64,
+}
+
+impl Sink for TunSink<'_> {
+    fn packet(&mut self, bytes: &[u8]) {
+        if let Err(error) = self.tun.try_write(bytes) {
+            *self.refused += 1;
+            tracing::debug!(%error, bytes = bytes.len(), "the device did not take a packet");
+        }
+    }
+}
+
+/// The daemon: the core, and what is around it.
+struct Daemon {
+    config: Config,
+    client: Client,
+    tun: TunDevice,
+    tun_waker: Waker,
+    /// The device may have packets.
+    is_tun_ready: bool,
+    packet: Vec<u8>,
+    refused_packets: u64,
+    tls: ClientTls,
+    links: FxHashMap<LinkId, LinkSlot>,
+    ready: ReadySet,
+    woken: Vec<u64>,
+    outbox: Outbox,
+    paths: Paths,
+    alarm: Alarm,
+    addresses: Vec<IpAddr>,
+    addresses_at: Instant,
+    /// What last went wrong with an attempt, for `status`.
+    last_error: Option<(&'static str, String)>,
+    stopping: Option<Instant>,
+}
+
+/// The token of the TUN device; those of links are their ids.
+const TUN_TOKEN: u64 = 0;
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+///
+/// When it cannot start: privileges, the device, the control socket.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("{}: the event loop is not part of this build", config.file.display())
+    Capability::NetAdmin.require("to open the TUN device and to bind link sockets")?;
+    if let Err(error) = raise_file_limit() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        let mut signals = Signals::new().context("cannot take over signals")?;
+        let mut control = ControlServer::<ClientCommand>::bind(&config.control.socket)?;
+        let mut daemon = Daemon::new(config)?;
+        notify_ready();
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            device = %daemon.tun.name(),
+            mtu = daemon.tun.mtu(),
+            offload = ?daemon.tun.offload(),
+            "ready"
+        );
+        let result = poll_fn(|cx| daemon.poll(cx, &mut signals, &mut control)).await;
+        control.finish().await;
+        result
+    })
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    #[expect(clippy::expect_used, reason = "a kernel without entropy cannot run a TLS client either")]
+    getrandom::fill(&mut bytes).expect("Linux has getrandom since 3.17");
+    bytes
+}
+
+fn own_addresses() -> Vec<IpAddr> {
+    let Ok(all) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let mut addresses: Vec<IpAddr> = all
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+        })
+        .collect();
+    addresses.sort_unstable();
+    addresses
+}
+
+fn open_tun(config: &Config) -> anyhow::Result<TunDevice> {
+    let name: TunName = config.tun.name.parse().context("tun.name")?;
+    let addresses = config.tun.addresses.iter();
+    let options = TunOptions {
+        name,
+        mtu: config.tun.mtu,
+        addresses: addresses
+            .map(|(address, prefix_length)| InterfaceAddress {
+                address: *address,
+                prefix_length: *prefix_length,
+            })
+            .collect(),
+        offload: Offload::Segmentation,
+    };
+    TunDevice::open(&options).map_err(|error| {
+        if error.is_missing_privilege() {
+            let missing = MissingPrivilege::new(Capability::NetAdmin, "to open the TUN device");
+            anyhow::Error::new(missing)
+        } else {
+            anyhow::Error::new(error)
+        }
+    })
+}
+
+fn client_config(config: &Config, tun: &TunDevice, addresses: Vec<IpAddr>) -> ClientConfig {
+    let seed = u64::from_le_bytes(random());
+    ClientConfig {
+        session: tund_session::Config {
+            instance: Instance(random()),
+            buffer_bytes: config.session.buffer_bytes,
+            max_flows: MAX_FLOWS,
+            max_grace: config.session.grace,
+        },
+        netstack: NetstackConfig {
+            local_addresses: addresses,
+            accept_forwarded: config.tun.accept_forwarded,
+            offload: tun.vnet(),
+            mtu: tun.mtu().into(),
+            seed,
+            ..NetstackConfig::default()
+        },
+        grace: config.session.grace,
+        linger: match config.link.connect {
+            Connect::Always => None,
+            Connect::OnDemand => Some(config.link.linger),
+        },
+        refuse_during_outage: config.session.connect_during_outage == ConnectDuringOutage::Refuse,
+        seed,
+    }
+}
+
+impl Daemon {
+    fn new(config: Config) -> anyhow::Result<Self> {
+        let tun = open_tun(&config)?;
+        let tls = ClientTls::new(&config.identity.private_key, config.server.public_keys.clone())
+            .context("cannot set TLS up with the private key of [identity]")?;
+        let addresses = own_addresses();
+        let now = clock::now();
+        let settings = client_config(&config, &tun, addresses.clone());
+        let slots = arena::Slots::reserve(settings.netstack.max_connections)?;
+        let ready = ReadySet::new();
+        Ok(Self {
+            client: Client::new(settings, Box::new(slots), now),
+            tun_waker: ready.register(TUN_TOKEN),
+            is_tun_ready: true,
+            packet: vec![0; READ_BYTES],
+            refused_packets: 0,
+            tls,
+            links: FxHashMap::default(),
+            woken: Vec::new(),
+            outbox: Outbox::new(),
+            paths: Paths::new(&config, tun.name().clone()),
+            alarm: Alarm::new().context("cannot make a timer")?,
+            addresses,
+            addresses_at: now,
+            last_error: None,
+            stopping: None,
+            ready,
+            tun,
+            config,
+        })
+    }
+
+    /// Turns until nothing is left to be done, then sleeps; ready when the daemon has stopped.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        signals: &mut Signals,
+        control: &mut ControlServer<ClientCommand>,
+    ) -> Poll<anyhow::Result<()>> {
+        for _ in 0..ROUNDS {
+            let now = clock::now();
+            while let Poll::Ready(signal) = signals.poll_signal(cx) {
+                self.on_signal(signal, now);
+            }
+            while let Poll::Ready(request) = control.poll_request(cx) {
+                self.on_request(request, now);
+            }
+            if self.paths.poll_resolved(cx).is_ready() {
+                self.find_paths(now);
+            }
+            let expired = self.alarm.poll_expired(cx).is_ready();
+            let mut woken = std::mem::take(&mut self.woken);
+            let ready = self.ready.poll_ready(cx, &mut woken).is_ready();
+            for token in woken.drain(..) {
+                if token == TUN_TOKEN {
+                    self.is_tun_ready = true;
+                } else {
+                    self.drive_link(LinkId(token), now);
+                }
+            }
+            self.woken = woken;
+            let read = match self.read_tun(now) {
+                Ok(read) => read,
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+            self.on_time(now);
+            self.drain(now);
+            if self.stopping.is_some_and(|until| self.links.is_empty() || until <= now) {
+                return Poll::Ready(Ok(()));
+            }
+            if !(ready || expired || read) {
+                self.sleep(cx);
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes a batch of packets; true if there were any.
+    fn read_tun(&mut self, now: Instant) -> anyhow::Result<bool> {
+        let mut count = 0;
+        while self.is_tun_ready && count < BATCH_PACKETS {
+            let mut cx = Context::from_waker(&self.tun_waker);
+            match self.tun.poll_read(&mut cx, &mut self.packet) {
+                Poll::Pending => self.is_tun_ready = false,
+                Poll::Ready(Ok(len)) => {
+                    count += 1;
+                    let mut sink = TunSink { tun: &self.tun, refused: &mut self.refused_packets };
+                    if let Some(packet) = self.packet.get_mut(..len) {
+                        self.client.handle_packet(packet, now, &mut sink);
+                    }
+                }
+                Poll::Ready(Err(error)) => {
+                    return Err(error).with_context(|| {
+                        format!("cannot read from {}; was it removed?", self.tun.name())
+                    });
+                }
+            }
+        }
+        Ok(count > 0)
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        if self.client.poll_timeout().is_some_and(|at| at <= now) {
+            let mut sink = TunSink { tun: &self.tun, refused: &mut self.refused_packets };
+            self.client.handle_timeout(now, &mut sink);
+        }
+        self.close_overdue(now);
+        if self.addresses_at + ADDRESSES_EVERY <= now {
+            self.addresses_at = now;
+            let addresses = own_addresses();
+            if addresses != self.addresses {
+                self.client.netstack().set_local_addresses(addresses.clone());
+                self.addresses = addresses;
+            }
+        }
+    }
+
+    fn sleep(&mut self, cx: &Context<'_>) {
+        let next = [
+            self.client.poll_timeout(),
+            self.next_close(),
+            self.stopping,
+            Some(self.addresses_at + ADDRESSES_EVERY),
+        ];
+        if let Err(error) = self.alarm.set(next.into_iter().flatten().min()) {
+            tracing::error!(%error, "the timer cannot be set");
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    /// Carries out what the core wants, until it wants nothing.
+    fn drain(&mut self, now: Instant) {
+        loop {
+            let mut sink = TunSink { tun: &self.tun, refused: &mut self.refused_packets };
+            self.client.flush(now, &mut sink);
+            let mut moved = false;
+            let links: Vec<LinkId> = self.client.links().collect();
+            for link in links {
+                moved |= self.send(link, now);
+            }
+            while let Some(event) = self.client.poll_event() {
+                moved = true;
+                self.on_event(event, now);
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: ClientEvent, now: Instant) {
+        match event {
+            ClientEvent::FindPaths => {
+                self.paths.resolve();
+                self.find_paths(now);
+            }
+            ClientEvent::Dial { link, path } => self.dial(link, path, now),
+            ClientEvent::CloseLink { link, has_last_words } => {
+                self.close_link(link, has_last_words, now);
+            }
+            ClientEvent::WantProgress { link } => {
+                let progress = self.links.get(&link).and_then(|slot| slot.link.progress().ok());
+                if let Some(progress) = progress {
+                    self.client.handle_progress(link, progress, now);
+                }
+            }
+            ClientEvent::Attached { link, number } => {
+                self.last_error = None;
+                let session = self.client.session_id();
+                let interface = self.links.get(&link).map(|slot| slot.interface.as_str());
+                tracing::info!(session = session.map(tracing::field::display), %number, interface, "attached");
+            }
+            ClientEvent::Detached => tracing::info!("detached; flows wait"),
+            ClientEvent::Ended { reason, flows, lost_bytes } if flows > 0 => {
+                tracing::warn!(?reason, flows, lost_bytes, "session ended; applications were reset");
+            }
+            ClientEvent::Ended { reason, .. } => tracing::info!(?reason, "session ended"),
+            ClientEvent::Refused(why) => {
+                tracing::error!("{}", report::refusal(why).1);
+            }
+        }
+    }
+
+    fn find_paths(&mut self, now: Instant) {
+        let found = self.paths.find();
+        match found {
+            Ok(paths) => self.client.handle_paths(&paths, now),
+            Err(error) => {
+                tracing::debug!(%error, "no path to the server");
+                self.last_error = Some(("no_route", error));
+            }
+        }
+    }
+
+    fn on_signal(&mut self, signal: Signal, now: Instant) {
+        match signal {
+            Signal::Stop => {
+                if self.stopping.is_none() {
+                    notify_stopping();
+                    tracing::info!("stopping");
+                    self.stopping = Some(now + STOP_TIME);
+                    self.client.disconnect(now);
+                }
+            }
+            Signal::Reload => {
+                tracing::info!("nothing of the client's configuration is reloaded but [log]");
+                notify_ready();
+            }
+        }
+    }
+
+    /// An attempt or a link has failed.
+    fn note_failure(&mut self, error: &LinkError) {
+        let code = match error {
+            LinkError::NotOurServer(_) => "server_key_mismatch",
+            LinkError::KeyNotListed(_) => return,
+            LinkError::Limit(_)
+            | LinkError::PeerClosed
+            | LinkError::Tls(_)
+            | LinkError::Transport(_) => "unreachable",
+        };
+        self.last_error = Some((code, error.to_string()));
+    }
 }

@@ -4,8 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use nix::errno::Errno;
-use socket2::SockRef;
-use tokio::net::TcpSocket;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::error::{ErrorKind, SystemError, is_errno};
 use super::route::Path;
@@ -19,18 +18,14 @@ use super::route::Path;
 ///
 /// [`ErrorKind::Privilege`] without CAP_NET_ADMIN; [`ErrorKind::Failed`] when the device has gone
 /// meanwhile or the process has too many files open.
-pub fn link_socket(path: &Path, server: SocketAddr, fwmark: u32) -> Result<TcpSocket, SystemError> {
+pub fn link_socket(path: &Path, server: SocketAddr, fwmark: u32) -> Result<Socket, SystemError> {
     let tried = format!("make a socket for a link by {}", path.interface);
-    let make = || -> io::Result<TcpSocket> {
-        let socket = if server.is_ipv4() {
-            TcpSocket::new_v4()
-        } else {
-            TcpSocket::new_v6()
-        }?;
-        let options = SockRef::from(&socket);
-        options.set_mark(fwmark)?;
+    let make = || -> io::Result<Socket> {
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let socket = Socket::new(Domain::for_address(server), kind, Some(Protocol::TCP))?;
+        socket.set_mark(fwmark)?;
         if !path.local {
-            options.bind_device(Some(path.interface.as_bytes()))?;
+            socket.bind_device(Some(path.interface.as_bytes()))?;
         }
         Ok(socket)
     };

@@ -283,6 +283,11 @@ impl Session {
         (up, down)
     }
 
+    /// The same of one flow.
+    pub fn flow_buffered(&self, flow: FlowId) -> (u64, u64) {
+        self.flows.get(&flow).map_or((0, 0), |flow| (flow.tx.retained(), flow.rx.held()))
+    }
+
     /// Bytes of flows since the session was made.
     pub fn traffic(&self) -> Traffic {
         self.traffic

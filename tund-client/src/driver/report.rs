@@ -1,0 +1,138 @@
+//! What the client tells and does over its control socket.
+
+use super::Daemon;
+use super::links::LinkSlot;
+use std::time::Duration;
+use tund_client_core::{ClientFlow, Refused, State};
+use tund_daemon::control::{
+    ByteCounts, ClientCommand, ClientState, ClientStatus, ErrorReport, FLOW_ROWS_MAX, FlowCounts,
+    FlowRow, LinkReport, OutageReport, Page, Request,
+};
+use tund_session::{FlowId, Instant};
+
+/// Code and message of an error that needs a person.
+pub(super) const fn refusal(why: Refused) -> (&'static str, &'static str) {
+    match why {
+        Refused::KeyInUse => (
+            "key_in_use",
+            "the server says that another live client uses our key; stop that one, or make a key \
+             of its own for this client (`tund-client keygen`)",
+        ),
+        Refused::KeyNotListed => (
+            "key_not_listed",
+            "the server does not list our public key; its administrator adds it as a [[client]] \
+             (`tund-client pubkey FILE` prints it)",
+        ),
+        Refused::Version => (
+            "version",
+            "the server speaks no protocol version that we speak; update the older of the two",
+        ),
+    }
+}
+
+impl Daemon {
+    pub(super) fn on_request(&mut self, request: Request<ClientCommand>, now: Instant) {
+        match request.command.clone() {
+            ClientCommand::Status => request.answer(&self.status(now)),
+            ClientCommand::Flows { after } => request.answer(&self.flow_rows(after, now)),
+            ClientCommand::Disconnect => {
+                self.client.disconnect(now);
+                request.answer(&());
+            }
+            ClientCommand::Reconnect => {
+                self.client.reconnect(now);
+                request.answer(&());
+            }
+        }
+    }
+
+    fn status(&mut self, now: Instant) -> ClientStatus {
+        let state = self.client.state();
+        let ids: Vec<_> = self.client.links().collect();
+        let links: Vec<_> =
+            ids.iter().filter_map(|id| report(self.links.get(id)?, now)).collect();
+        let (up, down) = self.client.buffered();
+        let traffic = self.client.traffic();
+        let outages = self.client.outages();
+        let refused = self.client.refused().map(refusal);
+        let waits = matches!(state, State::Connecting | State::Detached);
+        let last = self.last_error.as_ref().filter(|_| waits);
+        let error = refused.or_else(|| last.map(|(code, text)| (*code, text.as_str())));
+        ClientStatus {
+            state: match state {
+                State::Ready => ClientState::Ready,
+                State::Connecting => ClientState::Connecting,
+                State::Attached => ClientState::Attached,
+                State::Detached => ClientState::Detached,
+                State::Refused => ClientState::Refused,
+            },
+            session_id: self.client.session_id().map(|id| id.to_string()),
+            link: links.first().cloned(),
+            links,
+            flows: FlowCounts {
+                tcp: u64::try_from(self.client.flows().len()).unwrap_or(u64::MAX),
+                ..FlowCounts::default()
+            },
+            bytes: ByteCounts { up: traffic.taken, down: traffic.released },
+            buffered_bytes: ByteCounts { up, down },
+            outages: OutageReport {
+                count: outages.count,
+                last_gap_ms: outages.last_gap.map(millis),
+                last_resume_ms: outages.last_resume.map(millis),
+            },
+            error: error.map(|(code, message)| ErrorReport {
+                code: code.to_owned(),
+                message: message.to_owned(),
+            }),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    fn flow_rows(&self, after: Option<u64>, now: Instant) -> Page<FlowRow, u64> {
+        let all = self.client.flows().iter();
+        let mut rows: Vec<_> = all
+            .filter(|(id, _)| after.is_none_or(|after| id.0 > after))
+            .take(FLOW_ROWS_MAX + 1)
+            .map(|(id, flow)| self.flow_row(id, flow, now))
+            .collect();
+        let more = rows.len() > FLOW_ROWS_MAX;
+        rows.truncate(FLOW_ROWS_MAX);
+        let next = rows.last().filter(|_| more).map(|row| row.id);
+        Page { rows, next }
+    }
+
+    fn flow_row(&self, id: FlowId, flow: &ClientFlow, now: Instant) -> FlowRow {
+        let (up, down) = self.client.flow_buffered(id);
+        FlowRow {
+            id: id.0,
+            protocol: "tcp".to_owned(),
+            source: flow.source,
+            destination: Some(flow.destination),
+            state: if flow.is_open { "open" } else { "opening" }.to_owned(),
+            bytes: ByteCounts { up: flow.up_bytes, down: flow.down_bytes },
+            buffered_bytes: ByteCounts { up, down },
+            age_ms: millis(now.saturating_duration_since(flow.since)),
+            outages: flow.outages,
+        }
+    }
+}
+
+fn report(slot: &LinkSlot, now: Instant) -> Option<LinkReport> {
+    Some(LinkReport {
+        transport: "tls".to_owned(),
+        local: slot.link.local_addr().ok()?,
+        remote: slot.link.remote_addr(),
+        interface: Some(slot.interface.clone()),
+        rtt_us: slot.link.tcp_info().ok().map(|info| micros(info.rtt)),
+        up_ms: millis(now.saturating_duration_since(slot.since)),
+        congestion_control: slot.link.congestion_control().ok(),
+    })
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
