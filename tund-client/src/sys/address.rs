@@ -18,9 +18,9 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::error::{SystemError, is_errno};
+use super::error::{ErrorKind, SystemError, is_errno};
 use super::netlink::Netlink;
-use super::{ErrorKind, tun::TunName};
+use super::tun::TunName;
 
 /// "This address was added by tund" in `IFA_PROTO`: the byte that leads the default `fwmark` too.
 const OURS: AddressProtocol = AddressProtocol::Other(0x7d);

@@ -5,9 +5,10 @@ use std::os::fd::AsFd;
 use std::task::Poll;
 
 use nix::sys::socket::{getsockopt, sockopt};
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
-use crate::sys::ErrorKind;
+use crate::sys::error::ErrorKind;
 use crate::sys::socket::link_socket;
 use crate::sys::testing::{Neighbour, PATIENCE, in_namespace, ip};
 use crate::sys::tun::{Offload, TunDevice, TunOptions};
@@ -253,7 +254,7 @@ fn a_link_goes_past_half_routes_by_each_way_and_the_tun_sees_nothing() {
             for path in paths(&query(SERVER, &tund0(), &[])).unwrap() {
                 let socket = link_socket(&path, server, MARK).unwrap();
                 assert_eq!(getsockopt(&socket.as_fd(), sockopt::Mark).unwrap(), MARK);
-                let link = tokio::time::timeout(PATIENCE, socket.connect(server)).await;
+                let link = tokio::time::timeout(PATIENCE, connect(socket, server)).await;
                 let link = link.unwrap().unwrap();
                 assert_eq!(link.local_addr().unwrap().ip(), path.source);
                 let (_, from) = listener.accept().unwrap();
@@ -283,7 +284,7 @@ fn a_link_to_this_host_is_connected_though_everything_goes_into_the_tun() {
                 let server = listener.local_addr().unwrap();
                 let path = find(&server.ip().to_string(), &[]).remove(0);
 
-                let link = link_socket(&path, server, MARK).unwrap().connect(server);
+                let link = connect(link_socket(&path, server, MARK).unwrap(), server);
 
                 tokio::time::timeout(PATIENCE, link).await.unwrap().unwrap();
             }
@@ -306,6 +307,12 @@ fn a_device_that_went_meanwhile_is_told() {
             "{error}"
         );
     });
+}
+
+async fn connect(socket: socket2::Socket, server: SocketAddr) -> io::Result<TcpStream> {
+    TcpSocket::from_std_stream(socket.into())
+        .connect(server)
+        .await
 }
 
 fn find(server: &str, preference: &[&str]) -> Vec<Path> {
