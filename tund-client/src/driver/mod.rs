@@ -14,6 +14,7 @@ use paths::Paths;
 use rustc_hash::FxHashMap;
 use std::future::poll_fn;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tund_client_core::netstack::{NetstackConfig, Sink};
@@ -21,7 +22,7 @@ use tund_client_core::{Client, ClientConfig, ClientEvent};
 use tund_daemon::clock::{self, Alarm};
 use tund_daemon::control::{ClientCommand, ControlServer};
 use tund_daemon::lifecycle::{
-    Capability, MissingPrivilege, Signal, Signals, notify_ready, notify_stopping, raise_file_limit,
+    Capability, MissingPrivilege, Signal, Signals, notify_ready, notify_reloading, notify_stopping, raise_file_limit,
 };
 use tund_daemon::link::{ClientTls, LinkError};
 use tund_daemon::ready::ReadySet;
@@ -56,7 +57,7 @@ impl Sink for TunSink<'_> {
 
 /// The daemon: the core, and what is around it.
 struct Daemon {
-    config: Config,
+    config_file: PathBuf,
     client: Client,
     tun: TunDevice,
     tun_waker: Waker,
@@ -86,7 +87,7 @@ const TUN_TOKEN: u64 = 0;
 /// # Errors
 ///
 /// When it cannot start: privileges, the device, the control socket.
-pub(crate) fn run(config: Config) -> anyhow::Result<()> {
+pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
     Capability::NetAdmin.require("to open the TUN device and to bind link sockets")?;
     if let Err(error) = raise_file_limit() {
         tracing::warn!(%error, "the limit of open files stays as it is");
@@ -94,8 +95,8 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
         let mut signals = Signals::new().context("cannot take over signals")?;
-        let mut control = ControlServer::<ClientCommand>::bind(&config.control.socket)?;
-        let mut daemon = Daemon::new(config)?;
+        let mut control = ControlServer::<ClientCommand>::bind(&config.control_socket)?;
+        let mut daemon = Daemon::new(config, config_file)?;
         notify_ready();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -131,11 +132,11 @@ fn own_addresses() -> Vec<IpAddr> {
 }
 
 fn open_tun(config: &Config) -> anyhow::Result<TunDevice> {
-    let name: TunName = config.tun.name.parse().context("tun.name")?;
-    let addresses = config.tun.addresses.iter();
+    let name: TunName = config.tun_name.parse().context("tun.name")?;
+    let addresses = config.tun_addresses.iter();
     let options = TunOptions {
         name,
-        mtu: config.tun.mtu,
+        mtu: config.tun_mtu,
         addresses: addresses
             .map(|(address, prefix_length)| InterfaceAddress {
                 address: *address,
@@ -159,32 +160,32 @@ fn client_config(config: &Config, tun: &TunDevice, addresses: Vec<IpAddr>) -> Cl
     ClientConfig {
         session: tund_session::Config {
             instance: Instance(random()),
-            buffer_bytes: config.session.buffer_bytes,
+            buffer_bytes: config.buffer_bytes.min(config.memory_bytes / 2),
             max_flows: MAX_FLOWS,
-            max_grace: config.session.grace,
+            max_grace: config.grace,
         },
         netstack: NetstackConfig {
             local_addresses: addresses,
-            accept_forwarded: config.tun.accept_forwarded,
+            accept_forwarded: config.accept_forwarded,
             offload: tun.vnet(),
             mtu: tun.mtu().into(),
             seed,
             ..NetstackConfig::default()
         },
-        grace: config.session.grace,
-        linger: match config.link.connect {
+        grace: config.grace,
+        linger: match config.connect {
             Connect::Always => None,
-            Connect::OnDemand => Some(config.link.linger),
+            Connect::OnDemand => Some(config.linger),
         },
-        refuse_during_outage: config.session.connect_during_outage == ConnectDuringOutage::Refuse,
+        refuse_during_outage: config.connect_during_outage == ConnectDuringOutage::Refuse,
         seed,
     }
 }
 
 impl Daemon {
-    fn new(config: Config) -> anyhow::Result<Self> {
+    fn new(config: Config, config_file: PathBuf) -> anyhow::Result<Self> {
         let tun = open_tun(&config)?;
-        let tls = ClientTls::new(&config.identity.private_key, config.server.public_keys.clone())
+        let tls = ClientTls::new(&config.private_key, config.server_keys.clone())
             .context("cannot set TLS up with the private key of [identity]")?;
         let addresses = own_addresses();
         let now = clock::now();
@@ -209,7 +210,7 @@ impl Daemon {
             stopping: None,
             ready,
             tun,
-            config,
+            config_file,
         })
     }
 
@@ -387,11 +388,18 @@ impl Daemon {
                     self.client.disconnect(now);
                 }
             }
-            Signal::Reload => {
-                tracing::info!("nothing of the client's configuration is reloaded but [log]");
-                notify_ready();
-            }
+            Signal::Reload => self.reload(),
         }
+    }
+
+    /// Reads the log level again; everything else needs a restart.
+    fn reload(&self) {
+        notify_reloading();
+        match crate::config::load(&self.config_file) {
+            Ok(loaded) => tund_daemon::telemetry::set_level(loaded.config.log_level),
+            Err(error) => tracing::error!(%error, "the configuration has mistakes; the old one stays"),
+        }
+        notify_ready();
     }
 
     /// An attempt or a link has failed.

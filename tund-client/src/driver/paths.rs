@@ -27,15 +27,15 @@ pub(super) struct Paths {
 
 impl Paths {
     pub(super) fn new(config: &Config, tun: TunName) -> Self {
-        let endpoints = config.server.addresses.clone();
+        let endpoints = config.server_addresses.clone();
         let addresses = endpoints.iter().filter_map(|endpoint| match &endpoint.host {
             Host::Address(ip) => Some(SocketAddr::new(*ip, endpoint.port)),
             Host::Name(_) => None,
         });
         Self {
             addresses: addresses.collect(),
-            preference: config.link.interfaces.clone(),
-            fwmark: config.link.fwmark,
+            preference: Vec::new(),
+            fwmark: config.fwmark,
             tun,
             endpoints,
             resolving: JoinSet::new(),
