@@ -1,0 +1,392 @@
+//! What an IP packet from the TUN device is: a TCP segment, or something to refuse or drop, and why.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice, ip_number};
+
+use crate::netstack::offload;
+
+/// Both ends of a TCP connection as one number each, so that it hashes and compares quickly.
+///
+/// IPv4 addresses are kept in their IPv4-mapped form; [`classify`] refuses IPv6 packets that carry
+/// such an address, so two different connections never share a key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    source: u128,
+    destination: u128,
+    ports: u32,
+}
+
+impl FlowKey {
+    /// The key of the connection from `source` to `destination`.
+    pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self {
+            source: widen(source.ip()),
+            destination: widen(destination.ip()),
+            ports: (u32::from(source.port()) << 16) | u32::from(destination.port()),
+        }
+    }
+
+    /// The application's end.
+    pub fn source(&self) -> SocketAddr {
+        SocketAddr::new(narrow(self.source), self.source_port())
+    }
+
+    /// The end that the application wants to reach.
+    pub fn destination(&self) -> SocketAddr {
+        SocketAddr::new(narrow(self.destination), self.destination_port())
+    }
+
+    /// The application's port.
+    pub const fn source_port(&self) -> u16 {
+        let [high, low, _, _] = self.ports.to_be_bytes();
+        u16::from_be_bytes([high, low])
+    }
+
+    /// The origin's port.
+    pub const fn destination_port(&self) -> u16 {
+        let [_, _, high, low] = self.ports.to_be_bytes();
+        u16::from_be_bytes([high, low])
+    }
+}
+
+impl fmt::Debug for FlowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.source(), self.destination())
+    }
+}
+
+fn widen(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
+        IpAddr::V6(v6) => u128::from(v6),
+    }
+}
+
+fn narrow(address: u128) -> IpAddr {
+    let v6 = Ipv6Addr::from(address);
+    v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
+}
+
+/// The control bits of a TCP header that matter here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// The acknowledgement number counts.
+    pub ack: bool,
+    /// The sender has no more to send.
+    pub fin: bool,
+    /// The sender knows of no such connection, or ends it.
+    pub rst: bool,
+    /// The sender asks for a connection.
+    pub syn: bool,
+}
+
+impl Flags {
+    /// Asks for a connection and says nothing else.
+    pub const fn is_initial_syn(self) -> bool {
+        self.syn && !self.ack && !self.rst && !self.fin
+    }
+}
+
+/// Where the parts of a TCP segment lie in its packet, and what its header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its two ends.
+    pub key: FlowKey,
+    /// Length of the IP header in bytes.
+    pub ip_header_bytes: usize,
+    /// Length of the TCP header in bytes.
+    pub tcp_header_bytes: usize,
+    /// Length of the whole packet in bytes, by its own account; never more than there was.
+    pub packet_bytes: usize,
+    /// Number of the first byte of payload (of the SYN, if it is one).
+    pub sequence: u32,
+    /// The next byte that its sender waits for.
+    pub acknowledgment: u32,
+    /// Control bits.
+    pub flags: Flags,
+}
+
+impl Segment {
+    /// Where the payload begins.
+    pub const fn payload_at(&self) -> usize {
+        self.ip_header_bytes + self.tcp_header_bytes
+    }
+
+    /// How many bytes of payload there are.
+    pub const fn payload_bytes(&self) -> usize {
+        self.packet_bytes - self.payload_at()
+    }
+
+    /// How far the segment reaches in the space of sequence numbers.
+    pub fn sequence_bytes(&self) -> u32 {
+        // A packet is at most 65,575 bytes long, so the fallback is never taken.
+        u32::try_from(self.payload_bytes()).unwrap_or(u32::MAX)
+            + u32::from(self.flags.syn)
+            + u32::from(self.flags.fin)
+    }
+}
+
+/// What a host may be told of a destination that cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// The host does not answer: `EHOSTUNREACH`.
+    Host,
+    /// There is no route to it: `ENETUNREACH`.
+    Network,
+    /// Nothing listens at that port: `ECONNREFUSED`.
+    Port,
+    /// Somebody forbids it: `EHOSTUNREACH` with IPv4, `EACCES` with IPv6.
+    Prohibited,
+    /// The protocol is not spoken there: `ENOPROTOOPT` with IPv4, `EPROTO` with IPv6.
+    Protocol,
+}
+
+/// Why a packet did not become part of a connection; each is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The IP header's or the segment's checksum does not fit.
+    Checksum,
+    /// IP options that route, or IPv6 extension headers.
+    ExtensionHeader,
+    /// Its source is not an address of this host, and forwarded packets are not wanted.
+    ForeignSource,
+    /// A piece of a datagram.
+    Fragment,
+    /// An ICMP message other than an echo request.
+    Icmp,
+    /// One of the daemon's own links was steered into the TUN device.
+    Loop,
+    /// Its fields contradict each other, or its end is missing.
+    Malformed,
+    /// Sent to many.
+    Multicast,
+    /// Sent to an address of this host.
+    OwnDestination,
+    /// An ICMP echo request.
+    Ping,
+    /// Sent to, or from, loopback, unspecified, reserved or IPv4-mapped addresses.
+    SpecialAddress,
+    /// Belongs to no connection that is known here; answered by a reset where one is due.
+    Stray,
+    /// As many connections, or held SYNs, as the configuration allows; the application asks again.
+    TableFull,
+    /// A UDP datagram.
+    Udp,
+    /// Neither TCP, UDP nor ICMP.
+    UnknownProtocol,
+}
+
+impl Reason {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// All of them, in the order of [`Reason::index`].
+    pub const ALL: [Self; 15] = [
+        Self::Checksum,
+        Self::ExtensionHeader,
+        Self::ForeignSource,
+        Self::Fragment,
+        Self::Icmp,
+        Self::Loop,
+        Self::Malformed,
+        Self::Multicast,
+        Self::OwnDestination,
+        Self::Ping,
+        Self::SpecialAddress,
+        Self::Stray,
+        Self::TableFull,
+        Self::Udp,
+        Self::UnknownProtocol,
+    ];
+
+    /// Its place in a table of counters.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// A packet that is answered by an ICMP message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why it is not taken.
+    pub reason: Reason,
+    /// What its source is told.
+    pub unreachable: Unreachable,
+    /// Where it came from.
+    pub source: IpAddr,
+    /// Where it was to go.
+    pub destination: IpAddr,
+}
+
+/// What is to be done with a packet, as far as the packet itself says.
+///
+/// Whether its source is one of this host's addresses is for the caller to ask: for a segment of a
+/// known connection it was answered at the SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not taken, without an answer.
+    Drop(Reason),
+    /// Not taken; its source is told so, if it is one of ours.
+    Refuse(Refused),
+    /// A whole TCP segment; its TCP checksum is not yet looked at.
+    Segment(Segment),
+}
+
+/// Says what `packet`, as it came from the TUN device, is. Never panics, whatever the bytes.
+pub fn classify(packet: &[u8]) -> Verdict {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => classify_v4(packet),
+        Some(6) => classify_v6(packet),
+        _ => Verdict::Drop(Reason::Malformed),
+    }
+}
+
+fn classify_v4(packet: &[u8]) -> Verdict {
+    let Ok(ip) = Ipv4Slice::from_slice(packet) else {
+        return Verdict::Drop(Reason::Malformed);
+    };
+    let header = ip.header();
+    if offload::fold(offload::sum(header.slice())) != 0xffff {
+        return Verdict::Drop(Reason::Checksum);
+    }
+    let (source, destination) = (header.source_addr(), header.destination_addr());
+    if destination.is_multicast() || destination.is_broadcast() {
+        return Verdict::Drop(Reason::Multicast);
+    }
+    if is_special_v4(source) || source.is_multicast() {
+        return Verdict::Drop(Reason::SpecialAddress);
+    }
+    if ip.is_payload_fragmented() {
+        return Verdict::Drop(Reason::Fragment);
+    }
+    if ip.extensions().auth.is_some() {
+        return Verdict::Drop(Reason::ExtensionHeader);
+    }
+    let end = Ends {
+        source: IpAddr::V4(source),
+        destination: IpAddr::V4(destination),
+        ip_header_bytes: header.slice().len(),
+        special: is_special_v4(destination),
+    };
+    by_protocol(ip.payload_ip_number(), ip.payload().payload, &end)
+}
+
+fn classify_v6(packet: &[u8]) -> Verdict {
+    let Ok(ip) = Ipv6Slice::from_slice(packet) else {
+        return Verdict::Drop(Reason::Malformed);
+    };
+    let header = ip.header();
+    let (source, destination) = (header.source_addr(), header.destination_addr());
+    if destination.is_multicast() {
+        return Verdict::Drop(Reason::Multicast);
+    }
+    if is_special_v6(source) || source.is_multicast() {
+        return Verdict::Drop(Reason::SpecialAddress);
+    }
+    if ip.is_payload_fragmented() {
+        return Verdict::Drop(Reason::Fragment);
+    }
+    if !ip.extensions().is_empty() {
+        return Verdict::Drop(Reason::ExtensionHeader);
+    }
+    if header.payload_length() == 0 {
+        return Verdict::Drop(Reason::Malformed);
+    }
+    let end = Ends {
+        source: IpAddr::V6(source),
+        destination: IpAddr::V6(destination),
+        ip_header_bytes: header.slice().len(),
+        special: is_special_v6(destination),
+    };
+    by_protocol(ip.payload().ip_number, ip.payload().payload, &end)
+}
+
+/// Unspecified ("this network"), loopback, reserved (240/4, broadcast with it).
+fn is_special_v4(address: Ipv4Addr) -> bool {
+    address.is_loopback() || address.octets()[0] == 0 || address.octets()[0] >= 240
+}
+
+/// Unspecified, loopback, IPv4-mapped (which no packet may carry, RFC 4942 §2.2).
+fn is_special_v6(address: Ipv6Addr) -> bool {
+    address.is_loopback() || address.is_unspecified() || address.to_ipv4_mapped().is_some()
+}
+
+/// What the IP header told, of either version.
+struct Ends {
+    source: IpAddr,
+    destination: IpAddr,
+    ip_header_bytes: usize,
+    /// The destination is one that no packet on a wire may have.
+    special: bool,
+}
+
+impl Ends {
+    const fn refuse(&self, reason: Reason, unreachable: Unreachable) -> Verdict {
+        Verdict::Refuse(Refused {
+            reason,
+            unreachable,
+            source: self.source,
+            destination: self.destination,
+        })
+    }
+}
+
+fn by_protocol(protocol: IpNumber, payload: &[u8], ends: &Ends) -> Verdict {
+    match protocol {
+        ip_number::TCP => by_segment(payload, ends),
+        _ if ends.special => Verdict::Drop(Reason::SpecialAddress),
+        ip_number::UDP => ends.refuse(Reason::Udp, Unreachable::Port),
+        ip_number::ICMP if ends.source.is_ipv4() => {
+            Verdict::Drop(icmp_reason(payload, etherparse::icmpv4::TYPE_ECHO_REQUEST))
+        }
+        ip_number::IPV6_ICMP if ends.source.is_ipv6() => {
+            Verdict::Drop(icmp_reason(payload, etherparse::icmpv6::TYPE_ECHO_REQUEST))
+        }
+        _ => ends.refuse(Reason::UnknownProtocol, Unreachable::Protocol),
+    }
+}
+
+fn icmp_reason(message: &[u8], echo_request: u8) -> Reason {
+    if message.first() == Some(&echo_request) {
+        Reason::Ping
+    } else {
+        Reason::Icmp
+    }
+}
+
+fn by_segment(payload: &[u8], ends: &Ends) -> Verdict {
+    let Ok(tcp) = TcpSlice::from_slice(payload) else {
+        return Verdict::Drop(Reason::Malformed);
+    };
+    if tcp.source_port() == 0 {
+        return Verdict::Drop(Reason::Malformed);
+    }
+    let flags = Flags {
+        ack: tcp.ack(),
+        fin: tcp.fin(),
+        rst: tcp.rst(),
+        syn: tcp.syn(),
+    };
+    if ends.special {
+        // Only a SYN is worth an answer: nothing was ever connected there.
+        return if flags.is_initial_syn() {
+            ends.refuse(Reason::SpecialAddress, Unreachable::Prohibited)
+        } else {
+            Verdict::Drop(Reason::SpecialAddress)
+        };
+    }
+    Verdict::Segment(Segment {
+        key: FlowKey::new(
+            SocketAddr::new(ends.source, tcp.source_port()),
+            SocketAddr::new(ends.destination, tcp.destination_port()),
+        ),
+        ip_header_bytes: ends.ip_header_bytes,
+        tcp_header_bytes: tcp.header_len(),
+        packet_bytes: ends.ip_header_bytes + payload.len(),
+        sequence: tcp.sequence_number(),
+        acknowledgment: tcp.acknowledgment_number(),
+        flags,
+    })
+}
