@@ -45,7 +45,13 @@ impl Inbox {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         if self.room() < self.wanted / 2 {
-            self.bytes.reserve(self.wanted);
+            // All in all as much as is wanted: asking for that on top of what is held would make
+            // the buffer twice as large.
+            let more = self
+                .wanted
+                .saturating_sub(self.bytes.len())
+                .max(SMALL_BYTES);
+            self.bytes.reserve(more);
         }
         let room = self.room();
         let Poll::Ready(read) = pin!(stream.read_buf(&mut self.bytes)).poll(cx) else {

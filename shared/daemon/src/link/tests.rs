@@ -2,9 +2,11 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use rustls::sign::CertifiedKey;
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -211,6 +213,60 @@ async fn an_unlisted_client_learns_it_for_good_though_it_sent_at_once() {
         panic!("{server:?}")
     };
     assert_eq!(key, stranger.public());
+}
+
+#[tokio::test]
+async fn a_key_shown_without_its_private_half_opens_nothing() {
+    let world = World::new();
+    let thief = PrivateKey::generate().unwrap();
+    let shown = stolen(&world.client, &thief);
+    let tls = ClientTls::showing(shown, vec![world.server.public()]).unwrap();
+    let (mut near, mut far) = world.pair_with(&tls).await;
+    let (_, server) = world.establish(&mut near, &mut far).await;
+    assert!(matches!(server, Err(LinkError::Tls(_))), "{server:?}");
+
+    let tls = ServerTls::showing(stolen(&world.server, &thief), world.clients.clone()).unwrap();
+    let (mut near, stream) = world.raw_server().await;
+    let mut far = Link::accept(stream, &tls, &SocketOptions::default()).unwrap();
+    let (client, _) = world.establish(&mut near, &mut far).await;
+    assert!(
+        matches!(client, Err(LinkError::NotOurServer(_))),
+        "{client:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_name_our_protocol_is_not_let_in() {
+    for protocols in [vec![], vec![b"tund/2".to_vec()]] {
+        let world = World::new();
+        let mut tls = world.client_tls();
+        Arc::make_mut(&mut tls.config).alpn_protocols = protocols;
+        let (mut near, mut far) = world.pair_with(&tls).await;
+
+        let client = async {
+            let result = within(poll_fn(|cx| near.poll_handshake(cx))).await;
+            drop(near);
+            result
+        };
+        let (client, server) = tokio::join!(client, within(poll_fn(|cx| far.poll_handshake(cx))));
+
+        assert!(
+            matches!(client, Err(LinkError::NotOurServer(_))),
+            "{client:?}"
+        );
+        assert!(server.is_err(), "{server:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_ticket_is_given_and_the_key_exchange_is_hybrid() {
+    let world = World::new();
+    let (near, far) = world.up().await;
+    assert!(near.outbox.is_empty() && far.outbox.is_empty());
+    assert!(near.inbox.bytes.is_empty());
+
+    let first = world.client_tls().config.crypto_provider().kx_groups[0].name();
+    assert_eq!(first, rustls::NamedGroup::X25519MLKEM768);
 }
 
 #[tokio::test]
@@ -477,6 +533,12 @@ fn wear_is_due_at_each_of_its_bounds_and_not_before() {
         }
         .is_due()
     );
+}
+
+/// What a thief shows who knows the public key and not the private one.
+fn stolen(victim: &PrivateKey, thief: &PrivateKey) -> Arc<CertifiedKey> {
+    let shown = tls::certified(victim).unwrap().cert.clone();
+    Arc::new(CertifiedKey::new(shown, thief.signer()))
 }
 
 /// Keys of both ends, and how their sockets are made.

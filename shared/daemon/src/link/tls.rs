@@ -57,7 +57,7 @@ impl ClientKeys {
 /// The client's side of every handshake.
 #[derive(Clone)]
 pub struct ClientTls {
-    config: Arc<ClientConfig>,
+    pub(super) config: Arc<ClientConfig>,
 }
 
 impl ClientTls {
@@ -67,6 +67,13 @@ impl ClientTls {
     ///
     /// When the TLS library refuses the combination; it does not on a supported machine.
     pub fn new(private: &PrivateKey, server_keys: Vec<PublicKey>) -> Result<Self, Error> {
+        Self::showing(certified(private)?, server_keys)
+    }
+
+    pub(super) fn showing(
+        shown: Arc<CertifiedKey>,
+        server_keys: Vec<PublicKey>,
+    ) -> Result<Self, Error> {
         let provider = provider();
         let verifier = PinnedServer {
             keys: server_keys,
@@ -76,9 +83,7 @@ impl ClientTls {
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(
-                certified(private)?,
-            )));
+            .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(shown)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         // A name would tell the network whom we visit, and raw keys have none to check.
         config.enable_sni = false;
@@ -118,6 +123,10 @@ impl ServerTls {
     ///
     /// When the TLS library refuses the combination; it does not on a supported machine.
     pub fn new(private: &PrivateKey, clients: ClientKeys) -> Result<Self, Error> {
+        Self::showing(certified(private)?, clients)
+    }
+
+    pub(super) fn showing(shown: Arc<CertifiedKey>, clients: ClientKeys) -> Result<Self, Error> {
         let provider = provider();
         let verifier = ListedClient {
             clients,
@@ -126,9 +135,7 @@ impl ServerTls {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(
-                private,
-            )?)));
+            .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(shown)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         // No tickets, for the reasons at the client's side.
         config.send_tls13_tickets = 0;
@@ -306,7 +313,8 @@ pub(super) fn raw_key(shown: &CertificateDer<'_>) -> Result<PublicKey, Error> {
     ))
 }
 
-fn certified(private: &PrivateKey) -> Result<Arc<CertifiedKey>, Error> {
+/// A key to show, and the means to prove it.
+pub(super) fn certified(private: &PrivateKey) -> Result<Arc<CertifiedKey>, Error> {
     let signer = private.signer();
     let spki = signer
         .public_key()
