@@ -27,11 +27,11 @@ const OURS: AddressProtocol = AddressProtocol::Other(0x7d);
 
 /// An address with the length of its prefix, as `ip address` writes it.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct InterfaceAddress {
+pub(crate) struct InterfaceAddress {
     /// The address.
-    pub address: IpAddr,
+    pub(crate) address: IpAddr,
     /// Bits of the network's part: at most 32 for IPv4, 128 for IPv6.
-    pub prefix_length: u8,
+    pub(crate) prefix_length: u8,
 }
 
 impl From<(IpAddr, u8)> for InterfaceAddress {

@@ -21,25 +21,25 @@ const RING_ALIGNMENT: usize = 64 * 1024;
 
 /// The sizes of the two rings of a slot, each rounded up to 64 KiB.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct SlotLayout {
+pub(crate) struct SlotLayout {
     /// Ring for what applications send.
-    pub receive_bytes: usize,
+    pub(crate) receive_bytes: usize,
     /// Ring for what is sent to applications.
-    pub send_bytes: usize,
+    pub(crate) send_bytes: usize,
 }
 
 /// Both rings of a slot, for the life of the process.
 #[derive(Debug)]
-pub struct SlotMemory {
+pub(crate) struct SlotMemory {
     /// Ring for what applications send.
-    pub receive: &'static mut [u8],
+    pub(crate) receive: &'static mut [u8],
     /// Ring for what is sent to applications.
-    pub send: &'static mut [u8],
+    pub(crate) send: &'static mut [u8],
 }
 
 /// Address space for a fixed number of slots, handed out in order.
 #[derive(Debug)]
-pub struct Arena {
+pub(crate) struct Arena {
     layout: SlotLayout,
     slots: usize,
     /// Where the mapping begins, as an exposed address.
@@ -67,12 +67,12 @@ impl Arena {
     /// Reserves address space for `slots` slots, or for as many as the system allows.
     ///
     /// Fewer than wanted happen where overcommit is forbidden or address space is limited; it is
-    /// logged, and [`Self::slots`] tells how many there are.
+    /// logged, and [`Self::rings`] ends earlier.
     ///
     /// # Errors
     ///
     /// When there is not even room for one slot.
-    pub fn reserve(layout: SlotLayout, slots: usize) -> Result<Self, SystemError> {
+    pub(crate) fn reserve(layout: SlotLayout, slots: usize) -> Result<Self, SystemError> {
         let tried = "reserve address space for the rings of connections";
         let Some((layout, slot_bytes)) = layout.rounded() else {
             let found = format!("{layout:?} is no size for memory");
@@ -110,14 +110,9 @@ impl Arena {
         }
     }
 
-    /// How many slots there are in all.
-    pub fn slots(&self) -> usize {
-        self.slots
-    }
-
     /// Hands out the rings of `slot`, once; slots are taken in order from 0. `None` for any other,
     /// and when there are no more.
-    pub fn rings(&mut self, slot: usize) -> Option<SlotMemory> {
+    pub(crate) fn rings(&mut self, slot: usize) -> Option<SlotMemory> {
         if slot != self.taken || slot >= self.slots {
             return None;
         }
@@ -132,7 +127,7 @@ impl Arena {
     /// Gives the pages of `slot` back: what was in its rings is lost, and they read as zeros.
     ///
     /// Only for a slot in whose rings nobody relies on a byte.
-    pub fn idle(&self, slot: usize) {
+    pub(crate) fn idle(&self, slot: usize) {
         if slot >= self.taken {
             return;
         }
@@ -232,7 +227,7 @@ mod tests {
     fn reserved_slots_take_no_memory_until_they_are_written_and_none_when_idle() {
         let mut arena = Arena::reserve(LAYOUT, 65_536).unwrap();
         let slots: Vec<SlotMemory> = (0..64).map(|slot| arena.rings(slot).unwrap()).collect();
-        assert_eq!(arena.slots(), 65_536);
+        assert_eq!(arena.slots, 65_536);
         assert_eq!(resident_pages(&arena), 0);
 
         for slot in slots {
@@ -260,9 +255,9 @@ mod tests {
         let arena = Arena::reserve(LAYOUT, usize::MAX / 2).unwrap();
 
         assert!(
-            (1_000..usize::MAX / 2).contains(&arena.slots()),
+            (1_000..usize::MAX / 2).contains(&arena.slots),
             "{}",
-            arena.slots()
+            arena.slots
         );
     }
 

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 /// A change of the system, or a question to it, that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{tried}: {found}; {remedy}")]
-pub struct SystemError {
+pub(crate) struct SystemError {
     kind: ErrorKind,
     tried: String,
     found: String,
@@ -18,7 +18,7 @@ pub struct SystemError {
 
 /// What sort of failure it was, for those who react to it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum ErrorKind {
+pub(crate) enum ErrorKind {
     /// Something of that name or address exists already and is not ours to change.
     Conflict,
     /// The kernel refused for a reason of the moment; trying again may help.
@@ -33,7 +33,7 @@ pub enum ErrorKind {
 
 impl SystemError {
     /// A failure of `kind` without a cause from the kernel.
-    pub fn new(
+    pub(crate) fn new(
         kind: ErrorKind,
         tried: impl fmt::Display,
         found: impl fmt::Display,
@@ -49,7 +49,11 @@ impl SystemError {
     }
 
     /// What the kernel answered to `tried`; EPERM and EACCES become a missing CAP_NET_ADMIN.
-    pub fn from_io(tried: impl fmt::Display, source: io::Error, remedy: impl fmt::Display) -> Self {
+    pub(crate) fn from_io(
+        tried: impl fmt::Display,
+        source: io::Error,
+        remedy: impl fmt::Display,
+    ) -> Self {
         let denied = is_errno(&source, &[Errno::EPERM, Errno::EACCES]);
         if denied {
             return Self::missing_net_admin(tried, source);
@@ -58,19 +62,19 @@ impl SystemError {
     }
 
     /// The privilege that everything here needs is missing.
-    pub fn missing_net_admin(tried: impl fmt::Display, source: io::Error) -> Self {
+    pub(crate) fn missing_net_admin(tried: impl fmt::Display, source: io::Error) -> Self {
         let found = format!("{source}: the capability CAP_NET_ADMIN is missing");
         let remedy = "run it as root, or give it AmbientCapabilities=CAP_NET_ADMIN in its unit";
         Self::new(ErrorKind::Privilege, tried, found, remedy).caused_by(source)
     }
 
     /// What sort of failure this is.
-    pub fn kind(&self) -> ErrorKind {
+    pub(crate) fn kind(&self) -> ErrorKind {
         self.kind
     }
 
     /// Whether the program lacks a privilege: exit code 77.
-    pub fn is_missing_privilege(&self) -> bool {
+    pub(crate) fn is_missing_privilege(&self) -> bool {
         self.kind == ErrorKind::Privilege
     }
 

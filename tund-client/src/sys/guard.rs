@@ -26,7 +26,7 @@ const PROGRAMS: [&str; 2] = ["nft", "/usr/sbin/nft"];
 /// # Errors
 ///
 /// [`ErrorKind::Missing`] without `nft`, [`ErrorKind::Privilege`] without CAP_NET_ADMIN.
-pub fn install(tun: &TunName, addresses: &[IpAddr]) -> Result<(), SystemError> {
+pub(crate) fn install(tun: &TunName, addresses: &[IpAddr]) -> Result<(), SystemError> {
     let tried = format!("guard the addresses of {tun} against neighbours");
     let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
     match apply(

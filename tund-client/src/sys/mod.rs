@@ -5,13 +5,13 @@
 //! what was tried, what was found and what to do; its kind tells a missing privilege (exit
 //! code 77) from the rest.
 
-pub mod address;
-pub mod arena;
-pub mod error;
-pub mod guard;
-pub mod netlink;
-pub mod route;
-pub mod socket;
+pub(crate) mod address;
+pub(crate) mod arena;
+pub(crate) mod error;
+pub(crate) mod guard;
+pub(crate) mod netlink;
+pub(crate) mod route;
+pub(crate) mod socket;
 #[cfg(test)]
 mod testing;
-pub mod tun;
+pub(crate) mod tun;

@@ -24,7 +24,7 @@ const NLM_F_DUMP_INTR: u16 = 0x10;
 
 /// A socket to the kernel's routing tables, in the network namespace of the thread that opened it.
 #[derive(Debug)]
-pub struct Netlink {
+pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
@@ -32,7 +32,7 @@ pub struct Netlink {
 
 /// Whether a dump shows one state of the table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Dump {
+pub(crate) enum Dump {
     /// The table changed while it was read: entries may be missing or doubled.
     Interrupted,
     /// The table did not change meanwhile.
@@ -45,7 +45,7 @@ impl Netlink {
     /// # Errors
     ///
     /// What the kernel answers to `socket`, `bind` and `connect`.
-    pub fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -66,7 +66,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The errno with which the kernel refused it.
-    pub fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    pub(crate) fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
         self.receive(|_| {})?;
         Ok(())
@@ -77,7 +77,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The errno with which the kernel answered; ENODATA when it said nothing.
-    pub fn ask(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+    pub(crate) fn ask(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
         // With the acknowledgement after it, the end of the answer is known.
         self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
         let mut answer = None;
@@ -90,7 +90,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The errno with which the kernel answered.
-    pub fn dump(
+    pub(crate) fn dump(
         &mut self,
         message: RouteNetlinkMessage,
         each: impl FnMut(RouteNetlinkMessage),

@@ -18,7 +18,11 @@ use super::route::Path;
 ///
 /// [`ErrorKind::Privilege`] without CAP_NET_ADMIN; [`ErrorKind::Failed`] when the device has gone
 /// meanwhile or the process has too many files open.
-pub fn link_socket(path: &Path, server: SocketAddr, fwmark: u32) -> Result<Socket, SystemError> {
+pub(crate) fn link_socket(
+    path: &Path,
+    server: SocketAddr,
+    fwmark: u32,
+) -> Result<Socket, SystemError> {
     let tried = format!("make a socket for a link by {}", path.interface);
     let make = || -> io::Result<Socket> {
         let kind = Type::STREAM.nonblocking().cloexec();

@@ -31,30 +31,30 @@ const MAX_READS: usize = 3;
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug)]
-pub struct PathQuery<'a> {
+pub(crate) struct PathQuery<'a> {
     /// Where the link shall go.
-    pub server: SocketAddr,
+    pub(crate) server: SocketAddr,
     /// The device that is never a way.
-    pub tun: &'a TunName,
+    pub(crate) tun: &'a TunName,
     /// The mark that the link's socket has; rules may look at it.
-    pub fwmark: u32,
+    pub(crate) fwmark: u32,
     /// Devices to put first, in this order; the others follow as the routing table says.
-    pub preference: &'a [String],
+    pub(crate) preference: &'a [String],
 }
 
 /// A way to the server.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Path {
+pub(crate) struct Path {
     /// The device.
-    pub interface: String,
+    pub(crate) interface: String,
     /// The device's index.
-    pub index: u32,
+    pub(crate) index: u32,
     /// The address that packets leave from.
-    pub source: IpAddr,
+    pub(crate) source: IpAddr,
     /// The next hop, if the server is not on the device's own network.
-    pub gateway: Option<IpAddr>,
+    pub(crate) gateway: Option<IpAddr>,
     /// The server is this host: nothing leaves it, and the socket is not bound to a device.
-    pub local: bool,
+    pub(crate) local: bool,
 }
 
 /// Every way to the server past our TUN, the best first; empty when there is none at the moment.
@@ -62,7 +62,7 @@ pub struct Path {
 /// # Errors
 ///
 /// When the kernel's tables cannot be read.
-pub fn paths(query: &PathQuery<'_>) -> Result<Vec<Path>, SystemError> {
+pub(crate) fn paths(query: &PathQuery<'_>) -> Result<Vec<Path>, SystemError> {
     let look = || -> io::Result<Vec<Path>> {
         let mut netlink = Netlink::open()?;
         let devices = devices(&mut netlink, query.tun)?;

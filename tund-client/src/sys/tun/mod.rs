@@ -26,9 +26,9 @@ use crate::sys::guard;
 use crate::sys::netlink::Netlink;
 
 /// Length of the virtio header before each packet (`struct virtio_net_hdr`, little-endian).
-pub const VNET_HEADER_BYTES: usize = 10;
+pub(crate) const VNET_HEADER_BYTES: usize = 10;
 /// The longest read: header, IPv6 header and the longest payload that it can announce.
-pub const READ_BYTES: usize = VNET_HEADER_BYTES + 40 + 65_535;
+pub(crate) const READ_BYTES: usize = VNET_HEADER_BYTES + 40 + 65_535;
 /// With segmentation offload the MTU costs nothing, and 1500 keeps path-MTU behaviour usual.
 const MTU_WITH_SEGMENTATION: u16 = 1500;
 /// Without it, packets as large as IP has make up for much of the difference (18 / 24 Gbit/s).
@@ -57,12 +57,12 @@ mod ioctl {
 
 /// A name that a network device can have and that is safe in a rule: letters, digits, `_`, `-`, `.`.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct TunName(String);
+pub(crate) struct TunName(String);
 
 /// Why a string is no name for a TUN device.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("a device name has 1 to 15 letters, digits, `_`, `-` or `.`, and no sign at its start")]
-pub struct InvalidTunName;
+pub(crate) struct InvalidTunName;
 
 impl FromStr for TunName {
     type Err = InvalidTunName;
@@ -83,12 +83,12 @@ impl FromStr for TunName {
 
 impl TunName {
     /// The name as the kernel knows it.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The device's index, if a device of this name exists.
-    pub fn index(&self) -> Option<u32> {
+    fn index(&self) -> Option<u32> {
         nix::net::if_::if_nametoindex(self.as_str()).ok()
     }
 }
@@ -101,7 +101,7 @@ impl fmt::Display for TunName {
 
 /// What the kernel may leave to us in packets that applications send.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Offload {
+pub(crate) enum Offload {
     /// Nothing: plain packets without a header.
     None,
     /// Packets come with a header; checksums may be missing.
@@ -112,21 +112,21 @@ pub enum Offload {
 
 /// What the device shall be like.
 #[derive(Clone, Debug)]
-pub struct TunOptions {
+pub(crate) struct TunOptions {
     /// Its name.
-    pub name: TunName,
+    pub(crate) name: TunName,
     /// Its MTU in bytes; none: 1500 with segmentation offload, 65535 without.
-    pub mtu: Option<u16>,
+    pub(crate) mtu: Option<u16>,
     /// Its addresses, of both families.
-    pub addresses: Vec<InterfaceAddress>,
+    pub(crate) addresses: Vec<InterfaceAddress>,
     /// The most to ask the kernel for; [`Offload::Segmentation`] unless something is being tried.
-    pub offload: Offload,
+    pub(crate) offload: Offload,
 }
 
 /// An open TUN device, up, addressed and guarded.
 ///
 /// Dropping it closes the device; the device, its addresses and the guard stay.
-pub struct TunDevice {
+pub(crate) struct TunDevice {
     fd: Arc<AsyncFd<OwnedFd>>,
     /// Waits for the error that the removal of the device is; `None` once it has come. Readiness
     /// to read does not show it.
@@ -155,7 +155,7 @@ impl TunDevice {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn open(options: &TunOptions) -> Result<Self, SystemError> {
+    pub(crate) fn open(options: &TunOptions) -> Result<Self, SystemError> {
         let name = &options.name;
         let (fd, vnet) = attach(name, options.offload != Offload::None)?;
         let offload = negotiate(&fd, vnet, options.offload).map_err(|error| {
@@ -200,7 +200,11 @@ impl TunDevice {
     /// # Errors
     ///
     /// What the kernel answered; that the device was removed, for one.
-    pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         while let Poll::Ready(ready) = self.fd.poll_read_ready(cx) {
             let attempt = ready?.try_io(|fd| Ok(nix::unistd::read(fd.get_ref(), &mut *buf)?));
             if let Ok(result) = attempt {
@@ -220,7 +224,7 @@ impl TunDevice {
     ///
     /// What the kernel answered: EINVAL for a packet that it cannot read, EIO while the device is
     /// down, that the device was removed.
-    pub fn try_write(&self, packet: &[u8]) -> io::Result<()> {
+    pub(crate) fn try_write(&self, packet: &[u8]) -> io::Result<()> {
         match nix::unistd::write(self.fd.get_ref(), packet) {
             Ok(_whole) => Ok(()),
             Err(errno) => Err(self.explain(errno.into())),
@@ -228,33 +232,23 @@ impl TunDevice {
     }
 
     /// The device's name.
-    pub fn name(&self) -> &TunName {
+    pub(crate) fn name(&self) -> &TunName {
         &self.name
     }
 
-    /// The device's index.
-    pub fn index(&self) -> u32 {
-        self.index
-    }
-
     /// Whether each packet stands behind a header of [`VNET_HEADER_BYTES`], both ways.
-    pub fn vnet(&self) -> bool {
+    pub(crate) fn vnet(&self) -> bool {
         self.vnet
     }
 
     /// What the kernel leaves to us.
-    pub fn offload(&self) -> Offload {
+    pub(crate) fn offload(&self) -> Offload {
         self.offload
     }
 
     /// The device's MTU in bytes.
-    pub fn mtu(&self) -> u16 {
+    pub(crate) fn mtu(&self) -> u16 {
         self.mtu
-    }
-
-    /// Every address that the device has, those that the user gave it included.
-    pub fn addresses(&self) -> &[InterfaceAddress] {
-        &self.addresses
     }
 
     fn explain(&self, error: io::Error) -> io::Error {

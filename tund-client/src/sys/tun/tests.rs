@@ -89,7 +89,7 @@ fn large_writes_of_an_application_come_unsegmented() {
 fn device_addresses_and_routes_outlive_the_daemon() {
     with_runtime(async || {
         let first = TunDevice::open(&options()).unwrap();
-        let index = first.index();
+        let index = first.index;
         ip("route add 10.9.0.0/16 dev tund0");
         ip("-6 route add 2001:db8:9::/48 dev tund0");
         drop(first);
@@ -103,7 +103,7 @@ fn device_addresses_and_routes_outlive_the_daemon() {
         assert!(ip_output("route show dev tund0").contains("10.9.0.0/16"));
 
         let mut second = TunDevice::open(&options()).unwrap();
-        assert_eq!(second.index(), index);
+        assert_eq!(second.index, index);
         assert!(ip_output("route show dev tund0").contains("10.9.0.0/16"));
         assert!(ip_output("-6 route show dev tund0").contains("2001:db8:9::/48"));
         let application = UdpSocket::bind("10.111.0.2:0").unwrap();
@@ -120,7 +120,7 @@ fn ipv6_addresses_work_at_once_and_the_kernel_adds_none() {
         UdpSocket::bind("[fd11::2]:0").unwrap();
         TcpListener::bind("[fd11::2]:0").unwrap();
 
-        let addresses: Vec<String> = tun.addresses().iter().map(ToString::to_string).collect();
+        let addresses: Vec<String> = tun.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.111.0.2/32", "fd11::2/128"]);
         assert!(!ip_output("address show dev tund0").contains("fe80::"));
     });
@@ -133,7 +133,7 @@ fn ipv6_switched_off_leaves_ipv4_working() {
 
         let tun = TunDevice::open(&options()).unwrap();
 
-        let addresses: Vec<String> = tun.addresses().iter().map(ToString::to_string).collect();
+        let addresses: Vec<String> = tun.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.111.0.2/32"]);
     });
 }
@@ -149,7 +149,7 @@ fn what_the_configuration_dropped_goes_and_what_the_user_added_stays() {
 
         let tun = TunDevice::open(&changed).unwrap();
 
-        let mut addresses = tun.addresses().to_vec();
+        let mut addresses = tun.addresses.to_vec();
         addresses.sort();
         assert_eq!(
             addresses,
@@ -174,7 +174,7 @@ fn a_prefix_that_grew_keeps_the_address() {
 
         let tun = TunDevice::open(&changed).unwrap();
 
-        assert_eq!(tun.addresses(), [address("10.111.0.3", 24)]);
+        assert_eq!(tun.addresses, [address("10.111.0.3", 24)]);
     });
 }
 
