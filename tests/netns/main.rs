@@ -9,6 +9,7 @@ mod configuration;
 mod endings;
 mod events;
 mod lab_direct;
+mod lab_emulator;
 mod lab_removal;
 mod outages;
 mod reach;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use tund_tests::lab::{Access, Download, Keys, SERVER_PORT, ServerDaemon, Settings, Upload, wait};
+use tund_tests::emulator::Profile;
+use tund_tests::lab::{
+    Access, Download, Keys, Lab, Origin, SERVER_PORT, ServerDaemon, Settings, Tund, Upload, wait,
+};
 
 use crate::support::{LATER, LONG, SOON, Scene, median};
 
@@ -203,6 +206,51 @@ fn another_server_with_another_key_is_a_portal_too() {
         scene.lab.server_address(tund_tests::lab::Family::V4).port(),
         SERVER_PORT
     );
+}
+
+/// How long the session takes to be attached again, at 1.2 s round trip and 10 % loss, after the
+/// connection has been forgotten.
+fn attach_on_a_slow_path(runs: u64) -> Duration {
+    let lossy = Profile::delay(Duration::from_millis(600)).loss(0.1);
+    let lab = Lab::emulated("a slow path", Profile::default());
+    let origin = Origin::start(&lab.origin);
+    let tund = Tund::start(&lab, &Settings::new());
+    let scene = Scene { tund, origin, lab };
+    let mut echo = scene.echo();
+    scene.lab.emulator(Access::Wifi).set(lossy);
+    let mut times = Vec::new();
+    for run in 0..runs {
+        let count = scene.tund.client.wait_attached(LONG).outages.count;
+        scene.lab.cut();
+        scene.lab.forget();
+        wait::let_pass(Duration::from_secs(4));
+        scene.lab.heal();
+        let start = wait::now();
+        wait::until_true("the outage is over", LONG, || {
+            let status = scene.tund.client.status();
+            status.outages.count > count && status.state == "attached"
+        });
+        times.push(wait::now() - start);
+        eprintln!("run {run}: {times:?}");
+    }
+    scene.lab.emulator(Access::Wifi).set(Profile::default());
+    echo.round_trip().unwrap();
+    median(times)
+}
+
+#[test]
+fn a_slow_and_lossy_path_is_attached_in_time() {
+    let took = attach_on_a_slow_path(1);
+
+    assert!(took < Duration::from_secs(20), "{took:?}");
+}
+
+#[test]
+#[ignore = "long: five attaches at 1.2 s round trip and 10 % loss"]
+fn long_a_slow_and_lossy_path_is_attached_within_10_s() {
+    let took = attach_on_a_slow_path(5);
+
+    assert!(took <= Duration::from_secs(10), "median {took:?}");
 }
 
 #[test]

@@ -1,3 +1,4 @@
 //! The harness of every test above the unit tests: simulation and namespace lab.
 
+pub mod emulator;
 pub mod lab;

@@ -98,6 +98,13 @@ impl Lab {
 
     /// Takes the far end of an access link down (the near end loses its carrier) or up again.
     pub fn carrier(&self, access: Access, on: bool) {
+        if self.emulators.is_some() {
+            // A TUN device does not see the state of the other one; it can be told.
+            let carrier = if on { "on" } else { "off" };
+            let device = access.device();
+            self.client
+                .run(&format!("ip link set dev {device} carrier {carrier}"));
+        }
         let state = if on { "up" } else { "down" };
         self.router.run(&format!(
             "ip link set dev {} {state}",

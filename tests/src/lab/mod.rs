@@ -31,6 +31,8 @@ pub mod wait;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
+use crate::emulator::{Emulator, Profile};
+
 pub use app::{Download, Ending, Pattern, Report, Upload, ending_of, read_pattern, write_pattern};
 pub use claim::Claim;
 pub use daemon::{ClientDaemon, Keys, ServerDaemon, Settings, Status, TUN, Tund, program, steer};
@@ -116,6 +118,8 @@ pub struct Lab {
     /// Where origins run.
     pub origin: Namespace,
     access: Access,
+    /// Of wifi and mobile, where they are emulated.
+    emulators: Option<[Emulator; 2]>,
     /// Below all that lives inside of it: fields are dropped in order.
     claim: Claim,
 }
@@ -123,20 +127,30 @@ pub struct Lab {
 impl Lab {
     /// Builds the lab; `title` is for the transcript.
     pub fn new(title: &str) -> Self {
+        Self::build(title, None)
+    }
+
+    /// Builds a lab whose access links go through a link emulator each.
+    pub fn emulated(title: &str, profile: Profile) -> Self {
+        Self::build(title, Some(profile))
+    }
+
+    fn build(title: &str, profile: Option<Profile>) -> Self {
         let claim = Claim::new();
         narrate(claim.name(), &format!("lab of {title}"));
         let make = |role: &str| Namespace::create(&format!("{}-{role}", claim.name()), role);
         let [client, router, server, origin] = claim::ROLES.map(make);
-        let lab = Self {
+        let mut lab = Self {
             client,
             router,
             server,
             origin,
             access: Access::Wifi,
+            emulators: None,
             claim,
         };
         lab.tune();
-        lab.wire();
+        lab.wire(profile);
         lab.router.nft(events::TABLE);
         lab.raise(Access::Wifi);
         lab
@@ -160,6 +174,19 @@ impl Lab {
     /// The access link in use.
     pub fn access(&self) -> Access {
         self.access
+    }
+
+    /// The emulator of an access link; only in an emulated lab.
+    #[track_caller]
+    pub fn emulator(&self, access: Access) -> &Emulator {
+        let [wifi, mobile] = self
+            .emulators
+            .as_ref()
+            .expect("the lab was built by Lab::emulated");
+        match access {
+            Access::Mobile => mobile,
+            Access::Wifi => wifi,
+        }
     }
 
     /// Where the server daemon is reached.
@@ -213,9 +240,20 @@ impl Lab {
     }
 
     /// Devices and addresses of all links, and the routes of router, server and origin.
-    fn wire(&self) {
-        self.link((&self.client, "wifi"), (&self.router, "w0"));
-        self.link((&self.client, "mobile"), (&self.router, "m0"));
+    fn wire(&mut self, profile: Option<Profile>) {
+        match profile {
+            None => {
+                self.link((&self.client, "wifi"), (&self.router, "w0"));
+                self.link((&self.client, "mobile"), (&self.router, "m0"));
+            }
+            Some(profile) => {
+                self.emulators = Some([Access::Wifi, Access::Mobile].map(|access| {
+                    let near = (&self.client, access.device());
+                    let far = (&self.router, access.router_device());
+                    Emulator::start(near, far, profile, access.subnet().into())
+                }));
+            }
+        }
         self.link((&self.router, "s0"), (&self.server, "up"));
         self.link((&self.router, "o0"), (&self.origin, "up"));
         self.link((&self.server, "direct"), (&self.origin, "direct"));
