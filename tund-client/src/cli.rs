@@ -8,7 +8,7 @@ use tund_daemon::cli::{Keygen, Pubkey, WithConfig, ask, report_check, show};
 use tund_daemon::control::{ClientCommand, ClientStatus, FlowRow, Page};
 use tund_daemon::telemetry::{self, LogFormat};
 
-use crate::config::{CONTROL_SOCKET, Config};
+use crate::config::{self, CONTROL_SOCKET};
 use crate::{driver, status};
 
 const EXAMPLES: &str = "\
@@ -94,10 +94,10 @@ pub(crate) fn execute() -> anyhow::Result<()> {
     match cli.command {
         Command::Keygen(arguments) => arguments.execute(),
         Command::Pubkey(arguments) => arguments.execute(),
-        Command::Run(WithConfig { config }) => run(&config, cli.log_format),
-        Command::Check(WithConfig { config }) => {
-            let loaded = Config::load(&config)?;
-            report_check(&config, &loaded.warnings)
+        Command::Run(WithConfig { config: file }) => run(&file, cli.log_format),
+        Command::Check(WithConfig { config: file }) => {
+            let loaded = config::load(&file)?;
+            report_check(&file, &loaded.warnings)
         }
         Command::Status(Reading { daemon, json }) => {
             let status: ClientStatus = ask(&daemon.control, &ClientCommand::Status)?;
@@ -118,12 +118,12 @@ pub(crate) fn execute() -> anyhow::Result<()> {
 }
 
 fn run(file: &Path, format: LogFormat) -> anyhow::Result<()> {
-    let loaded = Config::load(file)?;
-    telemetry::start(loaded.config.log.level, format)?;
+    let loaded = config::load(file)?;
+    telemetry::start(loaded.config.log_level, format)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    driver::run(loaded.config)
+    driver::run(loaded.config, file.to_path_buf())
 }
 
 /// All flows, page by page.

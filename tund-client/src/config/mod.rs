@@ -1,17 +1,14 @@
 //! The client's configuration: every key, its default and its bounds; past here nothing is checked.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+mod unbuilt;
+
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tund_daemon::config::{Destination, Endpoint, Loaded, Mistakes, Prefix, Section, load, value};
+use tund_daemon::config::{Endpoint, Loaded, Mistakes, Section, format_size, value};
 use tund_daemon::identity::{PrivateKey, PublicKey};
 use tund_daemon::telemetry::LogLevel;
-
-mod policy;
-mod unbuilt;
-
-pub(crate) use policy::{ConnectDuringOutage, Downstream, Framing, OnExpiry, Policy, Protocol};
 
 /// Where commands look for the daemon unless told otherwise.
 pub(crate) const CONTROL_SOCKET: &str = "/run/tund/client.sock";
@@ -23,53 +20,47 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// The longest grace and retention: chosen; a month outlasts any journey.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// All of `client.toml`.
+/// IPv6 works with no smaller packets (RFC 8200 §5).
+const MTU_MIN: u16 = 1280;
+
+/// All of `client.toml`. The key file has been read, percentages have been worked out.
+///
+/// Features that are not built have no field: their keys are checked, and whoever sets one is told.
 pub(crate) struct Config {
-    /// The file it was read from, to read it again on SIGHUP.
-    pub(crate) file: PathBuf,
-    pub(crate) identity: Identity,
-    pub(crate) server: Server,
-    pub(crate) link: Link,
-    pub(crate) tun: Tun,
-    pub(crate) routes: Routes,
-    pub(crate) dns: Dns,
-    pub(crate) udp: Udp,
-    pub(crate) session: Session,
-    /// The first whose destination and protocol match counts; `session` where none does.
-    pub(crate) policies: Vec<Policy>,
-    pub(crate) limits: Limits,
-    pub(crate) spool: Spool,
-    pub(crate) control: Control,
-    pub(crate) metrics: Metrics,
-    pub(crate) log: Log,
-}
-
-/// `[identity]`.
-pub(crate) struct Identity {
-    /// The file that was read: a systemd credential of that name, if there is one.
-    pub(crate) private_key_file: PathBuf,
-    /// What it holds.
+    /// Of `[identity]`.
     pub(crate) private_key: PrivateKey,
-}
-
-/// `[server]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Server {
     /// At least one; they are raced.
-    pub(crate) addresses: Vec<Endpoint>,
+    pub(crate) server_addresses: Vec<Endpoint>,
     /// At least one; several while the server changes keys.
-    pub(crate) public_keys: Vec<PublicKey>,
-}
-
-/// What carries a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Transport {
-    /// The best that is built.
-    Auto,
-    /// UDP.
-    Quic,
-    /// TCP.
-    Tls,
+    pub(crate) server_keys: Vec<PublicKey>,
+    /// In order of preference; empty: what the routing table says.
+    pub(crate) interfaces: Vec<String>,
+    /// When the client dials.
+    pub(crate) connect: Connect,
+    /// On demand: how long an idle link without flows is kept.
+    pub(crate) linger: Duration,
+    /// Set on every socket of the daemon; only the top 8 bits are ours, the others are zero.
+    pub(crate) fwmark: u32,
+    /// At most 15 bytes.
+    pub(crate) tun_name: String,
+    /// Addresses with prefix lengths; at least one.
+    pub(crate) tun_addresses: Vec<(IpAddr, u8)>,
+    /// None: chosen by the daemon; else at least 1280.
+    pub(crate) tun_mtu: Option<u16>,
+    /// Also take packets whose source is not an address of this host.
+    pub(crate) accept_forwarded: bool,
+    /// How long an outage may last before connections A and C are closed.
+    pub(crate) grace: Duration,
+    /// What happens to a new connection during an outage.
+    pub(crate) connect_during_outage: ConnectDuringOutage,
+    /// Unacknowledged bytes kept per direction.
+    pub(crate) buffer_bytes: u64,
+    /// The buffers of both directions together.
+    pub(crate) memory_bytes: u64,
+    /// The control socket.
+    pub(crate) control_socket: PathBuf,
+    /// `RUST_LOG` wins over it.
+    pub(crate) log_level: LogLevel,
 }
 
 /// When the client dials.
@@ -81,258 +72,114 @@ pub(crate) enum Connect {
     OnDemand,
 }
 
-/// `[link]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Link {
-    /// [`Transport::Auto`] by default.
-    pub(crate) transport: Transport,
-    /// In order of preference; empty: what the routing table says.
-    pub(crate) interfaces: Vec<String>,
-    /// [`Connect::OnDemand`] by default.
-    pub(crate) connect: Connect,
-    /// How long an idle link without flows is kept.
-    pub(crate) linger: Duration,
-    /// Keep a second link while flows are active.
-    pub(crate) standby: bool,
-    /// Set on every socket of the daemon; only the top 8 bits are ours, the others are zero.
-    pub(crate) fwmark: u32,
-}
-
-/// `[tun]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tun {
-    /// At most 15 bytes.
-    pub(crate) name: String,
-    /// Addresses and prefix lengths, at least one.
-    pub(crate) addresses: Vec<(IpAddr, u8)>,
-    /// None: chosen by the daemon; else at least 1280.
-    pub(crate) mtu: Option<u16>,
-    /// Also take packets whose source is not an address of this host.
-    pub(crate) accept_forwarded: bool,
-}
-
-/// Who steers packets into the TUN.
+/// What happens to a new connection during an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RoutesMode {
-    /// The daemon.
-    Auto,
-    /// The user.
-    Manual,
+pub(crate) enum ConnectDuringOutage {
+    /// It waits for the end of the outage, or for the application's patience.
+    Hold,
+    /// It is refused at once.
+    Refuse,
 }
 
-/// What happens to networks on the link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lan {
-    /// They stay outside.
-    Direct,
-    /// They go through tund like everything else.
-    Tund,
+/// Reads and checks the file, and the key file that it names.
+///
+/// # Errors
+///
+/// Everything that is wrong with it.
+pub(crate) fn load(file: &Path) -> Result<Loaded<Config>, Mistakes> {
+    tund_daemon::config::load(file, build)
 }
 
-/// `[routes]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Routes {
-    /// [`RoutesMode::Manual`] by default.
-    pub(crate) mode: RoutesMode,
-    /// What enters the TUN.
-    pub(crate) include: Vec<Prefix>,
-    /// What does not.
-    pub(crate) exclude: Vec<Prefix>,
-    /// [`Lan::Direct`] by default.
-    pub(crate) lan: Lan,
-    /// What would enter tund never leaves by another way.
-    pub(crate) kill_switch: bool,
-}
-
-/// Who answers names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DnsMode {
-    /// Whoever did before.
-    Off,
-    /// The server daemon's resolver, at [`Dns::address`].
-    Stub,
-}
-
-/// `[dns]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Dns {
-    /// [`DnsMode::Off`] by default.
-    pub(crate) mode: DnsMode,
-    /// Where the stub answers.
-    pub(crate) address: IpAddr,
-}
-
-/// Who may answer on a UDP mapping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Filtering {
-    /// Addresses that the application has sent to.
-    Address,
-    /// Anybody.
-    Endpoint,
-}
-
-/// `[udp]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Udp {
-    /// How long a silent mapping lives; stands still during an outage.
-    pub(crate) idle: Duration,
-    /// Older datagrams are dropped.
-    pub(crate) max_age: Duration,
-    /// [`Filtering::Address`] by default.
-    pub(crate) filtering: Filtering,
-}
-
-/// `[session]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Session {
-    /// How long an outage may last before connections A and C are closed.
-    pub(crate) grace: Duration,
-    /// [`ConnectDuringOutage::Hold`] by default; never accept, which only a policy may say.
-    pub(crate) connect_during_outage: ConnectDuringOutage,
-    /// Unacknowledged bytes kept per direction.
-    pub(crate) buffer_bytes: u64,
-}
-
-/// `[limits]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Limits {
-    /// All buffers together; a percentage has been worked out.
-    pub(crate) memory_bytes: u64,
-}
-
-/// `[spool]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Spool {
-    /// Where stored bytes wait.
-    pub(crate) directory: PathBuf,
-    /// All of them together.
-    pub(crate) max_bytes: u64,
-}
-
-/// `[control]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Control {
-    /// The control socket.
-    pub(crate) socket: PathBuf,
-}
-
-/// `[metrics]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Metrics {
-    /// None: no metrics.
-    pub(crate) listen: Option<SocketAddr>,
-}
-
-/// `[log]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Log {
-    /// `RUST_LOG` wins over it.
-    pub(crate) level: LogLevel,
-}
-
-impl Config {
-    /// Reads and checks the file, and the key file that it names.
-    ///
-    /// # Errors
-    ///
-    /// Everything that is wrong with it.
-    pub(crate) fn load(file: &Path) -> Result<Loaded<Self>, Mistakes> {
-        load(file, |root| build(file, root))
-    }
-}
-
-fn build(file: &Path, root: &mut Section<'_>) -> Option<Config> {
-    let identity = root.table("identity", identity);
-    let own_key = identity
-        .as_ref()
-        .map(|identity| identity.private_key.public());
+fn build(root: &mut Section<'_>) -> Option<Config> {
+    let private_key = root.table("identity", private_key);
+    let own_key = private_key.as_ref().map(PrivateKey::public);
     let server = root.table("server", |section| server(section, own_key));
     let link = root.table("link", link);
     let tun = root.table("tun", tun);
-    let routes = root.table("routes", routes);
-    let dns = root.table("dns", dns);
-    let udp = root.table("udp", udp);
+    unbuilt::routes(root);
+    unbuilt::dns(root);
+    unbuilt::udp(root);
     let session = root.table("session", session);
-    let policies = root.tables("policy", |section| policy::policy(section, &session));
-    let limits = root.table("limits", |section| limits(section, &session));
-    let spool = root.table("spool", spool);
-    let control = root.table("control", |section| Control {
-        socket: section.or("socket", CONTROL_SOCKET.into(), value::socket_path),
+    unbuilt::policies(root);
+    let memory_bytes = root.table("limits", |section| memory(section, session.buffer_bytes));
+    unbuilt::spool(root);
+    let control_socket = root.table("control", |section| {
+        section.or("socket", CONTROL_SOCKET.into(), value::socket_path)
     });
-    let metrics = root.table("metrics", |section| {
-        let listen = section.or("listen", None, value::optional_socket_address);
-        unbuilt::metrics(section, listen);
-        Metrics { listen }
+    unbuilt::metrics(root);
+    let log_level = root.table("log", |section| {
+        section.or("level", LogLevel::Info, value::choice(&LogLevel::CHOICES))
     });
-    let log = root.table("log", |section| Log {
-        level: section.or("level", LogLevel::Info, value::choice(&LogLevel::CHOICES)),
-    });
+    let (server_addresses, server_keys) = server?;
     Some(Config {
-        file: file.to_path_buf(),
-        identity: identity?,
-        server: server?,
-        link,
-        tun,
-        routes,
-        dns,
-        udp,
-        session,
-        policies,
-        limits,
-        spool,
-        control,
-        metrics,
-        log,
+        private_key: private_key?,
+        server_addresses,
+        server_keys,
+        interfaces: link.interfaces,
+        connect: link.connect,
+        linger: link.linger,
+        fwmark: link.fwmark,
+        tun_name: tun.name,
+        tun_addresses: tun.addresses,
+        tun_mtu: tun.mtu,
+        accept_forwarded: tun.accept_forwarded,
+        grace: session.grace,
+        connect_during_outage: session.connect_during_outage,
+        buffer_bytes: session.buffer_bytes,
+        memory_bytes,
+        control_socket,
+        log_level,
     })
 }
 
-fn identity(section: &mut Section<'_>) -> Option<Identity> {
+fn private_key(section: &mut Section<'_>) -> Option<PrivateKey> {
     let remedy = "make a key with `tund-client keygen --out /etc/tund/client.key` and add \
                   private_key_file = \"/etc/tund/client.key\" to [identity]";
-    let key = section.required("private_key_file", remedy, value::private_key);
-    key.map(|(private_key_file, private_key)| Identity {
-        private_key_file,
-        private_key,
-    })
+    section
+        .required("private_key_file", remedy, value::private_key)
+        .map(|(_, key)| key)
 }
 
-fn server(section: &mut Section<'_>, own_key: Option<PublicKey>) -> Option<Server> {
+fn server(
+    section: &mut Section<'_>,
+    own_key: Option<PublicKey>,
+) -> Option<(Vec<Endpoint>, Vec<PublicKey>)> {
     let addresses = section.required(
         "address",
         "add address = [\"HOST:443\"] to [server]",
         value::one_or_list(16, value::from_text::<Endpoint>("an address with a port")),
     );
-    let public_keys = section.required(
+    let keys = section.required(
         "public_key",
         "run `tund-server pubkey FILE` on the server and add public_key = \"…\" to [server]",
         value::one_or_list(8, value::from_text::<PublicKey>("a public key")),
     );
     let has_own_key = |keys: &Vec<PublicKey>| own_key.is_some_and(|own| keys.contains(&own));
-    if public_keys.as_ref().is_some_and(has_own_key) {
+    if keys.as_ref().is_some_and(has_own_key) {
         section.reject(
             "public_key",
             "this is the client's own public key",
             "write the server's: run `tund-server pubkey FILE` on the server",
         );
     }
-    Some(Server {
-        addresses: addresses?,
-        public_keys: public_keys?,
-    })
+    Some((addresses?, keys?))
+}
+
+/// `[link]`.
+struct Link {
+    interfaces: Vec<String>,
+    connect: Connect,
+    linger: Duration,
+    fwmark: u32,
 }
 
 fn link(section: &mut Section<'_>) -> Link {
-    let transports = [
-        ("auto", Transport::Auto),
-        ("tls", Transport::Tls),
-        ("quic", Transport::Quic),
-    ];
+    unbuilt::link(section);
     let connects = [
         ("on-demand", Connect::OnDemand),
         ("always", Connect::Always),
     ];
-    let link = Link {
-        transport: section.or("transport", Transport::Auto, value::choice(&transports)),
+    Link {
         interfaces: section.or(
             "interfaces",
             Vec::new(),
@@ -344,11 +191,8 @@ fn link(section: &mut Section<'_>) -> Link {
             5 * MINUTE,
             value::duration(Duration::ZERO..=24 * HOUR),
         ),
-        standby: section.or("standby", true, value::boolean),
         fwmark: section.or("fwmark", 0x7d00_0000, fwmark),
-    };
-    unbuilt::link(section, &link);
-    link
+    }
 }
 
 /// A mark in the top 8 bits: netd and kube-proxy use the low ones.
@@ -362,88 +206,42 @@ fn fwmark(mark: &value::Value<'_>) -> value::Parsed<u32> {
     })
 }
 
+/// `[tun]`.
+struct Tun {
+    name: String,
+    addresses: Vec<(IpAddr, u8)>,
+    mtu: Option<u16>,
+    accept_forwarded: bool,
+}
+
 fn tun(section: &mut Section<'_>) -> Tun {
     let default_addresses = vec![(IpAddr::V4(Ipv4Addr::new(10, 111, 0, 2)), 32)];
-    let mtu = section.or("mtu", 0, value::integer(0..=65_535));
-    let mtu = u16::try_from(mtu).ok().filter(|mtu| *mtu != 0);
-    if mtu.is_some_and(|mtu| mtu < 1280) {
-        section.reject(
-            "mtu",
-            "found a number below 1280, which IPv6 does not work with",
-            "write 0 to let the daemon choose, or 1280 to 65535",
-        );
-    }
-    let tun = Tun {
+    let addresses = value::one_or_list(8, value::interface_address);
+    Tun {
         name: section.or("name", "tund0".to_owned(), value::interface_name),
-        addresses: section.or(
-            "addresses",
-            default_addresses,
-            value::list(8, value::interface_address),
-        ),
-        mtu,
+        addresses: section.or("addresses", default_addresses, addresses),
+        mtu: section.or("mtu", None, mtu),
         accept_forwarded: section.or("accept_forwarded", false, value::boolean),
-    };
-    if tun.addresses.is_empty() {
-        section.reject(
-            "addresses",
-            "found an empty list",
-            "write at least one address of your own, like [\"10.111.0.2/32\"]",
-        );
     }
-    tun
 }
 
-fn routes(section: &mut Section<'_>) -> Routes {
-    let everything = ["0.0.0.0/0", "::/0"]
-        .into_iter()
-        .filter_map(|text| text.parse().ok());
-    let prefix = || value::list(4096, value::from_text::<Prefix>("a prefix"));
-    let modes = [("manual", RoutesMode::Manual), ("auto", RoutesMode::Auto)];
-    let routes = Routes {
-        mode: section.or("mode", RoutesMode::Manual, value::choice(&modes)),
-        include: section.or("include", everything.collect(), prefix()),
-        exclude: section.or("exclude", Vec::new(), prefix()),
-        lan: section.or(
-            "lan",
-            Lan::Direct,
-            value::choice(&[("direct", Lan::Direct), ("tund", Lan::Tund)]),
-        ),
-        kill_switch: section.or("kill_switch", false, value::boolean),
-    };
-    unbuilt::routes(section, &routes);
-    routes
+fn mtu(mtu: &value::Value<'_>) -> value::Parsed<Option<u16>> {
+    let number = value::integer(0..=u64::from(u16::MAX))(mtu)?;
+    match u16::try_from(number) {
+        Ok(0) => Ok(None),
+        Ok(mtu) if mtu >= MTU_MIN => Ok(Some(mtu)),
+        Ok(_) | Err(_) => Err(value::Fault::new(
+            format!("found {number}, which is less than IPv6 works with"),
+            format!("write 0 to let the daemon choose, or {MTU_MIN} to 65535"),
+        )),
+    }
 }
 
-fn dns(section: &mut Section<'_>) -> Dns {
-    let default_address = IpAddr::V4(Ipv4Addr::new(10, 111, 0, 1));
-    let dns = Dns {
-        mode: section.or(
-            "mode",
-            DnsMode::Off,
-            value::choice(&[("off", DnsMode::Off), ("stub", DnsMode::Stub)]),
-        ),
-        address: section.or("address", default_address, value::address),
-    };
-    unbuilt::dns(section, &dns);
-    dns
-}
-
-fn udp(section: &mut Section<'_>) -> Udp {
-    let filterings = [
-        ("address", Filtering::Address),
-        ("endpoint", Filtering::Endpoint),
-    ];
-    let udp = Udp {
-        idle: section.or("idle", 5 * MINUTE, value::duration(10 * SECOND..=24 * HOUR)),
-        max_age: section.or(
-            "max_age",
-            2 * SECOND,
-            value::duration(SECOND / 100..=MINUTE),
-        ),
-        filtering: section.or("filtering", Filtering::Address, value::choice(&filterings)),
-    };
-    unbuilt::udp(section);
-    udp
+/// `[session]`.
+struct Session {
+    grace: Duration,
+    connect_during_outage: ConnectDuringOutage,
+    buffer_bytes: u64,
 }
 
 fn session(section: &mut Section<'_>) -> Session {
@@ -466,29 +264,21 @@ fn session(section: &mut Section<'_>) -> Session {
     }
 }
 
-fn limits(section: &mut Section<'_>, session: &Session) -> Limits {
+fn memory(section: &mut Section<'_>, buffer_bytes: u64) -> u64 {
     let memory_bytes = section.or(
         "memory",
         value::memory_share(10),
         value::memory(16 << 20..=1 << 50),
     );
-    if section.has("memory") && memory_bytes < session.buffer_bytes {
+    let half = memory_bytes / 2;
+    if section.has("memory") && half < buffer_bytes {
         section.warn(
             "memory",
-            "is less than [session] buffer, and is reached first",
-            "raise it, or lower [session] buffer",
+            format!("leaves only {} for each direction", format_size(half)),
+            "raise it to twice [session] buffer, or lower [session] buffer",
         );
     }
-    Limits { memory_bytes }
-}
-
-fn spool(section: &mut Section<'_>) -> Spool {
-    let spool = Spool {
-        directory: section.or("directory", "/var/lib/tund/spool".into(), value::path),
-        max_bytes: section.or("max_bytes", 256 << 20, value::size(1 << 20..=1 << 50)),
-    };
-    unbuilt::spool(section);
-    spool
+    memory_bytes
 }
 
 #[cfg(test)]
