@@ -239,9 +239,10 @@ impl Netstack {
         }
         live.unanswered = live.unanswered.saturating_add(1);
         let socket = self.slots.get(live.slot).socket();
-        let limit = match socket.state() {
-            State::SynReceived => GIVE_UP_SYN_AFTER,
-            _ => GIVE_UP_AFTER,
+        let limit = if socket.state() == State::SynReceived {
+            GIVE_UP_SYN_AFTER
+        } else {
+            GIVE_UP_AFTER
         };
         if live.unanswered <= limit {
             return false;

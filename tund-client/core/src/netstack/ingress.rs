@@ -285,10 +285,8 @@ impl Netstack {
                 self.events.push_back(NetEvent::Writable { connection });
             }
         }
-        let is_fin_acknowledged = match state {
-            State::FinWait2 | State::TimeWait => true,
-            _ => ended && !is_reset && before == State::LastAck,
-        };
+        let is_fin_acknowledged = matches!(state, State::FinWait2 | State::TimeWait)
+            || (ended && !is_reset && before == State::LastAck);
         if live.ending == Ending::Finish
             && is_fin_acknowledged
             && live.drained == Notice::None

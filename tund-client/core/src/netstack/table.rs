@@ -102,10 +102,6 @@ pub(crate) struct Live {
 }
 
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most connections are live; a box would be one more hop"
-)]
 pub(crate) enum Phase {
     Held(HeldSyn),
     Live(Live),

@@ -233,11 +233,9 @@ fn a_held_syn_lives_twice_its_last_gap_and_a_second() {
 #[test]
 fn early_timeouts_change_nothing_about_a_held_syn() {
     let mut world = World::new(V4);
-    let syn = raw_syn(&mut world);
+    let mut syn = raw_syn(&mut world);
     let mut sink = Collector::default();
-    world
-        .net
-        .handle_packet(&mut syn.clone(), world.now, &mut sink);
+    world.net.handle_packet(&mut syn, world.now, &mut sink);
     world.net.poll_event().unwrap();
 
     for millis in 1..3000 {
@@ -290,15 +288,13 @@ fn rst_of_a_syn(world: &mut World) -> Vec<u8> {
 fn a_syn_with_another_number_takes_the_place_of_a_held_one() {
     let mut world = World::new(V4);
     let (from, to) = (world.app(50_000), world.origin());
-    let first = raw_syn(&mut world);
+    let mut first = raw_syn(&mut world);
     world.kernel.connect(from, to, 65_536);
     world.kernel.poll(world.now);
     let second = world.kernel.wire.from_kernel.pop_front().unwrap();
     let mut sink = Collector::default();
 
-    world
-        .net
-        .handle_packet(&mut first.clone(), world.now, &mut sink);
+    world.net.handle_packet(&mut first, world.now, &mut sink);
     world
         .net
         .handle_packet(&mut world.wrap(&second), world.now, &mut sink);

@@ -479,11 +479,7 @@ fn unread_bytes_of_an_old_connection_do_not_hinder_a_new_one_at_its_port() {
     world.kernel.sockets.remove(handle);
     let handle = world.kernel.connect(from, to, 65_536);
     world.run();
-    let new = world.take_event(|event| match event {
-        NetEvent::Syn { connection, .. } => Some(connection),
-        _ => None,
-    });
-    let new = new.unwrap();
+    let new = world.take_syn(from);
     world.net.set_intake(new, 1 << 20);
     world.net.accept(new).unwrap();
     world.run();

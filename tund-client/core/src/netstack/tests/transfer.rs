@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::world::{KINDS, Kind, V4, World, pattern};
 use crate::netstack::{NetEvent, SEND_RING_BYTES};
 
-const BULK: usize = 3_000_000;
+const BULK: usize = 1_000_000;
 
 #[test]
 fn bulk_to_the_application_arrives_whole() {
@@ -23,7 +23,7 @@ fn bulk_to_the_application_arrives_whole() {
         }
 
         assert!(got == bytes, "{kind:?}");
-        assert_eq!(world.inspector.gso_packets > 20, kind.offload, "{kind:?}");
+        assert_eq!(world.inspector.gso_packets > 10, kind.offload, "{kind:?}");
         world.run();
         assert_eq!(world.net.unsent(connection), 0);
     }
@@ -312,7 +312,7 @@ fn bytes_beyond_the_window_are_cut_off_and_answered() {
     let (handle, connection) = world.open_with(1000);
     world.app_write(handle, &pattern(1000, 13));
     world.run();
-    assert_eq!(world.net.readable(connection), 1000 - 1000 % 8);
+    assert_eq!(world.net.readable(connection), 1000);
     let edge = world.inspector.edge(world.port());
 
     // A kernel that does not keep to the window: its next byte, with a FIN behind it.
@@ -320,13 +320,10 @@ fn bytes_beyond_the_window_are_cut_off_and_answered() {
     let seen = world.inspector.seen.len();
     world.handle(&packet);
 
-    assert_eq!(world.net.readable(connection), 1000 - 1000 % 8);
+    assert_eq!(world.net.readable(connection), 1000);
     assert!(world.inspector.seen.len() > seen, "a probe is answered");
     world.read(connection);
-    assert_eq!(
-        world.take_event(|event| matches!(event, NetEvent::Finished { .. }).then_some(())),
-        None
-    );
+    assert!(!world.events.contains(&NetEvent::Finished { connection }));
 }
 
 #[test]
@@ -375,7 +372,7 @@ fn any_size_of_segment_that_a_kernel_asks_for_is_kept_to() {
             let mut world = World::new(kind);
             world.kernel = super::kernel::Kernel::new(mtu, world.now);
             let (handle, connection) = world.open();
-            let bytes = pattern(300_000, 14);
+            let bytes = pattern(100_000, 14);
             let mut got = Vec::new();
             let mut sent = 0;
 

@@ -1,7 +1,8 @@
 //! A netstack and a kernel, the packets between them, and a clock that moves when told.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use smoltcp::iface::SocketHandle;
@@ -48,12 +49,12 @@ pub(super) const KINDS: [Kind; 4] = [
     },
 ];
 
-/// Slots from plain memory; notes which were idled.
+/// Slots from plain memory; counts how often the first two were idled.
 pub(super) struct Memory {
     pub(super) receive_bytes: usize,
     pub(super) send_bytes: usize,
     pub(super) slots: usize,
-    pub(super) idled: Arc<Mutex<Vec<usize>>>,
+    pub(super) idled: Arc<[AtomicUsize; 2]>,
 }
 
 impl Arena for Memory {
@@ -65,7 +66,7 @@ impl Arena for Memory {
     }
 
     fn idle(&mut self, slot: usize) {
-        self.idled.lock().unwrap().push(slot);
+        self.idled[slot].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -86,7 +87,7 @@ pub(super) struct World {
     pub(super) inspector: Inspector,
     pub(super) now: Instant,
     pub(super) events: Vec<NetEvent>,
-    pub(super) idled: Arc<Mutex<Vec<usize>>>,
+    pub(super) idled: Arc<[AtomicUsize; 2]>,
     /// While false, nothing from the netstack reaches the kernel.
     pub(super) hears: bool,
     next_port: u16,
@@ -113,7 +114,7 @@ impl World {
         send_bytes: usize,
     ) -> Self {
         let now = Instant::default() + Duration::from_secs(1000);
-        let idled = Arc::new(Mutex::new(Vec::new()));
+        let idled = Arc::new([const { AtomicUsize::new(0) }; 2]);
         let memory = Memory {
             receive_bytes,
             send_bytes,
@@ -162,13 +163,7 @@ impl World {
         self.next_port += 1;
         let handle = self.kernel.connect(from, to, 1 << 20);
         self.run();
-        let asked = self.take_event(|event| match event {
-            NetEvent::Syn {
-                connection, source, ..
-            } if source == from => Some(connection),
-            _ => None,
-        });
-        (handle, asked.expect("a SYN arrived"))
+        (handle, self.take_syn(from))
     }
 
     /// A connection that is open on both sides, with all the window there is.
@@ -185,12 +180,16 @@ impl World {
         (handle, connection)
     }
 
-    pub(super) fn take_event<T>(&mut self, pick: impl Fn(NetEvent) -> Option<T>) -> Option<T> {
+    /// The connection that was asked for from `from`.
+    pub(super) fn take_syn(&mut self, from: SocketAddr) -> ConnectionId {
+        let is_wanted =
+            |event: &NetEvent| matches!(event, NetEvent::Syn { source, .. } if *source == from);
         let at = self
             .events
             .iter()
-            .position(|event| pick(*event).is_some())?;
-        pick(self.events.remove(at))
+            .position(is_wanted)
+            .expect("a SYN arrived");
+        names(&self.events.remove(at))
     }
 
     /// One batch each way; true if anything moved.
@@ -275,6 +274,11 @@ impl World {
         }
         self.deliver(sink);
         self.run();
+    }
+
+    /// How often the first two slots were idled.
+    pub(super) fn idled(&self) -> [usize; 2] {
+        [0, 1].map(|slot| self.idled[slot].load(Ordering::Relaxed))
     }
 
     /// Takes all that can be read.
