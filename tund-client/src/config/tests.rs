@@ -421,7 +421,6 @@ fn what_is_not_built_is_never_promised() {
 fn what_has_no_effect_is_a_warning() {
     let stage = stage();
     for (text, key) in [
-        ("[link]\nstandby = true\n", "link.standby"),
         ("[routes]\nlan = \"tund\"\n", "routes.lan"),
         ("[dns]\naddress = \"10.111.0.3\"\n", "dns.address"),
         ("[udp]\nidle = \"1m\"\n", "udp.idle"),
@@ -452,4 +451,18 @@ fn a_policy_is_checked_although_it_is_not_built() {
         mistakes.contains(": policy.protocol: only TCP bytes can be stored"),
         "{mistakes}"
     );
+}
+
+#[test]
+fn defaults_that_are_written_out_are_no_reason_to_warn() {
+    let warnings = stage().warnings(
+        "[link]\ntransport = \"auto\"\nstandby = true\n[routes]\nmode = \"manual\"\n\
+         include = [\"0.0.0.0/0\", \"::/0\"]\nexclude = []\nlan = \"direct\"\n\
+         kill_switch = false\n[dns]\nmode = \"off\"\naddress = \"10.111.0.1\"\n\
+         [udp]\nidle = \"5m\"\nmax_age = \"2s\"\nfiltering = \"address\"\n\
+         [spool]\ndirectory = \"/var/lib/tund/spool\"\nmax_bytes = \"256MiB\"\n\
+         [metrics]\nlisten = \"\"\n",
+    );
+
+    assert_eq!(warnings, Vec::<String>::new());
 }

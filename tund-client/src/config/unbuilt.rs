@@ -12,6 +12,25 @@ use super::{Duration, HOUR, LONGEST, MINUTE, SECOND};
 
 const NOT_BUILT: &str = "is not built in this version";
 
+/// A key that has no effect: whoever sets it to something else than its default is told.
+fn ignored<T: PartialEq>(
+    section: &mut Section<'_>,
+    (key, default): (&'static str, T),
+    parser: impl FnOnce(&value::Value<'_>) -> value::Parsed<T>,
+    why: &str,
+) {
+    if section
+        .optional(key, parser)
+        .is_some_and(|value| value != default)
+    {
+        section.warn(
+            key,
+            format!("has no effect: {why}"),
+            format!("remove {key}"),
+        );
+    }
+}
+
 /// `[link]`: QUIC and the standby link.
 pub(super) fn link(section: &mut Section<'_>) {
     let transports = [("auto", true), ("tls", true), ("quic", false)];
@@ -19,27 +38,22 @@ pub(super) fn link(section: &mut Section<'_>) {
         let found = format!("\"quic\" {NOT_BUILT}");
         section.reject("transport", found, "write transport = \"tls\" or \"auto\"");
     }
-    if section.optional("standby", value::boolean) == Some(true) {
-        let found = format!("a standby link {NOT_BUILT}");
-        section.warn("standby", found, "remove standby");
-    }
+    // Without a standby link, whoever wants none has what he wants.
+    section.optional("standby", value::boolean);
 }
 
 /// `[routes]`: what the daemon steers itself.
 pub(super) fn routes(root: &mut Section<'_>) {
     root.table("routes", |section| {
-        let steer = "steer with `ip route add PREFIX dev tund0`";
-        let is_manual = section.or(
+        if section.or(
             "mode",
-            true,
-            value::choice(&[("manual", true), ("auto", false)]),
-        );
-        if !is_manual {
-            let found = format!("\"auto\" {NOT_BUILT}");
+            false,
+            value::choice(&[("manual", false), ("auto", true)]),
+        ) {
             section.reject(
                 "mode",
-                found,
-                format!("write mode = \"manual\" and {steer}"),
+                format!("\"auto\" {NOT_BUILT}"),
+                "write mode = \"manual\" and steer with `ip route add PREFIX dev tund0`",
             );
         }
         if section.or("kill_switch", false, value::boolean) {
@@ -49,15 +63,19 @@ pub(super) fn routes(root: &mut Section<'_>) {
                 "write kill_switch = false, and block the way around tund with your firewall",
             );
         }
-        section.optional("include", prefixes);
-        section.optional("exclude", prefixes);
-        section.optional("lan", value::choice(&[("direct", ()), ("tund", ())]));
-        for key in ["include", "exclude", "lan"] {
-            if is_manual && section.has(key) {
-                let found = "has no effect with mode = \"manual\"";
-                section.warn(key, found, format!("remove {key}, and {steer}"));
-            }
-        }
+        let why = "you steer, with `ip route add PREFIX dev tund0`";
+        let all = ["0.0.0.0/0", "::/0"]
+            .into_iter()
+            .filter_map(|text| text.parse().ok())
+            .collect();
+        ignored(section, ("include", all), prefixes, why);
+        ignored(section, ("exclude", Vec::new()), prefixes, why);
+        ignored(
+            section,
+            ("lan", 0),
+            value::choice(&[("direct", 0), ("tund", 1)]),
+            why,
+        );
     });
 }
 
@@ -68,47 +86,37 @@ fn prefixes(list: &value::Value<'_>) -> value::Parsed<Vec<Prefix>> {
 /// `[dns]`: the resolver on the far side.
 pub(super) fn dns(root: &mut Section<'_>) {
     root.table("dns", |section| {
-        let is_off = section.or(
+        if section.or(
             "mode",
-            true,
-            value::choice(&[("off", true), ("stub", false)]),
-        );
-        section.or(
-            "address",
-            IpAddr::V4(Ipv4Addr::new(10, 111, 0, 1)),
-            value::address,
-        );
-        if !is_off {
+            false,
+            value::choice(&[("off", false), ("stub", true)]),
+        ) {
             section.reject(
                 "mode",
                 format!("\"stub\" {NOT_BUILT}"),
                 "write mode = \"off\", and use a resolver that is reached over TCP",
             );
-        } else if section.has("address") {
-            section.warn(
-                "address",
-                "has no effect with mode = \"off\"",
-                "remove address",
-            );
         }
+        let address = IpAddr::V4(Ipv4Addr::new(10, 111, 0, 1));
+        ignored(
+            section,
+            ("address", address),
+            value::address,
+            &format!("a stub {NOT_BUILT}"),
+        );
     });
 }
 
 /// `[udp]`: mappings.
 pub(super) fn udp(root: &mut Section<'_>) {
     root.table("udp", |section| {
-        section.optional("idle", value::duration(10 * SECOND..=24 * HOUR));
-        section.optional("max_age", value::duration(SECOND / 100..=MINUTE));
-        section.optional(
-            "filtering",
-            value::choice(&[("address", ()), ("endpoint", ())]),
-        );
-        for key in ["idle", "max_age", "filtering"] {
-            if section.has(key) {
-                let found = format!("has no effect: UDP {NOT_BUILT}");
-                section.warn(key, found, format!("remove {key}"));
-            }
-        }
+        let why = format!("UDP {NOT_BUILT}");
+        let idle = value::duration(10 * SECOND..=24 * HOUR);
+        ignored(section, ("idle", 5 * MINUTE), idle, &why);
+        let max_age = value::duration(SECOND / 100..=MINUTE);
+        ignored(section, ("max_age", 2 * SECOND), max_age, &why);
+        let filtering = value::choice(&[("address", 0), ("endpoint", 1)]);
+        ignored(section, ("filtering", 0), filtering, &why);
     });
 }
 
@@ -174,14 +182,19 @@ fn policy(section: &mut Section<'_>) {
 /// `[spool]`: what waits for delivery.
 pub(super) fn spool(root: &mut Section<'_>) {
     root.table("spool", |section| {
-        section.optional("directory", value::path);
-        section.optional("max_bytes", value::size(1 << 20..=1 << 50));
-        for key in ["directory", "max_bytes"] {
-            if section.has(key) {
-                let found = format!("has no effect: storing {NOT_BUILT}");
-                section.warn(key, found, format!("remove {key}"));
-            }
-        }
+        let why = format!("storing {NOT_BUILT}");
+        ignored(
+            section,
+            ("directory", "/var/lib/tund/spool".into()),
+            value::path,
+            &why,
+        );
+        ignored(
+            section,
+            ("max_bytes", 256 << 20),
+            value::size(1 << 20..=1 << 50),
+            &why,
+        );
     });
 }
 

@@ -159,8 +159,8 @@ fn memory(section: &mut Section<'_>, buffer_bytes: u64) -> u64 {
 }
 
 fn state(section: &mut Section<'_>) {
-    let directory = section.optional("directory", value::path);
-    if directory.is_some() {
+    let default = PathBuf::from("/var/lib/tund/server");
+    if section.or("directory", default.clone(), value::path) != default {
         section.warn(
             "directory",
             "has no effect: this version keeps nothing across a restart",
