@@ -1,4 +1,5 @@
 //! The harness of every test above the unit tests: simulation and namespace lab.
 
 pub mod emulator;
+pub mod harness;
 pub mod lab;

@@ -23,15 +23,21 @@ pub struct Local {
     reset_told: bool,
     /// The session has reset the socket.
     pub over: bool,
+    /// There was something to be taken and no room for it.
+    pub blocked: bool,
     /// Bytes that the session knows to have left the ring; credit counts from here.
     pub drained: u64,
     /// Bytes that the session knows to have been taken by the socket.
     pub released: u64,
+    /// When the driver last saw the socket take something.
+    pub progress_at: Instant,
 }
 
 /// All about one session at one end.
 #[derive(Debug)]
 pub struct Books {
+    /// Which client session it belongs to.
+    pub uid: u64,
     /// Flows not forgotten.
     pub locals: BTreeMap<FlowId, Local>,
     /// Transport connections open here.
@@ -44,8 +50,9 @@ pub struct Books {
 
 impl Books {
     /// Those of a new session.
-    pub fn new(now: Instant) -> Self {
+    pub fn new(uid: u64, now: Instant) -> Self {
         Self {
+            uid,
             locals: BTreeMap::new(),
             links: BTreeSet::new(),
             heard_at: now,
@@ -61,6 +68,13 @@ impl Local {
             unit,
             ..Self::default()
         }
+    }
+
+    /// The origin has answered.
+    pub fn accept(&mut self) {
+        self.accepted = true;
+        self.take_due = true;
+        self.give_due = true;
     }
 
     /// Takes from the socket what the session wants; at most `chunk` bytes. True if anything
@@ -90,6 +104,7 @@ impl Local {
         }
         let mut acted = count > 0;
         self.take_due = socket.inbound() > 0 && session.intake(id) > 0;
+        self.blocked = socket.inbound() > 0 && session.intake(id) == 0;
         if socket.inbound() == 0 {
             if socket.app_rst {
                 self.reset_told = true;
@@ -127,7 +142,7 @@ impl Local {
                 break;
             };
             let piece: Bytes = piece.slice(..piece.len().min(left));
-            let count = socket.put(&piece, now)?;
+            let count = socket.put(&piece)?;
             if count == 0 {
                 break;
             }
@@ -135,6 +150,7 @@ impl Local {
             left -= count_len;
             session.release(id, count_len, now);
             self.released += wide(count_len);
+            self.progress_at = now;
             acted = true;
         }
         if session.readable(id).next().is_some() {
@@ -160,6 +176,7 @@ impl Local {
         }
         session.drain_progress(id, now);
         self.drained = gone;
+        self.progress_at = now;
         true
     }
 

@@ -128,6 +128,8 @@ pub struct Pipe {
     pub dialled_by: u64,
     /// When.
     pub born: Instant,
+    /// It begins with HELLO, not with RESUME.
+    pub is_hello: bool,
     /// The server session that took it.
     pub session: Option<SessionId>,
 }
@@ -141,6 +143,7 @@ impl Pipe {
             open: [true, true],
             dialled_by,
             born,
+            is_hello: false,
             session: None,
         }
     }

@@ -3,7 +3,6 @@
 
 use super::rng::mix;
 use bytes::Bytes;
-use tund_session::Instant;
 
 /// The byte that the writer `stream` writes at `place`. All that is ever written is known
 /// beforehand, so two byte strings are two lengths.
@@ -57,13 +56,11 @@ pub struct Socket {
     pub readable_edge: bool,
     /// The application has read, or is gone: the socket is writable, or has drained.
     pub writable_edge: bool,
-    /// When the socket last took something from the daemon, or its application read.
-    pub progress_at: Instant,
 }
 
 impl Socket {
     /// A connection of flow `unit` on `side`, with rings of `ring` bytes.
-    pub fn new(unit: usize, side: usize, ring: u64, now: Instant) -> Self {
+    pub fn new(unit: usize, side: usize, ring: u64) -> Self {
         let stream = wide(unit) * 2;
         Self {
             writes: stream + wide(side),
@@ -83,7 +80,6 @@ impl Socket {
             stuck: false,
             readable_edge: false,
             writable_edge: false,
-            progress_at: now,
         }
     }
 
@@ -118,7 +114,7 @@ impl Socket {
     }
 
     /// Reads up to `count` bytes, or the end; true if there was something.
-    pub fn read(&mut self, count: u64, now: Instant) -> bool {
+    pub fn read(&mut self, count: u64) -> bool {
         if self.stuck || self.app_rst || self.saw_rst {
             return false;
         }
@@ -126,7 +122,6 @@ impl Socket {
         if taken > 0 {
             self.got += taken;
             self.writable_edge = true;
-            self.progress_at = now;
         } else if self.rst {
             self.saw_rst = true;
         } else if self.fin && !self.saw_fin {
@@ -181,7 +176,7 @@ impl Socket {
     /// # Errors
     ///
     /// Bytes that are not those that the other application wrote here.
-    pub fn put(&mut self, bytes: &[u8], now: Instant) -> Result<u64, String> {
+    pub fn put(&mut self, bytes: &[u8]) -> Result<u64, String> {
         if self.rst || self.app_rst {
             return Ok(wide(bytes.len()));
         }
@@ -194,9 +189,6 @@ impl Socket {
                 return Err(format!("wrong byte at {}", self.put));
             }
             self.put += 1;
-        }
-        if count > 0 {
-            self.progress_at = now;
         }
         Ok(count)
     }
@@ -211,6 +203,11 @@ impl Socket {
         if !self.rst && !self.app_rst && !(self.app_fin && self.saw_fin) {
             self.rst = true;
         }
+    }
+
+    /// FIN was sent to the application.
+    pub fn has_fin(&self) -> bool {
+        self.fin
     }
 
     /// The daemon has reset it.

@@ -2,14 +2,14 @@
 
 use super::books::{Books, Local};
 use super::coverage::{Coverage, Situation};
-use super::pipe::{Farewell, Pipe};
+use super::pipe::{Farewell, Numbered, Pipe};
 use super::rng::Rng;
 use super::socket::Socket;
 use super::witness::Witness;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig};
-use tund_session::wire::frame::{CloseCode, OnExpiry, OpenError, Protocol};
+use tund_session::wire::frame::{CloseCode, Frame, OnExpiry, OpenError, Protocol};
 use tund_session::{
     Config, FlowId, Instance, Instant, LinkId, OpenRefused, Outbox, Session, SessionId, Target,
 };
@@ -110,6 +110,8 @@ pub struct World {
     pub fault: Option<String>,
     /// Timeouts are being handled.
     pub in_timeout: bool,
+    /// Bytes that waited for each stuck reader before that.
+    pub(super) held: BTreeMap<(Who, FlowId), u64>,
     pub(super) client_instance: u8,
     pub(super) server_instance: u8,
     pub(super) uids: u64,
@@ -154,6 +156,7 @@ impl World {
             story: None,
             fault: None,
             in_timeout: false,
+            held: BTreeMap::new(),
             client_instance: 1,
             server_instance: 1,
             uids: 0,
@@ -239,7 +242,7 @@ impl World {
             self.client = Some(ClientEnd {
                 uid: self.uids,
                 session: Session::new_client(&config, self.now),
-                books: Books::new(self.now),
+                books: Books::new(self.uids, self.now),
             });
         }
         let unit = self.units.len();
@@ -257,7 +260,7 @@ impl World {
                 client.books.locals.insert(flow, Local::new(unit));
                 let uid = client.uid;
                 self.witness.opened(uid, flow, unit);
-                let socket = Socket::new(unit, CLIENT, self.knobs.ring, now);
+                let socket = Socket::new(unit, CLIENT, self.knobs.ring);
                 self.units.push(Unit {
                     sockets: [Some(socket), None],
                     aborted: None,
@@ -290,28 +293,30 @@ impl World {
             return;
         }
         let (unit, over) = (local.unit, local.over);
+        self.tell(|| format!("origin answers u{unit}, refuses {refuse}, too late {over}"));
         if over {
             self.met(Situation::LateAnswer);
         }
-        self.tell(|| format!("origin answers u{unit}, refuses {refuse}, too late {over}"));
         if refuse {
             self.with(who, |session| session.refuse_flow(flow, OpenError::Refused, now));
-            if !over {
-                self.met(Situation::RefusedOrigin);
-                self.units[unit].aborted = Some("refused");
-                self.units[unit].sockets[SERVER] = None;
-                self.books(who).map(|books| books.locals.remove(&flow));
-            }
         } else {
-            if let Some(local) = self.books(who).and_then(|books| books.locals.get_mut(&flow)) {
-                local.accepted = true;
-                local.take_due = true;
-                local.give_due = true;
+            self.with(who, |session| session.accept_flow(flow, now));
+        }
+        let Some(books) = self.books(who).filter(|_| !over) else {
+            return;
+        };
+        if refuse {
+            books.locals.remove(&flow);
+            self.met(Situation::RefusedOrigin);
+            self.units[unit].aborted = Some("refused");
+            self.units[unit].sockets[SERVER] = None;
+        } else {
+            if let Some(local) = books.locals.get_mut(&flow) {
+                local.accept();
             }
             if let Some(socket) = &mut self.units[unit].sockets[SERVER] {
                 socket.connected = true;
             }
-            self.with(who, |session| session.accept_flow(flow, now));
         }
         self.drain();
     }
@@ -334,9 +339,6 @@ impl World {
                 match local.give((flow, session), socket, chunk, now) {
                     Ok(gave) => acted |= gave,
                     Err(what) => wrong = Some(what),
-                }
-                if local.accepted && socket.inbound() > 0 && session.intake(flow) == 0 {
-                    local.blocked = true;
                 }
             });
             if std::mem::take(&mut local.blocked) {
@@ -403,14 +405,17 @@ impl World {
             let due = self.registry.session(pipe.session.unwrap_or(SessionId([0; 16])));
             let due = due.is_some_and(|session| session.has_transmit(link));
             self.registry.poll_transmit(link, budget, &mut out, now);
-            if pipe.session.is_some() && due == out.is_empty() {
-                self.fault(format!("has_transmit says {due}, {} bytes came", out.len()));
+            if pipe.session.is_some() && !due && !out.is_empty() {
+                self.fault(format!("{} bytes came that has_transmit did not promise", out.len()));
             }
         } else if let Some(client) = &mut self.client {
             let due = client.session.has_transmit(link);
             client.session.poll_transmit(link, budget, &mut out, now);
-            if due == out.is_empty() {
-                self.fault(format!("has_transmit says {due}, {} bytes came", out.len()));
+            let again = client.session.has_transmit(link);
+            if !due && !out.is_empty() {
+                self.fault(format!("{} bytes came that has_transmit did not promise", out.len()));
+            } else if again && out.is_empty() {
+                self.fault("has_transmit goes on promising bytes that do not come");
             }
         }
         let sent = self.put(link, side, &out);
@@ -521,11 +526,7 @@ impl World {
             self.saw_arriving(link, side, frame);
         }
         let now = self.now;
-        if let Some(books) = self.owner(link, to).and_then(|who| self.books(who))
-            && !delivered.frames.is_empty()
-        {
-            books.heard_at = now;
-        }
+        self.note_heard(link, to, &delivered.frames);
         if to == SERVER {
             self.registry.handle_bytes(link, delivered.bytes, now);
             self.adopt(link);
@@ -536,8 +537,29 @@ impl World {
         matters
     }
 
+    /// When an end was last reached by its session; attempts and refusals do not count.
+    fn note_heard(&mut self, link: LinkId, side: usize, frames: &[Numbered]) {
+        let now = self.now;
+        let small = |frame: &Frame| {
+            matches!(
+                frame,
+                Frame::Hello(_)
+                    | Frame::Resume(_)
+                    | Frame::ResumeReject(_)
+                    | Frame::KeyInUse
+                    | Frame::LinkClose { .. }
+            )
+        };
+        let heard = frames.iter().any(|(_, frame)| !small(frame));
+        if let Some(books) = self.owner(link, side).and_then(|who| self.books(who))
+            && heard
+        {
+            books.heard_at = now;
+        }
+    }
+
     /// Finds the server session that a link has joined.
-    fn adopt(&mut self, link: LinkId) {
+    pub(super) fn adopt(&mut self, link: LinkId) {
         let now = self.now;
         let Some(pipe) = self.pipes.get_mut(&link).filter(|pipe| pipe.session.is_none()) else {
             return;
@@ -548,9 +570,9 @@ impl World {
         });
         if let Some((id, ..)) = joined {
             pipe.session = Some(id);
-            let books = self.books.entry(id).or_insert_with(|| Books::new(now));
+            let uid = pipe.dialled_by;
+            let books = self.books.entry(id).or_insert_with(|| Books::new(uid, now));
             books.links.insert(link);
-            books.heard_at = now;
         }
     }
 
@@ -585,7 +607,7 @@ impl World {
         }
         self.abandon_sockets(&client.books, CLIENT, "client restarted");
         for link in client.books.links {
-            self.drop_transport(link, CLIENT);
+            self.hang_up(link, CLIENT, false);
         }
         self.drain();
     }
@@ -603,20 +625,9 @@ impl World {
         self.ready.clear();
         self.registry = registry(&self.knobs, self.server_instance);
         for link in self.pipes.keys().copied().collect::<Vec<_>>() {
-            self.drop_transport(link, SERVER);
+            self.hang_up(link, SERVER, false);
         }
         self.drain();
-    }
-
-    /// The kernel closes a dead daemon's transport connection.
-    fn drop_transport(&mut self, link: LinkId, side: usize) {
-        if side == CLIENT
-            && let Some(pipe) = self.pipes.get_mut(&link)
-        {
-            // No session stands behind it any more.
-            pipe.dialled_by = pipe.dialled_by.max(1);
-        }
-        self.hang_up(link, side, false);
     }
 
     /// Every local socket of a session is reset at once.

@@ -1,0 +1,365 @@
+//! What may happen in a schedule: drawn by number alone, so that any of them can be left out.
+
+use super::coverage::Situation;
+use super::rng::Rng;
+use super::world::{CLIENT, Knobs, SERVER, Who, World};
+use std::time::Duration;
+use tund_session::wire::frame::CloseCode;
+use tund_session::{LinkId, Session};
+
+/// How rough a schedule is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mood {
+    /// Applications and delays only.
+    Mild,
+    /// Links die, too.
+    Links,
+    /// And daemons.
+    All,
+}
+
+/// Something happens to whatever the number points at when its turn comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// Its place in the schedule.
+    pub index: usize,
+    /// What.
+    pub kind: Kind,
+    /// Everything that is chosen on the way comes from this.
+    pub number: u64,
+}
+
+/// What happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Bytes arrive.
+    Deliver,
+    /// A driver writes to a link.
+    Transmit,
+    /// An application or origin does something.
+    Application,
+    /// A driver serves a flow.
+    Pump,
+    /// An application connects.
+    Open,
+    /// The client dials.
+    Dial,
+    /// A second or so passes.
+    Wait,
+    /// Timeouts are handled although none may be due.
+    Tick,
+    /// A link is cut or stalled.
+    Break,
+    /// A long time passes.
+    Outage,
+    /// Somebody disconnects.
+    Disconnect,
+    /// The server daemon starts again.
+    RestartServer,
+    /// The client daemon starts again.
+    RestartClient,
+}
+
+/// Weights per mille; what a mood does not have does not happen.
+const WEIGHTS: [(Kind, usize, Mood); 13] = [
+    (Kind::Deliver, 300, Mood::Mild),
+    (Kind::Transmit, 230, Mood::Mild),
+    (Kind::Application, 120, Mood::Mild),
+    (Kind::Pump, 150, Mood::Mild),
+    (Kind::Open, 30, Mood::Mild),
+    (Kind::Dial, 40, Mood::Mild),
+    (Kind::Wait, 30, Mood::Mild),
+    (Kind::Tick, 10, Mood::Mild),
+    (Kind::Break, 35, Mood::Links),
+    (Kind::Outage, 8, Mood::All),
+    (Kind::Disconnect, 3, Mood::All),
+    (Kind::RestartServer, 2, Mood::All),
+    (Kind::RestartClient, 3, Mood::All),
+];
+
+/// A schedule before it is played.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    /// Where it comes from.
+    pub seed: u64,
+    /// The world it is played in.
+    pub knobs: Knobs,
+    /// What happens.
+    pub actions: Vec<Action>,
+}
+
+impl Schedule {
+    /// The schedule of a seed.
+    pub fn of(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let mood = rng.pick(&[Mood::Mild, Mood::Links, Mood::Links, Mood::All, Mood::All]);
+        let buffers = [8, 16, 32, 64, 256, 1024, 4096, 32_768];
+        let buffer = [rng.pick(&buffers), rng.pick(&buffers)];
+        // What passes through a small buffer in small pieces takes its time.
+        let memory = rng.pick(&[0, 100, 1 << 20, 1 << 30]);
+        let most = buffer[0].min(buffer[1]) * 16;
+        let most = if memory < 1000 { most.min(400) } else { most };
+        let knobs = Knobs {
+            buffer,
+            max_flows: [rng.pick(&[2, 4, 6]), rng.pick(&[2, 4, 6])],
+            ring: rng.pick(&[1, 3, 6, 40, 600, 20_000]).min(most),
+            send_queue: rng.pick(&[60, 400, 5000, 200_000]),
+            memory,
+        };
+        let count = rng.pick(&[60, 150, 300]);
+        let actions = (0..count).map(|index| draw(&mut rng, index, mood)).collect();
+        Self {
+            seed,
+            knobs,
+            actions,
+        }
+    }
+}
+
+fn draw(rng: &mut Rng, index: usize, mood: Mood) -> Action {
+    let has = |needs: Mood| match needs {
+        Mood::Mild => true,
+        Mood::Links => mood != Mood::Mild,
+        Mood::All => mood == Mood::All,
+    };
+    let total = WEIGHTS.iter().filter(|(_, _, needs)| has(*needs)).map(|(_, weight, _)| weight).sum();
+    let mut at = rng.below(total);
+    let number = rng.draw();
+    for (kind, weight, needs) in WEIGHTS {
+        if !has(needs) {
+            continue;
+        }
+        if at < weight {
+            return Action {
+                index,
+                kind,
+                number,
+            };
+        }
+        at -= weight;
+    }
+    Action {
+        index,
+        kind: Kind::Tick,
+        number,
+    }
+}
+
+impl World {
+    /// Lets an action happen.
+    pub fn apply(&mut self, action: Action) {
+        let rng = &mut Rng::new(action.number);
+        match action.kind {
+            Kind::Deliver => self.some_delivery(rng),
+            Kind::Transmit => self.some_transmission(rng),
+            Kind::Application => self.some_application(rng),
+            Kind::Pump => self.some_pump(rng),
+            Kind::Open => {
+                let live = self.units.iter().flat_map(|u| u.sockets.iter().flatten());
+                if live.filter(|socket| !socket.is_told()).count() < 14 && self.units.len() < 12 {
+                    let grace = rng.pick(&[60, 300]);
+                    self.open(Duration::from_secs(grace));
+                }
+            }
+            Kind::Dial => self.some_dial(rng),
+            Kind::Wait => self.some_wait(rng),
+            Kind::Tick => {
+                if self.next_deadline().is_some_and(|at| at > self.now) {
+                    self.met(Situation::EarlyTimeout);
+                }
+                self.timeouts();
+            }
+            Kind::Break => self.some_break(rng),
+            Kind::Outage => {
+                let span = Duration::from_secs(rng.pick(&[20, 70, 100, 340]));
+                self.tell(|| format!("{span:?} pass"));
+                if rng.chance(70) {
+                    self.pass(span);
+                } else {
+                    self.sleep(span);
+                }
+            }
+            Kind::Disconnect => {
+                let idle = self.client.as_ref().is_some_and(|c| c.session.flow_count() == 0);
+                self.close(if idle { CloseCode::Idle } else { CloseCode::Asked });
+            }
+            Kind::RestartServer => self.restart_server(),
+            Kind::RestartClient => self.restart_client(),
+        }
+        self.check();
+    }
+
+    fn some_delivery(&mut self, rng: &mut Rng) {
+        let ways = self.pipes.values().flat_map(|pipe| [(pipe, CLIENT), (pipe, SERVER)]);
+        let ways = ways.filter(|(pipe, side)| pipe.lanes[*side].is_deliverable());
+        let ways: Vec<(LinkId, usize)> = ways.map(|(pipe, side)| (pipe.id, side)).collect();
+        if ways.is_empty() {
+            return;
+        }
+        let (link, side) = rng.pick(&ways);
+        let count = rng.pick(&[1, 5, 20, 60, 60, 300, usize::MAX, usize::MAX]);
+        self.deliver(link, side, count);
+    }
+
+    fn some_transmission(&mut self, rng: &mut Rng) {
+        let ways = self.pipes.keys().flat_map(|link| [(*link, CLIENT), (*link, SERVER)]);
+        let ways: Vec<_> = ways.filter(|(link, side)| self.wants_to_send(*link, *side)).collect();
+        if ways.is_empty() {
+            return;
+        }
+        let (link, side) = rng.pick(&ways);
+        let budget = rng.pick(&[1, 1, 30, 100, 2000, 60_000]);
+        self.transmit(link, side, budget);
+    }
+
+    fn some_application(&mut self, rng: &mut Rng) {
+        let alive: Vec<(usize, usize)> = (0..self.units.len())
+            .flat_map(|unit| [(unit, CLIENT), (unit, SERVER)])
+            .filter(|(unit, side)| self.units[*unit].sockets[*side].is_some())
+            .collect();
+        if alive.is_empty() {
+            return;
+        }
+        let (unit, side) = rng.pick(&alive);
+        let Some(socket) = &mut self.units[unit].sockets[side] else {
+            return;
+        };
+        let half_closed = socket.saw_fin;
+        let chosen = rng.below(100);
+        let mut said = None;
+        match chosen {
+            0..50 => {
+                let wrote = socket.write(rng.pick(&[1, 2, 5, 100, 3000, 40_000]));
+                if wrote > 0 && half_closed {
+                    self.met(Situation::HalfClose);
+                }
+                said = Some(format!("writes {wrote}"));
+            }
+            50..85 => {
+                socket.read(rng.pick(&[1, 3, 100, 50_000]));
+            }
+            85..93 => said = socket.finish().then(|| "finishes".to_owned()),
+            93..97 => said = socket.reset_by_app().then(|| "resets".to_owned()),
+            _ => socket.stuck ^= true,
+        }
+        if let Some(said) = said {
+            self.tell(|| format!("u{unit} side {side} {said}"));
+        }
+    }
+
+    fn some_pump(&mut self, rng: &mut Rng) {
+        let mut flows = Vec::new();
+        for who in self.ends() {
+            flows.extend(self.flows(who).into_iter().map(|flow| (who, flow)));
+        }
+        if flows.is_empty() {
+            return;
+        }
+        let (who, flow) = rng.pick(&flows);
+        let waits = self
+            .books(who)
+            .and_then(|books| books.locals.get(&flow))
+            .is_some_and(|local| !local.accepted);
+        match who {
+            Who::Server(id) if waits => {
+                if rng.chance(50) {
+                    self.answer(id, flow, rng.chance(12));
+                }
+            }
+            Who::Server(_) | Who::Client => {
+                self.pump(who, flow, rng.pick(&[1, 3, 9, 500, 70_000]));
+            }
+        }
+    }
+
+    fn some_dial(&mut self, rng: &mut Rng) {
+        let Some(client) = &self.client else {
+            return;
+        };
+        let live = client.session.live_links().count();
+        let attempts = client.books.links.len() - live.min(client.books.links.len());
+        let wanted = !client.session.is_attached() || rng.chance(50);
+        if attempts < 3 && wanted {
+            self.dial();
+        }
+    }
+
+    fn some_wait(&mut self, rng: &mut Rng) {
+        let span = Duration::from_millis(rng.pick(&[3, 200, 1000, 1000, 3000, 6000]));
+        self.tell(|| format!("{span:?} pass"));
+        match rng.below(4) {
+            0 => self.sleep(span),
+            1 => self.pass_running(span),
+            _ => self.pass(span),
+        }
+    }
+
+    fn some_break(&mut self, rng: &mut Rng) {
+        let links: Vec<LinkId> = self.pipes.keys().copied().collect();
+        if links.is_empty() {
+            return;
+        }
+        let link = rng.pick(&links);
+        match rng.below(100) {
+            0..30 => self.cut(link, &[CLIENT, SERVER], &[CLIENT, SERVER]),
+            30..55 => {
+                let noticed: &[usize] = rng.pick(&[&[CLIENT], &[SERVER], &[]]);
+                self.cut(link, &[CLIENT, SERVER], noticed);
+            }
+            55..65 => {
+                let way: &[usize] = rng.pick(&[&[CLIENT], &[SERVER]]);
+                self.cut(link, way, &[]);
+            }
+            _ => self.stall(link, rng),
+        }
+    }
+
+    fn stall(&mut self, link: LinkId, rng: &mut Rng) {
+        let ways: &[usize] = rng.pick(&[&[CLIENT], &[SERVER], &[CLIENT, SERVER]]);
+        let Some(pipe) = self.pipes.get_mut(&link) else {
+            return;
+        };
+        for way in ways {
+            pipe.lanes[*way].stalled ^= true;
+        }
+        pipe.acknowledge();
+        let stalled = pipe.lanes.each_ref().map(|lane| lane.stalled);
+        self.tell(|| format!("{link} stalled {stalled:?}"));
+        match stalled {
+            [true, true] => self.met(Situation::StalledBothWays),
+            [false, false] => {}
+            _ => self.met(Situation::StalledOneWay),
+        }
+    }
+
+    /// Cuts a link for good; the kernels of `noticed` are told at once.
+    pub fn cut(&mut self, link: LinkId, ways: &[usize], noticed: &[usize]) {
+        self.tell(|| format!("{link} is cut, ways {ways:?}, noticed by {noticed:?}"));
+        for way in ways {
+            let Some(pipe) = self.pipes.get_mut(&link) else {
+                return;
+            };
+            if pipe.lanes[*way].is_mid_frame() {
+                self.coverage.met(Situation::CutMidFrame);
+            }
+            for numbered in pipe.cut(*way) {
+                self.saw_lost(link, *way, &numbered);
+            }
+        }
+        if noticed.len() == 1 {
+            self.met(Situation::NoticedByOne);
+        }
+        if ways.len() == 1 {
+            self.met(Situation::OneWayCut);
+        }
+        for side in noticed {
+            self.let_go(link, *side, super::pipe::Farewell::Silent);
+        }
+        self.drain();
+    }
+}
+
+/// Whether an end has a session that works; for stories.
+pub fn is_attached(session: Option<&Session>) -> bool {
+    session.is_some_and(Session::is_attached)
+}

@@ -1,0 +1,136 @@
+//! Plays schedules, and makes those that fail shorter.
+
+use super::action::{Action, Schedule};
+use super::coverage::Coverage;
+use super::world::World;
+use std::cell::RefCell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// A schedule that fails.
+#[derive(Debug)]
+pub struct Failure {
+    /// Its seed.
+    pub seed: u64,
+    /// What was wrong.
+    pub what: String,
+    /// The actions that are needed to see it.
+    pub actions: Vec<Action>,
+    /// What happened in them.
+    pub story: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "TUND_SEED={} fails: {}", self.seed, self.what)?;
+        writeln!(f, "with {} actions:", self.actions.len())?;
+        for action in &self.actions {
+            writeln!(f, "  #{} {:?} {:#x}", action.index, action.kind, action.number)?;
+        }
+        writeln!(f, "in which this happened:")?;
+        for line in &self.story {
+            writeln!(f, "  {line}")?;
+        }
+        Ok(())
+    }
+}
+
+thread_local! {
+    /// The text of the last panic on this thread.
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Keeps panics of the cores as text while a schedule is played; they are findings.
+pub fn keep_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        PANIC.with(|kept| *kept.borrow_mut() = Some(info.to_string()));
+    }));
+}
+
+/// What a played schedule has left.
+#[derive(Debug)]
+pub struct Played {
+    /// What was met.
+    pub coverage: Coverage,
+    /// What was wrong.
+    pub fault: Option<String>,
+    /// What happened, if asked for.
+    pub story: Vec<String>,
+}
+
+/// Plays some of the actions of a schedule.
+pub fn play(schedule: &Schedule, actions: &[Action], with_story: bool) -> Played {
+    let mut world = World::new(schedule.seed, schedule.knobs);
+    world.story = with_story.then(Vec::new);
+    let played = catch_unwind(AssertUnwindSafe(|| {
+        for action in actions {
+            world.apply(*action);
+            if world.fault.is_some() {
+                return;
+            }
+        }
+        world.settle();
+    }));
+    if played.is_err() {
+        let text = PANIC.with(|kept| kept.borrow_mut().take());
+        world.fault(text.unwrap_or_else(|| "panic".to_owned()));
+    }
+    Played {
+        coverage: world.coverage,
+        fault: world.fault,
+        story: world.story.unwrap_or_default(),
+    }
+}
+
+/// Plays the schedule of a seed.
+///
+/// # Errors
+///
+/// What was wrong, with the actions that are needed to see it.
+pub fn run(seed: u64) -> Result<Coverage, Box<Failure>> {
+    let schedule = Schedule::of(seed);
+    let played = play(&schedule, &schedule.actions, false);
+    match played.fault {
+        None => Ok(played.coverage),
+        Some(_) => Err(Box::new(shorten(&schedule))),
+    }
+}
+
+/// What is wrong with a seed, without making it shorter.
+pub fn fault_of(seed: u64) -> Option<String> {
+    let schedule = Schedule::of(seed);
+    play(&schedule, &schedule.actions, false).fault
+}
+
+/// Leaves out what is not needed, in ever smaller pieces.
+fn shorten(schedule: &Schedule) -> Failure {
+    let fails = |actions: &[Action]| play(schedule, actions, false).fault.is_some();
+    let mut actions = schedule.actions.clone();
+    let mut piece = actions.len().div_ceil(2);
+    let mut plays = 0;
+    while piece > 0 && plays < 3_000 {
+        let mut at = 0;
+        let mut dropped = false;
+        while at < actions.len() && plays < 3_000 {
+            let mut fewer = actions.clone();
+            fewer.drain(at..(at + piece).min(actions.len()));
+            plays += 1;
+            if fails(&fewer) {
+                actions = fewer;
+                dropped = true;
+            } else {
+                at += piece;
+            }
+        }
+        if !dropped || piece > 1 {
+            piece /= 2;
+        }
+    }
+    let played = play(schedule, &actions, true);
+    Failure {
+        seed: schedule.seed,
+        what: played.fault.unwrap_or_else(|| "not when played again".to_owned()),
+        actions,
+        story: played.story,
+    }
+}

@@ -1,0 +1,15 @@
+//! Both daemons' cores in virtual time: a world of applications, origins and links, the things
+//! that may happen in it, and what must hold then.
+
+pub mod action;
+pub mod books;
+pub mod chaos;
+pub mod coverage;
+mod events;
+mod heal;
+mod passing;
+pub mod pipe;
+pub mod rng;
+pub mod socket;
+pub mod witness;
+pub mod world;
