@@ -37,10 +37,14 @@ impl Stage {
         )
     }
 
-    fn load(&self, text: &str) -> Result<Loaded<Config>, Mistakes> {
+    fn write(&self, text: &str) -> PathBuf {
         let file = self.directory.path().join("client.toml");
         fs::write(&file, text).expect("written");
-        load(&file)
+        file
+    }
+
+    fn load(&self, text: &str) -> Result<Loaded<Config>, Mistakes> {
+        load(&self.write(text))
     }
 
     /// The mistakes in `text`, without the directory.
@@ -283,98 +287,101 @@ fn an_empty_list_of_servers_is_no_list() {
     );
 }
 
+/// What follows the minimum, the key in question, and words of the message.
+const BAD_VALUES: &[(&str, &str, [&str; 2])] = &[
+    (
+        "[session]\ngrace = \"10 min\"\n",
+        "session.grace",
+        ["\"10 min\"", "\"10m\""],
+    ),
+    (
+        "[session]\ngrace = \"31d\"\n",
+        "session.grace",
+        ["not in range", "\"30d\""],
+    ),
+    (
+        "[session]\nbuffer = 64\n",
+        "session.buffer",
+        ["the number 64", "\"64MiB\""],
+    ),
+    (
+        "[session]\nbuffer = \"1KiB\"\n",
+        "session.buffer",
+        ["1KiB", "\"64KiB\""],
+    ),
+    (
+        "[limits]\nmemory = \"120%\"\n",
+        "limits.memory",
+        ["\"120%\"", "\"100%\""],
+    ),
+    (
+        "[limits]\nmemory = \"lots\"\n",
+        "limits.memory",
+        ["\"lots\"", "\"10%\""],
+    ),
+    (
+        "[tun]\naddresses = [\"10.0.0.0/33\"]\n",
+        "tun.addresses",
+        ["/33", "from 0 to 32"],
+    ),
+    (
+        "[tun]\naddresses = [\"127.0.0.1/8\"]\n",
+        "tun.addresses",
+        ["127.0.0.1/8", "your own"],
+    ),
+    (
+        "[tun]\naddresses = []\n",
+        "tun.addresses",
+        ["empty list", "at least one"],
+    ),
+    (
+        "[tun]\nname = \"a name\"\n",
+        "tun.name",
+        ["\"a name\"", "\"tund0\""],
+    ),
+    ("[tun]\nmtu = 576\n", "tun.mtu", ["576", "1280 to 65535"]),
+    (
+        "[tun]\naccept_forwarded = \"no\"\n",
+        "tun.accept_forwarded",
+        ["\"no\"", "true or false"],
+    ),
+    (
+        "[link]\nconnect = \"allways\"\n",
+        "link.connect",
+        ["\"allways\"", "mean \"always\"?"],
+    ),
+    (
+        "[link]\nfwmark = 0x7d000001\n",
+        "link.fwmark",
+        ["0x7d000001", "like 0x7d000000"],
+    ),
+    (
+        "[routes]\ninclude = [\"10.0.0.5/8\"]\n",
+        "routes.include",
+        ["10.0.0.5/8", "10.0.0.0/8"],
+    ),
+    (
+        "[control]\nsocket = \"x.sock\"\n",
+        "control.socket",
+        ["\"x.sock\"", "from / on"],
+    ),
+    (
+        "[log]\nlevel = \"verbose\"\n",
+        "log.level",
+        ["\"verbose\"", "\"debug\""],
+    ),
+    (
+        "[metrics]\nlisten = \"9464\"\n",
+        "metrics.listen",
+        ["\"9464\"", "127.0.0.1:9464"],
+    ),
+];
+
 #[test]
 fn every_kind_of_bad_value_is_told_in_its_line() {
     let stage = stage();
-    for (text, key, words) in [
-        (
-            "[session]\ngrace = \"10 min\"\n",
-            "session.grace",
-            ["\"10 min\"", "\"10m\""],
-        ),
-        (
-            "[session]\ngrace = \"31d\"\n",
-            "session.grace",
-            ["not in range", "\"30d\""],
-        ),
-        (
-            "[session]\nbuffer = 64\n",
-            "session.buffer",
-            ["the number 64", "\"64MiB\""],
-        ),
-        (
-            "[session]\nbuffer = \"1KiB\"\n",
-            "session.buffer",
-            ["1KiB", "\"64KiB\""],
-        ),
-        (
-            "[limits]\nmemory = \"120%\"\n",
-            "limits.memory",
-            ["\"120%\"", "\"100%\""],
-        ),
-        (
-            "[limits]\nmemory = \"lots\"\n",
-            "limits.memory",
-            ["\"lots\"", "\"10%\""],
-        ),
-        (
-            "[tun]\naddresses = [\"10.0.0.0/33\"]\n",
-            "tun.addresses",
-            ["/33", "from 0 to 32"],
-        ),
-        (
-            "[tun]\naddresses = [\"127.0.0.1/8\"]\n",
-            "tun.addresses",
-            ["127.0.0.1/8", "your own"],
-        ),
-        (
-            "[tun]\naddresses = []\n",
-            "tun.addresses",
-            ["empty list", "at least one"],
-        ),
-        (
-            "[tun]\nname = \"a name\"\n",
-            "tun.name",
-            ["\"a name\"", "\"tund0\""],
-        ),
-        ("[tun]\nmtu = 576\n", "tun.mtu", ["576", "1280 to 65535"]),
-        (
-            "[tun]\naccept_forwarded = \"no\"\n",
-            "tun.accept_forwarded",
-            ["\"no\"", "true or false"],
-        ),
-        (
-            "[link]\nconnect = \"allways\"\n",
-            "link.connect",
-            ["\"allways\"", "mean \"always\"?"],
-        ),
-        (
-            "[link]\nfwmark = 0x7d000001\n",
-            "link.fwmark",
-            ["0x7d000001", "like 0x7d000000"],
-        ),
-        (
-            "[routes]\ninclude = [\"10.0.0.5/8\"]\n",
-            "routes.include",
-            ["10.0.0.5/8", "10.0.0.0/8"],
-        ),
-        (
-            "[control]\nsocket = \"x.sock\"\n",
-            "control.socket",
-            ["\"x.sock\"", "from / on"],
-        ),
-        (
-            "[log]\nlevel = \"verbose\"\n",
-            "log.level",
-            ["\"verbose\"", "\"debug\""],
-        ),
-        (
-            "[metrics]\nlisten = \"9464\"\n",
-            "metrics.listen",
-            ["\"9464\"", "127.0.0.1:9464"],
-        ),
-    ] {
-        stage.one(text, 7, key, &words);
+    for (text, key, words) in BAD_VALUES {
+        stage.one(text, 7, key, words);
     }
 }
 

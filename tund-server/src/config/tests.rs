@@ -39,10 +39,14 @@ impl Stage {
         )
     }
 
-    fn load(&self, text: &str) -> Result<Loaded<Config>, Mistakes> {
+    fn write(&self, text: &str) -> PathBuf {
         let file = self.directory.path().join("server.toml");
         fs::write(&file, text).expect("written");
-        load(&file)
+        file
+    }
+
+    fn load(&self, text: &str) -> Result<Loaded<Config>, Mistakes> {
+        load(&self.write(text))
     }
 
     fn mistakes(&self, text: &str) -> Vec<String> {
@@ -276,82 +280,85 @@ fn a_client_needs_a_name_and_a_key() {
     );
 }
 
+/// What follows the minimum, the key in question, and words of the message.
+const BAD_VALUES: &[(&str, &str, [&str; 2])] = &[
+    (
+        "[listen]\naddress = [\"443\"]\n",
+        "listen.address",
+        ["\"443\"", "\"[::]:443\""],
+    ),
+    (
+        "[listen]\naddress = [\"[::]:0\"]\n",
+        "listen.address",
+        ["port 0", "from 1 to 65535"],
+    ),
+    (
+        "[listen]\naddress = []\n",
+        "listen.address",
+        ["empty list", "at least one"],
+    ),
+    (
+        "[session]\nmax_grace = 600\n",
+        "session.max_grace",
+        ["the number 600", "\"10m\""],
+    ),
+    (
+        "[session]\nmax_sessions = 0\n",
+        "session.max_sessions",
+        ["the number 0", "from 1 to"],
+    ),
+    (
+        "[limits]\nmemory = \"0%\"\n",
+        "limits.memory",
+        ["\"0%\"", "\"100%\""],
+    ),
+    (
+        "[origin]\nallow = [\"10.0.0.0/33\"]\n",
+        "origin.allow",
+        ["10.0.0.0/33", "10.0.0.0/8"],
+    ),
+    (
+        "[origin]\nallow = [\"10.0.0.5/8\"]\n",
+        "origin.allow",
+        ["10.0.0.5/8", "\"10.0.0.0/8\""],
+    ),
+    (
+        "[origin]\ndeny = [\"example.org\"]\n",
+        "origin.deny",
+        ["example.org", "10.0.0.9"],
+    ),
+    (
+        "[origin]\nallow = [\"224.0.0.0/8\"]\n",
+        "origin.allow",
+        ["never allowed", "remove it"],
+    ),
+    (
+        "[origin]\nallow = [\"0.0.0.0\"]\n",
+        "origin.allow",
+        ["never allowed", "remove it"],
+    ),
+    (
+        "[origin]\nallow = [\"[::]:80\"]\n",
+        "origin.allow",
+        ["never allowed", "remove it"],
+    ),
+    (
+        "[state]\ndirectory = \"x\"\n",
+        "state.directory",
+        ["\"x\"", "from / on"],
+    ),
+    (
+        "[metrics]\nlisten = 9464\n",
+        "metrics.listen",
+        ["9464", "127.0.0.1:9464"],
+    ),
+];
+
 #[test]
 fn every_kind_of_bad_value_is_told_in_its_line() {
     let stage = stage();
-    for (text, key, words) in [
-        (
-            "[listen]\naddress = [\"443\"]\n",
-            "listen.address",
-            ["\"443\"", "\"[::]:443\""],
-        ),
-        (
-            "[listen]\naddress = [\"[::]:0\"]\n",
-            "listen.address",
-            ["port 0", "from 1 to 65535"],
-        ),
-        (
-            "[listen]\naddress = []\n",
-            "listen.address",
-            ["empty list", "at least one"],
-        ),
-        (
-            "[session]\nmax_grace = 600\n",
-            "session.max_grace",
-            ["the number 600", "\"10m\""],
-        ),
-        (
-            "[session]\nmax_sessions = 0\n",
-            "session.max_sessions",
-            ["the number 0", "from 1 to"],
-        ),
-        (
-            "[limits]\nmemory = \"0%\"\n",
-            "limits.memory",
-            ["\"0%\"", "\"100%\""],
-        ),
-        (
-            "[origin]\nallow = [\"10.0.0.0/33\"]\n",
-            "origin.allow",
-            ["10.0.0.0/33", "10.0.0.0/8"],
-        ),
-        (
-            "[origin]\nallow = [\"10.0.0.5/8\"]\n",
-            "origin.allow",
-            ["10.0.0.5/8", "\"10.0.0.0/8\""],
-        ),
-        (
-            "[origin]\ndeny = [\"example.org\"]\n",
-            "origin.deny",
-            ["example.org", "10.0.0.9"],
-        ),
-        (
-            "[origin]\nallow = [\"224.0.0.0/8\"]\n",
-            "origin.allow",
-            ["never allowed", "remove it"],
-        ),
-        (
-            "[origin]\nallow = [\"0.0.0.0\"]\n",
-            "origin.allow",
-            ["never allowed", "remove it"],
-        ),
-        (
-            "[origin]\nallow = [\"[::]:80\"]\n",
-            "origin.allow",
-            ["never allowed", "remove it"],
-        ),
-        (
-            "[state]\ndirectory = \"x\"\n",
-            "state.directory",
-            ["\"x\"", "from / on"],
-        ),
-        (
-            "[metrics]\nlisten = 9464\n",
-            "metrics.listen",
-            ["9464", "127.0.0.1:9464"],
-        ),
-    ] {
-        stage.one(text, 7, key, &words);
+    for (text, key, words) in BAD_VALUES {
+        stage.one(text, 7, key, words);
     }
 }
 
@@ -381,11 +388,7 @@ fn what_has_no_effect_is_a_warning() {
         ("[origin]\nallow = [\"0.0.0.0/0\"]\n", 7, "origin.allow"),
         ("allow = [\"[::/0]:443\"]\n", 6, "client.allow"),
         ("[limits]\nmemory = \"32MiB\"\n", 7, "limits.memory"),
-        (
-            "[state]\ndirectory = \"/srv/tund\"\n",
-            7,
-            "state.directory",
-        ),
+        ("[state]\ndirectory = \"/srv/tund\"\n", 7, "state.directory"),
     ] {
         let loaded = stage.load(&(stage.minimum() + text));
         let warnings = stage.short(

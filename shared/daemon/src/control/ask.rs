@@ -67,17 +67,7 @@ enum Answer<T> {
 ///
 /// Nobody is there, it is closed to this user, the daemon refuses, or it does not speak this.
 pub fn ask<T: DeserializeOwned>(path: &Path, command: &impl Command) -> Result<T, AskError> {
-    let stream = connect(path).map_err(|error| match error.kind() {
-        ErrorKind::PermissionDenied => AskError::Denied(path.to_path_buf()),
-        ErrorKind::WouldBlock => AskError::Garbled {
-            path: path.to_path_buf(),
-            reason: "it took no connection for 5 s".to_owned(),
-        },
-        _ => AskError::Absent {
-            path: path.to_path_buf(),
-            error,
-        },
-    })?;
+    let stream = connect(path).map_err(|error| unreachable(path, error))?;
     let garbled = |reason: String| AskError::Garbled {
         path: path.to_path_buf(),
         reason,
@@ -91,6 +81,20 @@ pub fn ask<T: DeserializeOwned>(path: &Path, command: &impl Command) -> Result<T
         Ok(Answer::Ok(value)) => Ok(value),
         Ok(Answer::Error(report)) => Err(AskError::Refused(report)),
         Err(error) => Err(garbled(error.to_string())),
+    }
+}
+
+fn unreachable(path: &Path, error: io::Error) -> AskError {
+    let path = path.to_path_buf();
+    if error.kind() == ErrorKind::PermissionDenied {
+        AskError::Denied(path)
+    } else if error.kind() == ErrorKind::WouldBlock {
+        AskError::Garbled {
+            path,
+            reason: "it took no connection for 5 s".to_owned(),
+        }
+    } else {
+        AskError::Absent { path, error }
     }
 }
 
@@ -122,8 +126,8 @@ fn exchange(mut stream: UnixStream, command: &impl Command) -> io::Result<Vec<u8
 }
 
 fn describe(error: &io::Error) -> String {
-    match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => "nothing came for 15 s".to_owned(),
-        _ => error.to_string(),
+    if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) {
+        return "nothing came for 15 s".to_owned();
     }
+    error.to_string()
 }

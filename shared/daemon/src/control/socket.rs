@@ -61,7 +61,7 @@ pub(super) fn listen(
             error,
         }
     };
-    let directory = path.parent().unwrap_or(Path::new("/"));
+    let directory = path.parent().unwrap_or_else(|| Path::new("/"));
     DirBuilder::new()
         .recursive(true)
         .mode(0o755)
