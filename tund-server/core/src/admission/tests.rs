@@ -311,7 +311,11 @@ fn spellings(v4: Ipv4Addr, fill: u64) -> Vec<Ipv6Addr> {
     let low =
         |prefix: &str| Ipv6Addr::from_bits(prefix.parse::<Ipv6Addr>().unwrap().to_bits() | v4);
     let octets = |octets: [u8; 16]| Ipv6Addr::from(octets);
-    let teredo = (0x2001_0000_u128 << 96) | ((fill & 0xffff_ffff_ffff) << 32) | (!v4 & 0xffff_ffff);
+    let teredo = |server: u128, client: u128| {
+        let ports = (fill & 0xffff_ffff) << 32;
+        Ipv6Addr::from_bits((0x2001_0000 << 96) | (server << 64) | ports | (!client & 0xffff_ffff))
+    };
+    let elsewhere = 0x0909_0909;
     let (p, q, n) = (0x64, 0xff, 0x9b);
     vec![
         low("::ffff:0:0"),
@@ -324,8 +328,8 @@ fn spellings(v4: Ipv4Addr, fill: u64) -> Vec<Ipv6Addr> {
         octets([0, p, q, n, 0, 1, 7, a, 0, b, c, d, 0, 0, 0, 0]),
         octets([0, p, q, n, 0, 1, 7, 8, 0, a, b, c, d, 0, 0, 0]),
         Ipv6Addr::from_bits((0x2002_u128 << 112) | (v4 << 80) | fill),
-        Ipv6Addr::from_bits(teredo),
-        Ipv6Addr::from_bits((0x2001_0000_u128 << 96) | (v4 << 64) | fill),
+        teredo(elsewhere, v4),
+        teredo(v4, elsewhere),
         low("2600:1:2:3:0:5efe::"),
         low("2600:1:2:3:200:5efe::"),
     ]
