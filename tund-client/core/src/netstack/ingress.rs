@@ -144,7 +144,7 @@ impl Netstack {
         held.seen = self.now;
         let id = self
             .table
-            .insert(Connection::new(segment.key, Phase::Held(held)));
+            .insert(Connection::new(segment.key, Phase::Held(Box::new(held))));
         self.timers.arm(&mut self.table, id.index, expires);
         self.events.push_back(NetEvent::Syn {
             connection: id,

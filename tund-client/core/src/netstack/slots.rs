@@ -163,11 +163,7 @@ impl Slots {
         let slot = self.get(index);
         slot.in_use = false;
         slot.has_gap = false;
-        // `abort` alone would leave the rings as they are: only `listen` clears them. The port
-        // stands for none, as nothing is fed to a slot that is not in use.
-        slot.socket().abort();
-        let cleared = slot.socket().listen(1);
-        debug_assert!(cleared.is_ok(), "a closed socket can listen");
+        // `accept` makes it listen, which clears the rings before anything is shown.
         slot.socket().abort();
         self.free.push(index);
     }

@@ -103,7 +103,8 @@ pub(crate) struct Live {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Phase {
-    Held(HeldSyn),
+    /// Boxed, as most connections are live, and half as large.
+    Held(Box<HeldSyn>),
     Live(Live),
 }
 
