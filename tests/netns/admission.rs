@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tund_tests::lab::{ClientDaemon, Family, Keys, Settings, wait};
+use tund_tests::lab::{ClientDaemon, Download, Family, Keys, Settings, wait};
 
 use crate::support::{Echo, LATER, SOON, Scene};
 
@@ -94,8 +94,14 @@ fn a_key_taken_off_the_list_loses_everything_within_a_second() {
         scene.lab.server.run("ss -Htn dport = :8080").is_empty(),
         "its origins are gone"
     );
-    scene.tund.client.wait_for("refused", LATER);
-    assert!(echo.round_trip().is_err());
+    assert!(
+        echo.round_trip().is_err(),
+        "the application's connection is gone too"
+    );
+    // The next flow has the client ask again, and be told.
+    drop(Download::start(&scene.lab.client, scene.target(), 1, 1));
+    let status = scene.tund.client.wait_for("refused", LATER);
+    assert!(status.error.is_some(), "refused for a reason");
 }
 
 #[test]

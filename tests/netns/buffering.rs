@@ -145,6 +145,8 @@ fn an_uploader_of_200_mebibytes_is_stopped_at_the_buffer_and_loses_nothing() {
     scene.lab.forget();
 
     let written = start_writer(near.try_clone().unwrap(), 1);
+    // Until the outage is noticed, the flow has what credit it had.
+    scene.tund.client.wait_for("detached", LATER);
     let total = wait_until_stopped(&written);
     assert_bounded(scene.tund.client.status().buffered_bytes.up, total);
     scene.lab.heal();
@@ -161,6 +163,9 @@ fn an_origin_of_200_mebibytes_is_stopped_at_the_buffer_and_loses_nothing() {
     scene.lab.forget();
 
     let written = start_writer(far.try_clone().unwrap(), 1);
+    wait::until_true("the server notices the outage", LATER, || {
+        scene.tund.server.sessions().unwrap()[0]["state"] == "detached"
+    });
     let total = wait_until_stopped(&written);
     let rows = scene.tund.server.sessions().unwrap();
     let held = rows[0]["buffered_bytes"]["down"].as_u64().unwrap();

@@ -11,7 +11,9 @@ use tund_tests::lab::{
     write_pattern,
 };
 
-use crate::support::{LATER, LONG, SOON, Scene, reset, wait_until_acknowledged};
+use crate::support::{
+    LATER, LONG, SOON, Scene, reset, wait_until_acknowledged, write_until_blocked,
+};
 
 const PORT: u16 = 9000;
 const LENGTH: u64 = 3_000_000;
@@ -214,20 +216,12 @@ fn a_reset_during_an_outage_arrives_after_it_with_all_before_it() {
 
 #[test]
 fn a_stuck_reader_does_not_hold_a_reset_for_ever() {
+    // More than the application's socket takes, less than what the client daemon accepts for it.
+    let length = 100_000;
     let scene = Scene::new("stuck reader", &Settings::new());
+    scene.lab.client.sysctl("ipv4.tcp_rmem", "4096 65536 65536");
     let (mut near, far, _listener) = pair(&scene, Family::V4);
-    // More than the application's socket takes, less than what the daemons keep.
-    let length = 20 << 20;
-    scene
-        .lab
-        .client
-        .sysctl("ipv4.tcp_rmem", "4096 131072 262144");
-    let sent = far.try_clone().unwrap();
-    let writer = thread::spawn(move || {
-        write_pattern(&sent, Pattern::new(1), length, &AtomicU64::new(0)).unwrap();
-    });
-    writer.join().unwrap();
-    wait_until_acknowledged(&scene.lab.origin, far.local_addr().unwrap());
+    write_until_blocked(&far, length);
 
     reset(far);
 

@@ -92,6 +92,26 @@ pub(crate) fn reset(stream: TcpStream) {
     drop(stream);
 }
 
+/// Writes up to `length` bytes of anything, until all are written or nothing has been taken for a
+/// second.
+pub(crate) fn write_until_blocked(mut stream: &TcpStream, length: usize) {
+    stream
+        .set_nonblocking(true)
+        .expect("an open socket takes options");
+    let piece = [0x77; 65536];
+    let (mut written, mut taken_at) = (0, wait::now());
+    wait::until_true("the writer stops", LONG, || {
+        while written < length {
+            match stream.write(&piece[..piece.len().min(length - written)]) {
+                Ok(count) => (written, taken_at) = (written + count, wait::now()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => panic!("after {written} bytes: {error}"),
+            }
+        }
+        written == length || wait::now() - taken_at > Duration::from_secs(1)
+    });
+}
+
 /// Waits until the kernel of `host` has got everything on its connection at `local` acknowledged.
 #[track_caller]
 pub(crate) fn wait_until_acknowledged(host: &Namespace, local: SocketAddr) {

@@ -1,15 +1,14 @@
 //! The two daemons in a lab: keys, configuration, start, steering and status.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use super::namespace::{Namespace, command_output};
 use super::process::Process;
+use super::settings::{Sections, Settings, overlay, quoted, set, toml};
+use super::status::Status;
 use super::{Family, Lab, wait};
 
 /// The client daemon's device.
@@ -17,66 +16,6 @@ pub const TUN: &str = "tund0";
 
 /// How long a daemon may take until it serves; generous, for machines that build meanwhile.
 const START_LIMIT: Duration = Duration::from_secs(10);
-
-/// A configuration file in the making: section → key → value as TOML.
-type Sections = BTreeMap<String, BTreeMap<String, String>>;
-
-/// What is in both configuration files beyond what the lab itself decides.
-#[derive(Clone, Debug, Default)]
-pub struct Settings {
-    client: Sections,
-    server: Sections,
-    link_family: Option<Family>,
-}
-
-impl Settings {
-    /// Everything as the daemons have it by default.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets a key of client.toml; `value` is TOML.
-    #[must_use]
-    pub fn client(mut self, section: &str, key: &str, value: &str) -> Self {
-        set(&mut self.client, section, key, value);
-        self
-    }
-
-    /// Sets a key of server.toml; `value` is TOML.
-    #[must_use]
-    pub fn server(mut self, section: &str, key: &str, value: &str) -> Self {
-        set(&mut self.server, section, key, value);
-        self
-    }
-
-    /// Sets how much each daemon keeps in each direction.
-    #[must_use]
-    pub fn buffer(self, size: &str) -> Self {
-        let size = format!("\"{size}\"");
-        self.client("session", "buffer", &size)
-            .server("session", "buffer", &size)
-    }
-
-    /// Sets how long an outage may last.
-    #[must_use]
-    pub fn grace(self, length: &str) -> Self {
-        self.client("session", "grace", &format!("\"{length}\""))
-    }
-
-    /// Has links go over IPv6 (by default over IPv4).
-    #[must_use]
-    pub fn link_over(mut self, family: Family) -> Self {
-        self.link_family = Some(family);
-        self
-    }
-}
-
-fn set(sections: &mut Sections, section: &str, key: &str, value: &str) {
-    sections
-        .entry(section.to_owned())
-        .or_default()
-        .insert(key.to_owned(), value.to_owned());
-}
 
 /// A key pair: the private one in a file, the public one as text.
 #[derive(Clone, Debug)]
@@ -120,88 +59,6 @@ pub fn program(name: &str) -> PathBuf {
         })
 }
 
-/// What `tund-client status --json` says; INTERFACE.md names the fields.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Status {
-    /// ready, connecting, attached, detached or refused.
-    pub state: String,
-    /// 32 hex digits.
-    pub session_id: Option<String>,
-    /// The link that carries most.
-    pub link: Option<Link>,
-    /// Every live link.
-    #[serde(default)]
-    pub links: Vec<Link>,
-    /// How many there are.
-    #[serde(default)]
-    pub flows: Flows,
-    /// Of applications, so far.
-    #[serde(default)]
-    pub bytes: BothWays,
-    /// Taken and not released by the other side.
-    #[serde(default)]
-    pub buffered_bytes: BothWays,
-    /// What has been survived.
-    #[serde(default)]
-    pub outages: Outages,
-    /// Why it is not well.
-    pub error: Option<StatusError>,
-}
-
-/// A link in a [`Status`].
-#[derive(Clone, Debug, Deserialize)]
-pub struct Link {
-    /// tls or quic.
-    pub transport: String,
-    /// Own address and port.
-    pub local: String,
-    /// The server's.
-    pub remote: String,
-    /// The device that its socket is bound to.
-    pub interface: Option<String>,
-    /// Round-trip time.
-    #[serde(default)]
-    pub rtt_us: Option<u64>,
-}
-
-/// The flows in a [`Status`].
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub struct Flows {
-    /// TCP connections.
-    pub tcp: u64,
-}
-
-/// A number for each direction.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub struct BothWays {
-    /// From the application to the origin.
-    pub up: u64,
-    /// From the origin to the application.
-    pub down: u64,
-}
-
-/// The outages in a [`Status`].
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub struct Outages {
-    /// How many there have been.
-    pub count: u64,
-    /// From the last byte of the lost link to the first of the next.
-    #[serde(default)]
-    pub last_gap_ms: Option<u64>,
-    /// From the successful dial's first packet to attached.
-    #[serde(default)]
-    pub last_resume_ms: Option<u64>,
-}
-
-/// The error in a [`Status`].
-#[derive(Clone, Debug, Deserialize)]
-pub struct StatusError {
-    /// A short name.
-    pub code: String,
-    /// What was tried, what was found, what to do.
-    pub message: String,
-}
-
 /// A server daemon in a lab.
 #[derive(Debug)]
 pub struct ServerDaemon {
@@ -243,12 +100,6 @@ impl ServerDaemon {
             "[\"10.77.4.0/24\", \"10.77.5.2\", \"fd77:0:0:4::/64\", \"fd77:0:0:5::2\"]",
         );
         set(&mut sections, "control", "socket", &quoted(&control));
-        set(
-            &mut sections,
-            "state",
-            "directory",
-            &quoted(&directory.join(format!("{title}.state"))),
-        );
         overlay(&mut sections, &settings.server);
         let mut text = toml(&sections);
         for (name, keys) in clients {
@@ -548,27 +399,4 @@ fn write_config(directory: &Path, title: &str, text: &str) -> PathBuf {
     let path = directory.join(format!("{title}.toml"));
     fs::write(&path, text).unwrap_or_else(|cause| panic!("wrote {}: {cause}", path.display()));
     path
-}
-
-fn overlay(sections: &mut Sections, settings: &Sections) {
-    for (section, keys) in settings {
-        for (key, value) in keys {
-            set(sections, section, key, value);
-        }
-    }
-}
-
-fn toml(sections: &Sections) -> String {
-    let mut text = String::new();
-    for (section, keys) in sections {
-        text.push_str(&format!("[{section}]\n"));
-        for (key, value) in keys {
-            text.push_str(&format!("{key} = {value}\n"));
-        }
-    }
-    text
-}
-
-fn quoted(path: &Path) -> String {
-    format!("\"{}\"", path.display())
 }

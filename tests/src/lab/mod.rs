@@ -25,6 +25,8 @@ mod namespace;
 mod origin;
 mod portal;
 mod process;
+mod settings;
+mod status;
 mod timeline;
 pub mod wait;
 
@@ -35,12 +37,14 @@ use crate::emulator::{Emulator, Profile};
 
 pub use app::{Download, Ending, Pattern, Report, Upload, ending_of, read_pattern, write_pattern};
 pub use claim::Claim;
-pub use daemon::{ClientDaemon, Keys, ServerDaemon, Settings, Status, TUN, Tund, program, steer};
+pub use daemon::{ClientDaemon, Keys, ServerDaemon, TUN, Tund, program, steer};
 pub use events::Direction;
 pub use namespace::{Namespace, narrate};
 pub use origin::{ORIGIN_PORT, Origin, Request};
 pub use portal::Portal;
 pub use process::Process;
+pub use settings::Settings;
+pub use status::{BothWays, Flows, Link, Outages, Status, StatusError};
 pub use timeline::Timeline;
 
 /// The port on which the server daemon listens, and which a portal takes over.
