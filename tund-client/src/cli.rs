@@ -28,15 +28,9 @@ Exit codes: 0 ok, 1 failed, 2 wrong usage, 77 a privilege is missing, 78 the con
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// How the daemon's log looks; its level is [log] level or RUST_LOG
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        default_value_t,
-        value_name = "FORMAT"
-    )]
-    log_format: LogFormat,
+    /// The same as after `run`
+    #[arg(long, value_enum, value_name = "FORMAT", hide = true)]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -47,7 +41,7 @@ enum Command {
     Pubkey(Pubkey),
     /// Run the daemon in the foreground
     #[command(long_about = RUN)]
-    Run(WithConfig),
+    Run(Run),
     /// Validate a configuration: 0, or 78 with file, line, key and reason
     Check(WithConfig),
     /// Show what the daemon is doing
@@ -73,6 +67,15 @@ configuration again and takes over what can change without touching flows. Under
 when it serves (Type=notify).";
 
 #[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    file: WithConfig,
+    /// How log lines look; their level is [log] level, or RUST_LOG
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, Args)]
 struct Talking {
     /// The daemon's control socket
     #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
@@ -94,7 +97,10 @@ pub(crate) fn execute() -> anyhow::Result<()> {
     match cli.command {
         Command::Keygen(arguments) => arguments.execute(),
         Command::Pubkey(arguments) => arguments.execute(),
-        Command::Run(WithConfig { config: file }) => run(&file, cli.log_format),
+        Command::Run(Run {
+            file: WithConfig { config },
+            log_format,
+        }) => run(&config, log_format.or(cli.log_format).unwrap_or_default()),
         Command::Check(WithConfig { config: file }) => {
             let loaded = config::load(&file)?;
             report_check(&file, &loaded.warnings)
@@ -171,7 +177,10 @@ mod tests {
             ],
         ] {
             let cli = Cli::try_parse_from(line).expect("understood");
-            assert_eq!(cli.log_format, LogFormat::Json);
+            let Command::Run(run) = cli.command else {
+                panic!("another command");
+            };
+            assert_eq!(run.log_format.or(cli.log_format), Some(LogFormat::Json));
         }
     }
 

@@ -27,15 +27,9 @@ Exit codes: 0 ok, 1 failed, 2 wrong usage, 77 a privilege is missing, 78 the con
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// How the daemon's log looks; its level is [log] level or RUST_LOG
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        default_value_t,
-        value_name = "FORMAT"
-    )]
-    log_format: LogFormat,
+    /// The same as after `run`
+    #[arg(long, value_enum, value_name = "FORMAT", hide = true)]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -46,7 +40,7 @@ enum Command {
     Pubkey(Pubkey),
     /// Run the daemon in the foreground
     #[command(long_about = RUN)]
-    Run(WithConfig),
+    Run(Run),
     /// Validate a configuration: 0, or 78 with file, line, key and reason
     Check(WithConfig),
     /// Show what the daemon is doing
@@ -75,6 +69,15 @@ End sessions from the server's side: their flows are reset on both ends.
 
 A client that is listed may begin a new session at once; to keep it out, remove its [[client]] \
 from the configuration and send SIGHUP.";
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    file: WithConfig,
+    /// How log lines look; their level is [log] level, or RUST_LOG
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
 
 #[derive(Debug, Args)]
 struct Talking {
@@ -124,7 +127,10 @@ pub(crate) fn execute() -> anyhow::Result<()> {
     match cli.command {
         Command::Keygen(arguments) => arguments.execute(),
         Command::Pubkey(arguments) => arguments.execute(),
-        Command::Run(WithConfig { config: file }) => run(&file, cli.log_format),
+        Command::Run(Run {
+            file: WithConfig { config },
+            log_format,
+        }) => run(&config, log_format.or(cli.log_format).unwrap_or_default()),
         Command::Check(WithConfig { config: file }) => {
             let loaded = config::load(&file)?;
             report_check(&file, &loaded.warnings)
@@ -144,7 +150,9 @@ pub(crate) fn execute() -> anyhow::Result<()> {
                     name: name.unwrap_or_default(),
                 },
             };
-            ask(&daemon.control, &command)
+            // That there was no session to end is what was wanted, too.
+            let _ended: u64 = ask(&daemon.control, &command)?;
+            Ok(())
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();
