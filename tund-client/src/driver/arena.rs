@@ -13,8 +13,10 @@ pub(super) struct Slots(Arena);
 impl Slots {
     /// Address space for so many slots; memory only where it is used.
     pub(super) fn reserve(slots: usize) -> Result<Self, SystemError> {
-        let layout =
-            SlotLayout { receive_bytes: RECEIVE_RING_BYTES, send_bytes: SEND_RING_BYTES };
+        let layout = SlotLayout {
+            receive_bytes: RECEIVE_RING_BYTES,
+            send_bytes: SEND_RING_BYTES,
+        };
         Arena::reserve(layout, slots).map(Self)
     }
 }

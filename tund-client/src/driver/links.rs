@@ -68,7 +68,9 @@ impl Daemon {
 
     /// Moves what can be moved on a link.
     pub(super) fn drive_link(&mut self, id: LinkId, now: Instant) {
-        let Some(slot) = self.links.get_mut(&id) else { return };
+        let Some(slot) = self.links.get_mut(&id) else {
+            return;
+        };
         if !slot.is_up && !self.complete_handshake(id, now) {
             return;
         }
@@ -81,8 +83,12 @@ impl Daemon {
 
     /// Whether the handshake is complete.
     fn complete_handshake(&mut self, id: LinkId, now: Instant) -> bool {
-        let Some(slot) = self.links.get_mut(&id) else { return false };
-        let result = slot.link.poll_handshake(&mut Context::from_waker(&slot.waker));
+        let Some(slot) = self.links.get_mut(&id) else {
+            return false;
+        };
+        let result = slot
+            .link
+            .poll_handshake(&mut Context::from_waker(&slot.waker));
         if slot.link.is_connected() && !slot.is_answered {
             slot.is_answered = true;
             self.client.handle_answered(id);
@@ -91,7 +97,10 @@ impl Daemon {
             Poll::Pending => false,
             Poll::Ready(Ok(proved)) => {
                 slot.is_up = true;
-                let ends = slot.link.local_addr().map(|local| (local, slot.link.remote_addr()));
+                let ends = slot
+                    .link
+                    .local_addr()
+                    .map(|local| (local, slot.link.remote_addr()));
                 if let Ok(ends) = ends {
                     self.client.netstack().set_links(&[ends]);
                 }
@@ -116,8 +125,13 @@ impl Daemon {
     fn receive(&mut self, id: LinkId, now: Instant) {
         let mut left = READ_TURN_BYTES;
         loop {
-            let Some(slot) = self.links.get_mut(&id) else { return };
-            match slot.link.poll_recv(&mut Context::from_waker(&slot.waker), READ_BYTES) {
+            let Some(slot) = self.links.get_mut(&id) else {
+                return;
+            };
+            match slot
+                .link
+                .poll_recv(&mut Context::from_waker(&slot.waker), READ_BYTES)
+            {
                 Poll::Pending => return,
                 Poll::Ready(Ok(Some(bytes))) => {
                     left = left.saturating_sub(bytes.len());
@@ -144,7 +158,9 @@ impl Daemon {
     pub(super) fn send(&mut self, id: LinkId, now: Instant) -> bool {
         let mut moved = false;
         loop {
-            let Some(slot) = self.links.get_mut(&id) else { return moved };
+            let Some(slot) = self.links.get_mut(&id) else {
+                return moved;
+            };
             if !slot.is_up || slot.is_full {
                 return moved;
             }
@@ -173,7 +189,9 @@ impl Daemon {
     }
 
     pub(super) fn close_link(&mut self, id: LinkId, has_last_words: bool, now: Instant) {
-        let Some(slot) = self.links.get_mut(&id) else { return };
+        let Some(slot) = self.links.get_mut(&id) else {
+            return;
+        };
         if !has_last_words || !slot.is_up {
             self.links.remove(&id);
             self.client.handle_link_down(id, false, now);
@@ -190,8 +208,12 @@ impl Daemon {
         }
         let over = |slot: &LinkSlot| slot.closing_until.is_some_and(|at| at <= now);
         #[expect(clippy::disallowed_methods, reason = "their order does not matter")]
-        let overdue: Vec<_> =
-            self.links.iter().filter(|(_, slot)| over(slot)).map(|(id, _)| *id).collect();
+        let overdue: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, slot)| over(slot))
+            .map(|(id, _)| *id)
+            .collect();
         for id in overdue {
             self.links.remove(&id);
             self.client.handle_link_down(id, false, now);
@@ -199,7 +221,13 @@ impl Daemon {
     }
 
     pub(super) fn next_close(&self) -> Option<Instant> {
-        #[expect(clippy::disallowed_methods, reason = "the earliest, whatever the order")]
-        self.links.values().filter_map(|slot| slot.closing_until).min()
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the earliest, whatever the order"
+        )]
+        self.links
+            .values()
+            .filter_map(|slot| slot.closing_until)
+            .min()
     }
 }

@@ -22,7 +22,8 @@ use tund_client_core::{Client, ClientConfig, ClientEvent};
 use tund_daemon::clock::{self, Alarm};
 use tund_daemon::control::{ClientCommand, ControlServer};
 use tund_daemon::lifecycle::{
-    Capability, MissingPrivilege, Signal, Signals, notify_ready, notify_reloading, notify_stopping, raise_file_limit,
+    Capability, MissingPrivilege, Signal, Signals, notify_ready, notify_reloading, notify_stopping,
+    raise_file_limit,
 };
 use tund_daemon::link::{ClientTls, LinkError};
 use tund_daemon::ready::ReadySet;
@@ -92,7 +93,9 @@ pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
     if let Err(error) = raise_file_limit() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async move {
         let mut signals = Signals::new().context("cannot take over signals")?;
         let mut control = ControlServer::<ClientCommand>::bind(&config.control_socket)?;
@@ -113,13 +116,18 @@ pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
 
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    #[expect(clippy::expect_used, reason = "a kernel without entropy cannot run a TLS client either")]
+    #[expect(
+        clippy::expect_used,
+        reason = "a kernel without entropy cannot run a TLS client either"
+    )]
     getrandom::fill(&mut bytes).expect("Linux has getrandom since 3.17");
     bytes
 }
 
 fn own_addresses() -> Vec<IpAddr> {
-    let Ok(all) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let Ok(all) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
     let mut addresses: Vec<IpAddr> = all
         .filter_map(|interface| {
             let address = interface.address?;
@@ -249,7 +257,10 @@ impl Daemon {
             };
             self.on_time(now);
             self.drain(now);
-            if self.stopping.is_some_and(|until| self.links.is_empty() || until <= now) {
+            if self
+                .stopping
+                .is_some_and(|until| self.links.is_empty() || until <= now)
+            {
                 return Poll::Ready(Ok(()));
             }
             if !(ready || expired || read) {
@@ -270,7 +281,10 @@ impl Daemon {
                 Poll::Pending => self.is_tun_ready = false,
                 Poll::Ready(Ok(len)) => {
                     count += 1;
-                    let mut sink = TunSink { tun: &self.tun, refused: &mut self.refused_packets };
+                    let mut sink = TunSink {
+                        tun: &self.tun,
+                        refused: &mut self.refused_packets,
+                    };
                     if let Some(packet) = self.packet.get_mut(..len) {
                         self.client.handle_packet(packet, now, &mut sink);
                     }
@@ -287,7 +301,10 @@ impl Daemon {
 
     fn on_time(&mut self, now: Instant) {
         if self.client.poll_timeout().is_some_and(|at| at <= now) {
-            let mut sink = TunSink { tun: &self.tun, refused: &mut self.refused_packets };
+            let mut sink = TunSink {
+                tun: &self.tun,
+                refused: &mut self.refused_packets,
+            };
             self.client.handle_timeout(now, &mut sink);
         }
         self.close_overdue(now);
@@ -295,7 +312,9 @@ impl Daemon {
             self.addresses_at = now;
             let addresses = own_addresses();
             if addresses != self.addresses {
-                self.client.netstack().set_local_addresses(addresses.clone());
+                self.client
+                    .netstack()
+                    .set_local_addresses(addresses.clone());
                 self.addresses = addresses;
             }
         }
@@ -317,7 +336,10 @@ impl Daemon {
     /// Carries out what the core wants, until it wants nothing.
     fn drain(&mut self, now: Instant) {
         loop {
-            let mut sink = TunSink { tun: &self.tun, refused: &mut self.refused_packets };
+            let mut sink = TunSink {
+                tun: &self.tun,
+                refused: &mut self.refused_packets,
+            };
             self.client.flush(now, &mut sink);
             let mut moved = false;
             let links: Vec<LinkId> = self.client.links().collect();
@@ -341,11 +363,17 @@ impl Daemon {
                 self.find_paths(now);
             }
             ClientEvent::Dial { link, path } => self.dial(link, path, now),
-            ClientEvent::CloseLink { link, has_last_words } => {
+            ClientEvent::CloseLink {
+                link,
+                has_last_words,
+            } => {
                 self.close_link(link, has_last_words, now);
             }
             ClientEvent::WantProgress { link } => {
-                let progress = self.links.get(&link).and_then(|slot| slot.link.progress().ok());
+                let progress = self
+                    .links
+                    .get(&link)
+                    .and_then(|slot| slot.link.progress().ok());
                 if let Some(progress) = progress {
                     self.client.handle_progress(link, progress, now);
                 }
@@ -357,8 +385,17 @@ impl Daemon {
                 tracing::info!(session = session.map(tracing::field::display), %number, interface, "attached");
             }
             ClientEvent::Detached => tracing::info!("detached; flows wait"),
-            ClientEvent::Ended { reason, flows, lost_bytes } if flows > 0 => {
-                tracing::warn!(?reason, flows, lost_bytes, "session ended; applications were reset");
+            ClientEvent::Ended {
+                reason,
+                flows,
+                lost_bytes,
+            } if flows > 0 => {
+                tracing::warn!(
+                    ?reason,
+                    flows,
+                    lost_bytes,
+                    "session ended; applications were reset"
+                );
             }
             ClientEvent::Ended { reason, .. } => tracing::info!(?reason, "session ended"),
             ClientEvent::Refused(why) => {
@@ -397,7 +434,9 @@ impl Daemon {
         notify_reloading();
         match crate::config::load(&self.config_file) {
             Ok(loaded) => tund_daemon::telemetry::set_level(loaded.config.log_level),
-            Err(error) => tracing::error!(%error, "the configuration has mistakes; the old one stays"),
+            Err(error) => {
+                tracing::error!(%error, "the configuration has mistakes; the old one stays")
+            }
         }
         notify_ready();
     }

@@ -28,10 +28,12 @@ pub(super) struct Paths {
 impl Paths {
     pub(super) fn new(config: &Config, tun: TunName) -> Self {
         let endpoints = config.server_addresses.clone();
-        let addresses = endpoints.iter().filter_map(|endpoint| match &endpoint.host {
-            Host::Address(ip) => Some(SocketAddr::new(*ip, endpoint.port)),
-            Host::Name(_) => None,
-        });
+        let addresses = endpoints
+            .iter()
+            .filter_map(|endpoint| match &endpoint.host {
+                Host::Address(ip) => Some(SocketAddr::new(*ip, endpoint.port)),
+                Host::Name(_) => None,
+            });
         Self {
             addresses: addresses.collect(),
             preference: Vec::new(),
@@ -45,7 +47,10 @@ impl Paths {
 
     /// Asks for the addresses of names again, unless that is under way.
     pub(super) fn resolve(&mut self) {
-        let has_names = self.endpoints.iter().any(|e| matches!(e.host, Host::Name(_)));
+        let has_names = self
+            .endpoints
+            .iter()
+            .any(|e| matches!(e.host, Host::Name(_)));
         if !has_names || !self.resolving.is_empty() {
             return;
         }
@@ -96,7 +101,10 @@ impl Paths {
                 Ok(found) => {
                     for path in found {
                         let address = u16::try_from(index).unwrap_or(u16::MAX);
-                        let id = PathId { interface: path.index, address };
+                        let id = PathId {
+                            interface: path.index,
+                            address,
+                        };
                         if self.known.insert(id, (path, *server)).is_none() {
                             order.push(id);
                         }

@@ -49,8 +49,10 @@ impl Daemon {
     fn status(&mut self, now: Instant) -> ClientStatus {
         let state = self.client.state();
         let ids: Vec<_> = self.client.links().collect();
-        let links: Vec<_> =
-            ids.iter().filter_map(|id| report(self.links.get(id)?, now)).collect();
+        let links: Vec<_> = ids
+            .iter()
+            .filter_map(|id| report(self.links.get(id)?, now))
+            .collect();
         let (up, down) = self.client.buffered();
         let traffic = self.client.traffic();
         let outages = self.client.outages();
@@ -73,7 +75,10 @@ impl Daemon {
                 tcp: u64::try_from(self.client.flows().len()).unwrap_or(u64::MAX),
                 ..FlowCounts::default()
             },
-            bytes: ByteCounts { up: traffic.taken, down: traffic.released },
+            bytes: ByteCounts {
+                up: traffic.taken,
+                down: traffic.released,
+            },
             buffered_bytes: ByteCounts { up, down },
             outages: OutageReport {
                 count: outages.count,
@@ -109,7 +114,10 @@ impl Daemon {
             source: flow.source,
             destination: Some(flow.destination),
             state: if flow.is_open { "open" } else { "opening" }.to_owned(),
-            bytes: ByteCounts { up: flow.up_bytes, down: flow.down_bytes },
+            bytes: ByteCounts {
+                up: flow.up_bytes,
+                down: flow.down_bytes,
+            },
             buffered_bytes: ByteCounts { up, down },
             age_ms: millis(now.saturating_duration_since(flow.since)),
             outages: flow.outages,

@@ -1,7 +1,7 @@
 //! Flows of the server: connection C, carried along between the session and the origin.
 
-use super::{Server, Source};
 use super::origin::{Origin, open_error};
+use super::{Server, Source};
 use std::io;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -51,14 +51,21 @@ impl Server {
             Event::Ended { reason } => {
                 tracing::info!(%session, ?reason, "session ended");
                 let range = (session, FlowId(0))..=(session, FlowId(u64::MAX));
-                let flows: Vec<_> = self.origins.range(range).map(|((_, flow), _)| *flow).collect();
+                let flows: Vec<_> = self
+                    .origins
+                    .range(range)
+                    .map(|((_, flow), _)| *flow)
+                    .collect();
                 for flow in flows {
                     self.reset_origin(session, flow);
                 }
             }
             Event::LinkDead { link, death } => self.close_link(link, death, now),
             Event::WantProgress { link } => {
-                let progress = self.links.get(&link).and_then(|slot| slot.link.progress().ok());
+                let progress = self
+                    .links
+                    .get(&link)
+                    .and_then(|slot| slot.link.progress().ok());
                 if let Some(progress) = progress {
                     self.registry.handle_progress(link, progress, now);
                 }
@@ -67,7 +74,9 @@ impl Server {
                 tracing::info!(%session, %number, first, "session attached");
             }
             Event::Detached => tracing::info!(%session, "session detached"),
-            Event::Reattached { .. } => tracing::info!(%session, "session attached by the old link"),
+            Event::Reattached { .. } => {
+                tracing::info!(%session, "session attached by the old link")
+            }
             Event::Confirmed
             | Event::KeyInUse
             | Event::AttachRefused { .. }
@@ -79,7 +88,8 @@ impl Server {
     fn open(&mut self, session: SessionId, open: &Open, now: Instant) {
         if let Err(error) = self.connect(session, open, now) {
             tracing::debug!(?error, to = %Redacted(open.destination), "an origin was not reached");
-            self.registry.with(session, now, |s| s.refuse_flow(open.flow, error, now));
+            self.registry
+                .with(session, now, |s| s.refuse_flow(open.flow, error, now));
         }
     }
 
@@ -122,29 +132,40 @@ impl Server {
     }
 
     fn set_timer(&mut self, session: SessionId, flow: FlowId, at: Instant) {
-        let Some(slot) = self.origins.get_mut(&(session, flow)) else { return };
+        let Some(slot) = self.origins.get_mut(&(session, flow)) else {
+            return;
+        };
         if let Some(old) = slot.timer.replace(at) {
             self.timers.remove(&(old, slot.token));
         }
-        self.timers.insert((at, slot.token), Source::Origin(session, flow));
+        self.timers
+            .insert((at, slot.token), Source::Origin(session, flow));
     }
 
     /// A deadline of an origin: it did not answer, or its last bytes are being sent.
     pub(super) fn origin_time(&mut self, session: SessionId, flow: FlowId, now: Instant) {
-        let Some(slot) = self.origins.get_mut(&(session, flow)) else { return };
+        let Some(slot) = self.origins.get_mut(&(session, flow)) else {
+            return;
+        };
         slot.timer = None;
         if slot.is_connected {
             self.drive_origin(session, flow, now);
         } else {
             self.reset_origin(session, flow);
-            self.registry.with(session, now, |s| s.refuse_flow(flow, OpenError::TimedOut, now));
+            self.registry.with(session, now, |s| {
+                s.refuse_flow(flow, OpenError::TimedOut, now)
+            });
         }
     }
 
     /// An error of a socket that nobody reads from.
     pub(super) fn on_failed(&mut self, token: u64, now: Instant) {
-        let Some(Source::Origin(session, flow)) = self.sources.get(&token).copied() else { return };
-        let Some(slot) = self.origins.get_mut(&(session, flow)) else { return };
+        let Some(Source::Origin(session, flow)) = self.sources.get(&token).copied() else {
+            return;
+        };
+        let Some(slot) = self.origins.get_mut(&(session, flow)) else {
+            return;
+        };
         if !slot.is_connected || (slot.is_read_over && slot.origin.failure().is_some()) {
             self.drive_origin(session, flow, now);
         }
@@ -153,21 +174,28 @@ impl Server {
             && slot.is_read_over
             && slot.origin.failure().is_some()
         {
-            self.registry.with(session, now, |s| s.reset(flow, FlowCode::PeerReset, now));
+            self.registry
+                .with(session, now, |s| s.reset(flow, FlowCode::PeerReset, now));
             self.take_origin(session, flow);
         }
     }
 
     /// Moves what can be moved between a flow and its socket.
     pub(super) fn drive_origin(&mut self, session: SessionId, flow: FlowId, now: Instant) {
-        let Some(slot) = self.origins.get_mut(&(session, flow)) else { return };
+        let Some(slot) = self.origins.get_mut(&(session, flow)) else {
+            return;
+        };
         if !slot.is_connected {
-            match slot.origin.poll_connected(&mut Context::from_waker(&slot.waker)) {
+            match slot
+                .origin
+                .poll_connected(&mut Context::from_waker(&slot.waker))
+            {
                 Poll::Pending => return,
                 Poll::Ready(Err(error)) => {
                     self.take_origin(session, flow);
                     let error = open_error(&error);
-                    self.registry.with(session, now, |s| s.refuse_flow(flow, error, now));
+                    self.registry
+                        .with(session, now, |s| s.refuse_flow(flow, error, now));
                     return;
                 }
                 Poll::Ready(Ok(())) => {
@@ -175,11 +203,14 @@ impl Server {
                     if let Some(at) = slot.timer.take() {
                         self.timers.remove(&(at, slot.token));
                     }
-                    self.registry.with(session, now, |s| s.accept_flow(flow, now));
+                    self.registry
+                        .with(session, now, |s| s.accept_flow(flow, now));
                 }
             }
         }
-        let Some(slot) = self.origins.get_mut(&(session, flow)) else { return };
+        let Some(slot) = self.origins.get_mut(&(session, flow)) else {
+            return;
+        };
         let buffer = &mut self.read_buffer;
         let mut fate = Fate::Lives;
         self.registry.with(session, now, |s| {

@@ -54,7 +54,9 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 impl Server {
     pub(super) fn accept(&mut self, index: usize, now: Instant) {
         for _ in 0..ACCEPTS {
-            let Some(listener) = self.listeners.get(index) else { return };
+            let Some(listener) = self.listeners.get(index) else {
+                return;
+            };
             let mut cx = Context::from_waker(&listener.waker);
             match listener.socket.poll_accept(&mut cx) {
                 Poll::Pending => return,
@@ -62,7 +64,8 @@ impl Server {
                 Poll::Ready(Err(error)) => {
                     tracing::debug!(%error, "a connection could not be accepted");
                     self.refusals.add("accept failed");
-                    self.timers.insert((now + ACCEPT_PAUSE, 0), Source::Listener(index));
+                    self.timers
+                        .insert((now + ACCEPT_PAUSE, 0), Source::Listener(index));
                     return;
                 }
             }
@@ -84,7 +87,15 @@ impl Server {
                 let token = self.next_token;
                 let waker = self.register(Source::Link(id));
                 let (is_up, is_full, is_closing) = (false, false, false);
-                let slot = LinkSlot { link, waker, token, is_up, is_full, is_closing, since: now };
+                let slot = LinkSlot {
+                    link,
+                    waker,
+                    token,
+                    is_up,
+                    is_full,
+                    is_closing,
+                    since: now,
+                };
                 self.links.insert(id, slot);
                 self.drive_link(id, now);
             }
@@ -97,7 +108,9 @@ impl Server {
 
     /// Moves what can be moved on a link.
     pub(super) fn drive_link(&mut self, id: LinkId, now: Instant) {
-        let Some(slot) = self.links.get_mut(&id) else { return };
+        let Some(slot) = self.links.get_mut(&id) else {
+            return;
+        };
         if !slot.is_up && !self.complete_handshake(id, now) {
             return;
         }
@@ -110,14 +123,20 @@ impl Server {
 
     /// Whether the handshake is complete.
     fn complete_handshake(&mut self, id: LinkId, now: Instant) -> bool {
-        let Some(slot) = self.links.get_mut(&id) else { return false };
-        match slot.link.poll_handshake(&mut Context::from_waker(&slot.waker)) {
+        let Some(slot) = self.links.get_mut(&id) else {
+            return false;
+        };
+        match slot
+            .link
+            .poll_handshake(&mut Context::from_waker(&slot.waker))
+        {
             Poll::Pending => false,
             Poll::Ready(Ok(proved)) => {
                 slot.is_up = true;
                 self.gate.authenticated(id);
                 let key = ClientKey(*proved.peer.as_bytes());
-                self.registry.handle_link_up(id, key, proved.secret, SessionId(random()));
+                self.registry
+                    .handle_link_up(id, key, proved.secret, SessionId(random()));
                 true
             }
             Poll::Ready(Err(error)) => {
@@ -137,7 +156,9 @@ impl Server {
     fn receive(&mut self, id: LinkId, now: Instant) {
         let mut left = READ_TURN_BYTES;
         loop {
-            let Some(slot) = self.links.get_mut(&id) else { return };
+            let Some(slot) = self.links.get_mut(&id) else {
+                return;
+            };
             let mut cx = Context::from_waker(&slot.waker);
             match slot.link.poll_recv(&mut cx, READ_BYTES) {
                 Poll::Pending => return,
@@ -166,7 +187,9 @@ impl Server {
     pub(super) fn send(&mut self, id: LinkId, now: Instant) -> bool {
         let mut moved = false;
         loop {
-            let Some(slot) = self.links.get_mut(&id) else { return moved };
+            let Some(slot) = self.links.get_mut(&id) else {
+                return moved;
+            };
             if !slot.is_up || slot.is_full {
                 return moved;
             }
@@ -222,10 +245,13 @@ impl Server {
 
     /// Sends what is left, and closes when the peer does, or after a while.
     fn finish_link(&mut self, id: LinkId, now: Instant) {
-        let Some(slot) = self.links.get_mut(&id) else { return };
+        let Some(slot) = self.links.get_mut(&id) else {
+            return;
+        };
         if !slot.is_closing {
             slot.is_closing = true;
-            self.timers.insert((now + CLOSING_TIME, slot.token), Source::Link(id));
+            self.timers
+                .insert((now + CLOSING_TIME, slot.token), Source::Link(id));
         }
         self.send(id, now);
     }

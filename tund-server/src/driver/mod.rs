@@ -85,7 +85,9 @@ struct Server {
 ///
 /// When it cannot start: addresses, keys, sockets.
 pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async move {
         let mut signals = Signals::new().context("cannot take over signals")?;
         let mut control = ControlServer::<ServerCommand>::bind(&config.control_socket)?;
@@ -100,7 +102,10 @@ pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
 
 pub(super) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    #[expect(clippy::expect_used, reason = "a kernel without entropy cannot run a TLS server either")]
+    #[expect(
+        clippy::expect_used,
+        reason = "a kernel without entropy cannot run a TLS server either"
+    )]
     getrandom::fill(&mut bytes).expect("Linux has getrandom since 3.17");
     bytes
 }
@@ -165,7 +170,10 @@ impl Server {
         let clients = self.config.clients.iter().enumerate();
         self.client_of = clients
             .flat_map(|(index, client)| {
-                client.public_keys.iter().map(move |key| (ClientKey(*key.as_bytes()), index))
+                client
+                    .public_keys
+                    .iter()
+                    .map(move |key| (ClientKey(*key.as_bytes()), index))
             })
             .collect();
     }
@@ -206,7 +214,10 @@ impl Server {
             self.woken = woken;
             self.on_time(now);
             self.drain(now);
-            if self.stopping.is_some_and(|until| self.links.is_empty() || until <= now) {
+            if self
+                .stopping
+                .is_some_and(|until| self.links.is_empty() || until <= now)
+            {
                 return Poll::Ready(());
             }
             if !(ready || failed || expired) {
@@ -316,11 +327,19 @@ impl Server {
             Ok(loaded) => {
                 self.config.clients = loaded.config.clients;
                 self.index_clients();
-                let listed = self.config.clients.iter().flat_map(|c| c.public_keys.clone());
+                let listed = self
+                    .config
+                    .clients
+                    .iter()
+                    .flat_map(|c| c.public_keys.clone());
                 self.keys.replace(listed);
                 let clients = &self.client_of;
-                self.registry.retain_keys(|key| clients.contains_key(key), now);
-                tracing::info!(clients = self.config.clients.len(), "the list of clients was read again");
+                self.registry
+                    .retain_keys(|key| clients.contains_key(key), now);
+                tracing::info!(
+                    clients = self.config.clients.len(),
+                    "the list of clients was read again"
+                );
             }
             Err(error) => {
                 tracing::error!(%error, "the configuration has mistakes; the old one stays");
@@ -340,7 +359,9 @@ fn own_addresses() -> Vec<ipnet::IpNet> {
         let address = ip_of(interface.address?)?;
         let mask = interface.netmask.and_then(ip_of);
         let host = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = mask.and_then(|mask| ipnet::ip_mask_to_prefix(mask).ok()).unwrap_or(host);
+        let prefix = mask
+            .and_then(|mask| ipnet::ip_mask_to_prefix(mask).ok())
+            .unwrap_or(host);
         ipnet::IpNet::new(address, prefix).ok()
     });
     nets.collect()

@@ -32,7 +32,10 @@ impl Server {
     }
 
     fn disconnect(&mut self, wanted: impl Fn(&SessionId, ClientKey) -> bool, now: Instant) -> u64 {
-        let named = self.registry.sessions().filter(|(id, key, s)| !s.is_ended() && wanted(id, *key));
+        let named = self
+            .registry
+            .sessions()
+            .filter(|(id, key, s)| !s.is_ended() && wanted(id, *key));
         let named: Vec<_> = named.map(|(id, ..)| id).collect();
         for id in &named {
             self.registry.close(*id, CloseCode::Asked, now);
@@ -49,7 +52,10 @@ impl Server {
                 sessions.detached += 1;
             }
         }
-        let listen = self.listeners.iter().filter_map(|l| l.socket.local_addr().ok());
+        let listen = self
+            .listeners
+            .iter()
+            .filter_map(|l| l.socket.local_addr().ok());
         ServerStatus {
             state: ServerState::Ready,
             listen: listen.collect(),
@@ -63,7 +69,10 @@ impl Server {
     }
 
     fn sessions(&self, after: Option<String>, now: Instant) -> Page<SessionRow, String> {
-        let live = self.registry.sessions().filter(|(.., session)| !session.is_ended());
+        let live = self
+            .registry
+            .sessions()
+            .filter(|(.., session)| !session.is_ended());
         let beyond = |id: &SessionId| after.as_ref().is_none_or(|after| id.to_string() > *after);
         let mut rows = live
             .filter(|(id, ..)| beyond(id))
@@ -72,17 +81,23 @@ impl Server {
             .collect::<Vec<_>>();
         let more = rows.len() > SESSION_ROWS_MAX;
         rows.truncate(SESSION_ROWS_MAX);
-        let next = rows.last().filter(|_| more).map(|row| row.session_id.clone());
+        let next = rows
+            .last()
+            .filter(|_| more)
+            .map(|row| row.session_id.clone());
         Page { rows, next }
     }
 
     fn row(&self, id: SessionId, key: ClientKey, session: &Session, now: Instant) -> SessionRow {
-        let client = self.client_of.get(&key).and_then(|index| self.config.clients.get(*index));
+        let client = self
+            .client_of
+            .get(&key)
+            .and_then(|index| self.config.clients.get(*index));
         let (down, up) = session.buffered();
         let traffic = session.traffic();
-        let links = session.live_links().filter_map(|(link, _)| {
-            self.links.get(&link).and_then(|slot| report(slot, now))
-        });
+        let links = session
+            .live_links()
+            .filter_map(|(link, _)| self.links.get(&link).and_then(|slot| report(slot, now)));
         SessionRow {
             session_id: id.to_string(),
             client: client.map(|client| client.name.clone()).unwrap_or_default(),
@@ -96,7 +111,10 @@ impl Server {
                 tcp: u64::try_from(session.flow_count()).unwrap_or(u64::MAX),
                 ..FlowCounts::default()
             },
-            bytes: ByteCounts { up: traffic.released, down: traffic.taken },
+            bytes: ByteCounts {
+                up: traffic.released,
+                down: traffic.taken,
+            },
             buffered_bytes: ByteCounts { up, down },
             age_ms: millis(now, session.born()),
         }
