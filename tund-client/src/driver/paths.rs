@@ -36,7 +36,7 @@ impl Paths {
             });
         Self {
             addresses: addresses.collect(),
-            preference: Vec::new(),
+            preference: config.interfaces.clone(),
             fwmark: config.fwmark,
             tun,
             endpoints,

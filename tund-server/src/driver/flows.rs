@@ -340,8 +340,10 @@ impl OriginSlot {
 }
 
 fn code_of(error: &io::Error) -> FlowCode {
-    match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => FlowCode::PeerReset,
-        _ => FlowCode::SocketError,
+    let reset = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+    if reset.contains(&error.kind()) {
+        FlowCode::PeerReset
+    } else {
+        FlowCode::SocketError
     }
 }

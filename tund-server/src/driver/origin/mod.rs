@@ -4,10 +4,6 @@ mod failures;
 mod read_buffer;
 mod tcp;
 
-#[cfg_attr(
-    not(test),
-    expect(unused_imports, reason = "used by the loop that owns connections C")
-)]
 pub(crate) use failures::Failures;
 pub(crate) use read_buffer::ReadBuffer;
 pub(crate) use tcp::Origin;
