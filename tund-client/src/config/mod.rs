@@ -33,8 +33,6 @@ pub(crate) struct Config {
     pub(crate) server_addresses: Vec<Endpoint>,
     /// At least one; several while the server changes keys.
     pub(crate) server_keys: Vec<PublicKey>,
-    /// In order of preference; empty: what the routing table says.
-    pub(crate) interfaces: Vec<String>,
     /// When the client dials.
     pub(crate) connect: Connect,
     /// On demand: how long an idle link without flows is kept.
@@ -115,7 +113,6 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         private_key: private_key?,
         server_addresses,
         server_keys,
-        interfaces: link.interfaces,
         connect: link.connect,
         linger: link.linger,
         fwmark: link.fwmark,
@@ -167,7 +164,6 @@ fn server(
 
 /// `[link]`.
 struct Link {
-    interfaces: Vec<String>,
     connect: Connect,
     linger: Duration,
     fwmark: u32,
@@ -180,11 +176,6 @@ fn link(section: &mut Section<'_>) -> Link {
         ("always", Connect::Always),
     ];
     Link {
-        interfaces: section.or(
-            "interfaces",
-            Vec::new(),
-            value::list(32, value::interface_name),
-        ),
         connect: section.or("connect", Connect::OnDemand, value::choice(&connects)),
         linger: section.or(
             "linger",
