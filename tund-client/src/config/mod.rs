@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub(crate) server_addresses: Vec<Endpoint>,
     /// At least one; several while the server changes keys.
     pub(crate) server_keys: Vec<PublicKey>,
+    /// In order of preference; empty: what the routing table says.
+    pub(crate) interfaces: Vec<String>,
     /// When the client dials.
     pub(crate) connect: Connect,
     /// On demand: how long an idle link without flows is kept.
@@ -113,6 +115,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         private_key: private_key?,
         server_addresses,
         server_keys,
+        interfaces: link.interfaces,
         connect: link.connect,
         linger: link.linger,
         fwmark: link.fwmark,
@@ -164,6 +167,7 @@ fn server(
 
 /// `[link]`.
 struct Link {
+    interfaces: Vec<String>,
     connect: Connect,
     linger: Duration,
     fwmark: u32,
@@ -176,6 +180,11 @@ fn link(section: &mut Section<'_>) -> Link {
         ("always", Connect::Always),
     ];
     Link {
+        interfaces: section.or(
+            "interfaces",
+            Vec::new(),
+            value::list(32, value::interface_name),
+        ),
         connect: section.or("connect", Connect::OnDemand, value::choice(&connects)),
         linger: section.or(
             "linger",

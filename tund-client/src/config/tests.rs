@@ -125,7 +125,8 @@ fn the_minimum_gets_every_default_of_the_interface() {
 fn what_is_written_is_taken_over() {
     let stage = stage();
     let text = stage.minimum()
-        + "[link]\ntransport = \"tls\"\nconnect = \"always\"\nlinger = \"0s\"\nfwmark = 0x4d000000\n\
+        + "[link]\ntransport = \"tls\"\nconnect = \"always\"\nlinger = \"0s\"\n\
+           interfaces = [\"wlan0\", \"wwan0\"]\nfwmark = 0x4d000000\n\
            [tun]\nname = \"tun7\"\naddresses = [\"10.7.0.1/24\", \"fd7d::1/64\"]\nmtu = 1400\n\
            accept_forwarded = true\n\
            [session]\ngrace = \"1h30m\"\nconnect_during_outage = \"refuse\"\nbuffer = \"1MiB\"\n\
@@ -139,6 +140,7 @@ fn what_is_written_is_taken_over() {
     assert_eq!(warnings, []);
     assert_eq!(config.connect, Connect::Always);
     assert_eq!(config.linger, Duration::ZERO);
+    assert_eq!(config.interfaces, ["wlan0", "wwan0"]);
     assert_eq!(config.fwmark, 0x4d00_0000);
     assert_eq!(config.tun_name, "tun7");
     assert_eq!(config.tun_addresses[0], (IpAddr::from([10, 7, 0, 1]), 24));
@@ -426,7 +428,6 @@ fn what_is_not_built_is_never_promised() {
 fn what_has_no_effect_is_a_warning() {
     let stage = stage();
     for (text, key) in [
-        ("[link]\ninterfaces = [\"wlan0\"]\n", "link.interfaces"),
         ("[routes]\nlan = \"tund\"\n", "routes.lan"),
         ("[dns]\naddress = \"10.111.0.3\"\n", "dns.address"),
         ("[udp]\nidle = \"1m\"\n", "udp.idle"),

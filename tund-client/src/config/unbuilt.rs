@@ -31,16 +31,13 @@ fn ignored<T: PartialEq>(
     }
 }
 
-/// `[link]`: QUIC, preferred interfaces, the standby link.
+/// `[link]`: QUIC and the standby link.
 pub(super) fn link(section: &mut Section<'_>) {
     let transports = [("auto", true), ("tls", true), ("quic", false)];
     if !section.or("transport", true, value::choice(&transports)) {
         let found = format!("\"quic\" {NOT_BUILT}");
         section.reject("transport", found, "write transport = \"tls\" or \"auto\"");
     }
-    let interfaces = value::list(32, value::interface_name);
-    let why = format!("an order of preference {NOT_BUILT}, route metrics decide");
-    ignored(section, ("interfaces", Vec::new()), interfaces, &why);
     // Without a standby link, whoever wants none has what he wants.
     section.optional("standby", value::boolean);
 }
