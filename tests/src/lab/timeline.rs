@@ -8,6 +8,9 @@ use super::wait;
 /// Arrivals closer together than this are one mark; a gigabyte must not make a million marks.
 const GRAIN: Duration = Duration::from_millis(1);
 
+/// Bytes that were on their way, or that a watcher saw late, may come so long after a link died.
+const SETTLING: Duration = Duration::from_millis(500);
+
 /// How many bytes had arrived when; shared between the application that reads and its watchers.
 #[derive(Clone, Debug)]
 pub struct Timeline {
@@ -79,6 +82,28 @@ impl Timeline {
         Some(mark.first.saturating_duration_since(moment))
     }
 
+    /// How long after `back` the silence ended that an outage had caused, the network being away
+    /// from `away` to `back`: the end of the longest silence that began between `away` and half a
+    /// second after `back`. None if it has not ended.
+    pub fn recovery(&self, away: Instant, back: Instant) -> Option<Duration> {
+        let marks = self.marks();
+        let (mut longest, mut end) = (Duration::ZERO, None);
+        let mut heard = self.start;
+        for mark in marks.iter() {
+            let silence = mark.first.saturating_duration_since(heard);
+            let begun = heard.max(away);
+            let concerned = mark.first > back && begun < back + SETTLING;
+            if concerned && silence > longest {
+                (longest, end) = (silence, Some(mark.first));
+            }
+            heard = mark.last;
+        }
+        if heard < back {
+            return None;
+        }
+        Some(end?.saturating_duration_since(back))
+    }
+
     /// Time since the beginning and bytes so far, for a plot.
     pub fn points(&self) -> Vec<(Duration, u64)> {
         let marks = self.marks();
@@ -116,5 +141,27 @@ mod tests {
         assert!(timeline.longest_silence() >= Duration::from_millis(30));
         assert!(timeline.first_after(moment).unwrap() >= Duration::from_millis(30));
         assert_eq!(timeline.first_after(wait::now()), None);
+    }
+
+    #[test]
+    fn a_late_byte_of_the_lost_link_is_no_recovery() {
+        let timeline = Timeline::new();
+        timeline.record(10);
+        let away = wait::now();
+        wait::let_pass(Duration::from_millis(2));
+        let back = wait::now();
+        timeline.record(1);
+        assert!(
+            timeline
+                .recovery(away, back)
+                .is_some_and(|took| took < Duration::from_millis(20))
+        );
+        wait::let_pass(Duration::from_millis(40));
+
+        timeline.record(10);
+
+        let took = timeline.recovery(away, back).unwrap();
+        assert!(took >= Duration::from_millis(40), "{took:?}");
+        assert_eq!(timeline.recovery(away, wait::now()), None);
     }
 }

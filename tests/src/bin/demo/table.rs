@@ -64,22 +64,17 @@ fn row(outcome: &Outcome, moments: Moments) -> [String; 8] {
         } else {
             "for ever".to_owned()
         },
-        first_after(outcome, moments.healed, moments.switched),
-        first_after(
-            outcome,
-            moments.switched,
-            moments.switched + Duration::from_secs(3600),
-        ),
+        recovery(outcome, moments.cut, moments.healed),
+        recovery(outcome, moments.switched, moments.switched),
     ]
 }
 
-/// The first byte after `moment`, if it came before `end`.
-fn first_after(outcome: &Outcome, moment: Instant, end: Instant) -> String {
-    let over = outcome.is_intact() && outcome.timeline.first_after(moment).is_none();
-    match outcome.timeline.first_after(moment) {
-        Some(length) if moment + length < end => seconds(length),
-        _ if over => "had finished".to_owned(),
-        _ => "never".to_owned(),
+/// How long after the network was back bytes came again.
+fn recovery(outcome: &Outcome, away: Instant, back: Instant) -> String {
+    match outcome.timeline.recovery(away, back) {
+        Some(length) => seconds(length),
+        None if outcome.is_intact() => "had finished".to_owned(),
+        None => "never".to_owned(),
     }
 }
 
