@@ -147,10 +147,18 @@ impl<C: Command> ControlServer<C> {
                 uid = caller.uid,
                 "a caller without rights at the control socket"
             );
+            let message = "this needs root, or membership in the group tund (totals) or in tund \
+                           and tund-admin (everything)";
+            turn_away(&stream, "permission_denied", message);
             return;
         };
         if access == Access::Totals {
             if self.readers >= READERS_MAX {
+                turn_away(
+                    &stream,
+                    "busy",
+                    "too many ask at once; try again in a moment",
+                );
                 return;
             }
             self.readers += 1;
@@ -225,6 +233,14 @@ fn error_text(code: &str, message: impl Into<String>) -> String {
     serde_json::to_string(&answer).unwrap_or_else(|_| {
         r#"{"error":{"code":"internal","message":"the error cannot be written"}}"#.to_owned()
     })
+}
+
+/// Tells a caller that is not served why. One short line always fits a new connection's buffer.
+fn turn_away(stream: &UnixStream, code: &str, message: &str) {
+    let line = error_text(code, message) + "\n";
+    if let Err(error) = stream.try_write(line.as_bytes()) {
+        tracing::debug!(%error, "a caller went away before it was turned away");
+    }
 }
 
 /// Serves one connection from its request to its answer.

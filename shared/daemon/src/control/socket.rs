@@ -1,9 +1,9 @@
 //! The socket's file: closed to others from its first moment, never taken from a live daemon.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -62,11 +62,7 @@ pub(super) fn listen(
         }
     };
     let directory = path.parent().unwrap_or_else(|| Path::new("/"));
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(directory)
-        .map_err(failed("make its directory"))?;
+    make_directory(directory).map_err(failed("make its directory"))?;
     make_way(path)?;
 
     // The file is made under a name of its own and renamed, which replaces a socket that a
@@ -85,6 +81,16 @@ pub(super) fn listen(
             .map_err(failed("open it to the group tund"))?;
     }
     Ok((listener, file))
+}
+
+/// Makes the socket's directory if there is none. Everybody may pass, whatever the umask: who may
+/// talk to the daemon is decided by the socket.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(directory)?;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
 }
 
 /// Makes sure that nothing of value stands at `path`.

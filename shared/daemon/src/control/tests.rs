@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -240,6 +240,23 @@ async fn many_callers_at_once_all_get_their_own_answer() {
             }
         }
     }
+}
+
+#[test]
+fn a_caller_that_is_turned_away_unheard_learns_why() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("client.sock");
+    let listener = UnixListener::bind(&path).expect("bound");
+    let daemon = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a caller");
+        let answer = b"{\"error\":{\"code\":\"permission_denied\",\"message\":\"no\"}}\n";
+        stream.write_all(answer).expect("written");
+    });
+
+    let error = ask::<()>(&path, &ClientCommand::Status).expect_err("turned away");
+
+    daemon.join().expect("no panic");
+    assert!(error.is_denied(), "{error}");
 }
 
 #[test]
