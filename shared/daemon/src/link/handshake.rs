@@ -8,7 +8,8 @@ use rustls::{Connection, Error};
 use tund_session::Secret;
 use zeroize::Zeroizing;
 
-use super::record::{Opener, Outbox, Sealer, take_record};
+use super::outbox::Outbox;
+use super::record::{Opener, Sealer, take_record};
 use super::tls::{ALPN, ClientTls, ServerTls, raw_key};
 use crate::identity::PublicKey;
 

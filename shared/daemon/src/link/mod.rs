@@ -6,21 +6,23 @@
 mod error;
 mod handshake;
 mod inbox;
+mod outbox;
 mod record;
 mod socket;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod up;
 
 pub use error::{Impostor, LinkError};
 pub use socket::{SocketOptions, TcpInfo};
 pub use tls::{ALPN, ClientKeys, ClientTls, ServerTls};
+pub use up::Wear;
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use rustls::AlertDescription;
@@ -31,10 +33,10 @@ use tund_session::{Instant, Progress, Secret};
 
 use self::handshake::{Handshake, Keys};
 use self::inbox::Inbox;
-use self::record::{
-    Opened, Opener, Outbox, RECORD_PLAIN_BYTES, RECORD_WIRE_BYTES, Sealer, WornOut, take_record,
-};
+use self::outbox::Outbox;
+use self::record::{RECORD_PLAIN_BYTES, RECORD_WIRE_BYTES, WornOut};
 use self::tls::UnknownKey;
+use self::up::{Ending, Up, wide};
 use crate::clock;
 use crate::identity::PublicKey;
 
@@ -45,12 +47,6 @@ const REFUSED_BYTES_MAX: usize = 64 << 10;
 /// Encrypted bytes that wait for the kernel. Chosen: enough for one large write, little enough
 /// that the session decides late what goes next.
 const OUTBOX_BYTES_MAX: usize = 8 * RECORD_WIRE_BYTES;
-/// When the owner should replace a link (PROTOCOL.md): keys are never renewed within one.
-const KEY_AGE_MAX: Duration = Duration::from_secs(3600);
-const KEY_BYTES_MAX: u64 = 64 << 30;
-/// Half of what AES-GCM bears (2²⁴ records), so that a replacement has time to attach.
-const KEY_RECORDS_MAX: u64 = 1 << 23;
-
 const WORN_OUT: LinkError = LinkError::Limit(
     "one link's keys have protected as many records as they may; a new link takes over",
 );
@@ -64,26 +60,6 @@ pub struct Established {
     pub peer: PublicKey,
     /// The resume secret of this link, equal at both ends and at no other link.
     pub secret: Secret,
-}
-
-/// How much a link's keys have been used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wear {
-    /// Since the handshake.
-    pub age: Duration,
-    /// Plaintext sent and received.
-    pub bytes: u64,
-    /// Records of the busier direction.
-    pub records: u64,
-}
-
-impl Wear {
-    /// Whether it is time to make another link in place of this one.
-    pub const fn is_due(&self) -> bool {
-        self.age.as_nanos() >= KEY_AGE_MAX.as_nanos()
-            || self.bytes >= KEY_BYTES_MAX
-            || self.records >= KEY_RECORDS_MAX
-    }
 }
 
 /// One transport connection, from the SYN to its end.
@@ -122,29 +98,6 @@ enum State {
     },
     Up(Box<Up>),
     Ended,
-}
-
-#[derive(Debug)]
-struct Up {
-    sealer: Sealer,
-    opener: Opener,
-    since: Instant,
-    sent_bytes: u64,
-    received_bytes: u64,
-    /// The rest of a record that the owner had no room for.
-    rest: Bytes,
-    /// The peer has ended its stream in order.
-    peer_ended: bool,
-    ending: Ending,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
-    /// Bytes may be sent.
-    Open,
-    /// The end is in the outbox, FIN follows it.
-    Asked,
-    Done,
 }
 
 impl Link {
@@ -303,16 +256,7 @@ impl Link {
             peer,
             secret,
         } = tls.finish().map_err(|error| self.tls_error(error))?;
-        self.state = State::Up(Box::new(Up {
-            sealer,
-            opener,
-            since: clock::now(),
-            sent_bytes: 0,
-            received_bytes: 0,
-            rest: Bytes::new(),
-            peer_ended: false,
-            ending: Ending::Open,
-        }));
+        self.state = State::Up(Box::new(Up::new(sealer, opener, clock::now())));
         Ok(Established { peer, secret })
     }
 
@@ -524,17 +468,12 @@ impl Link {
 
     /// How much this link's keys have been used, for its replacement in time.
     pub fn wear(&self, now: Instant) -> Wear {
-        let State::Up(up) = &self.state else {
-            return Wear {
-                age: Duration::ZERO,
-                bytes: 0,
-                records: 0,
-            };
-        };
-        Wear {
-            age: now.saturating_duration_since(up.since),
-            bytes: up.sent_bytes.saturating_add(up.received_bytes),
-            records: up.sealer.records().max(up.opener.records()),
+        match &self.state {
+            State::Up(up) => up.wear(now),
+            State::Connecting(_)
+            | State::Handshaking { .. }
+            | State::Refusing { .. }
+            | State::Ended => Wear::NONE,
         }
     }
 
@@ -580,65 +519,10 @@ impl Link {
     }
 }
 
-impl Up {
-    fn poll_data(
-        &mut self,
-        inbox: &mut Inbox,
-        stream: &mut TcpStream,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Bytes>, LinkError>> {
-        if !self.rest.is_empty() {
-            return Poll::Ready(Ok(Some(std::mem::take(&mut self.rest))));
-        }
-        loop {
-            if self.peer_ended {
-                return Poll::Ready(Ok(None));
-            }
-            while let Some(record) = take_record(&mut inbox.bytes).map_err(LinkError::Tls)? {
-                match self.opener.open(record).map_err(LinkError::Tls)? {
-                    Opened::Data(data) => {
-                        self.received_bytes = self.received_bytes.saturating_add(wide(data.len()));
-                        return Poll::Ready(Ok(Some(data)));
-                    }
-                    Opened::Alert(alert) => self.handle_alert(alert)?,
-                    Opened::Nothing => {}
-                }
-                if self.peer_ended {
-                    return Poll::Ready(Ok(None));
-                }
-            }
-            if ready!(inbox.poll_fill(stream, cx))? == 0 {
-                return Poll::Ready(Err(LinkError::PeerClosed));
-            }
-        }
-    }
-
-    /// An alert on an established link is the peer's own: its key is proved.
-    fn handle_alert(&mut self, alert: AlertDescription) -> Result<(), LinkError> {
-        const REFUSED: [AlertDescription; 3] = [
-            AlertDescription::AccessDenied,
-            AlertDescription::BadCertificate,
-            AlertDescription::CertificateUnknown,
-        ];
-        if alert == AlertDescription::CloseNotify {
-            self.peer_ended = true;
-            Ok(())
-        } else if REFUSED.contains(&alert) {
-            Err(LinkError::KeyNotListed(None))
-        } else {
-            Err(LinkError::Tls(rustls::Error::AlertReceived(alert)))
-        }
-    }
-}
-
 fn take_state(state: &mut State) -> State {
     std::mem::replace(state, State::Ended)
 }
 
 fn not_up() -> LinkError {
     LinkError::Transport(io::ErrorKind::NotConnected.into())
-}
-
-fn wide(count: usize) -> u64 {
-    u64::try_from(count).unwrap_or(u64::MAX)
 }

@@ -5,9 +5,7 @@
 //! plain TCP. Here its ciphers work on our buffers: received bytes are decrypted where `recv` put
 //! them, and handed on from there, for 0.46 (`examples/link_speed.rs`).
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 use rustls::crypto::cipher::{
@@ -17,6 +15,8 @@ use rustls::{
     AlertDescription, ConnectionTrafficSecrets, ContentType, Error, InvalidMessage, PeerMisbehaved,
     ProtocolVersion, Tls13CipherSuite,
 };
+
+use super::outbox::Outbox;
 
 /// Plaintext in a full record (RFC 8446 §5.1).
 pub(super) const RECORD_PLAIN_BYTES: usize = 1 << 14;
@@ -28,8 +28,6 @@ const HEADER_BYTES: usize = 5;
 const RECORD_BODY_BYTES_MAX: usize = RECORD_PLAIN_BYTES + 256;
 /// Slices that may be gathered into one record; more of them make another record.
 const SLICES_PER_RECORD: usize = 64;
-/// Records handed to the kernel in one call.
-const RECORDS_PER_WRITE: usize = 16;
 /// Records in a row without content, or with what we need not read, before it is an attack.
 const IDLE_RECORDS_MAX: u32 = 32;
 /// TLS handshake message types that may come after the handshake (RFC 8446 §4).
@@ -265,65 +263,6 @@ pub(super) fn take_record(received: &mut BytesMut) -> Result<Option<BytesMut>, E
     Ok((received.len() >= whole).then(|| received.split_to(whole)))
 }
 
-/// Records on their way to the kernel.
-#[derive(Debug, Default)]
-pub(super) struct Outbox {
-    records: VecDeque<Vec<u8>>,
-    /// How much of the first record the kernel has taken.
-    taken: usize,
-    /// Bytes that the kernel has not taken.
-    bytes: usize,
-}
-
-impl Outbox {
-    pub(super) const fn len(&self) -> usize {
-        self.bytes
-    }
-
-    pub(super) const fn is_empty(&self) -> bool {
-        self.bytes == 0
-    }
-
-    pub(super) fn push(&mut self, record: Vec<u8>) {
-        if !record.is_empty() {
-            self.bytes += record.len();
-            self.records.push_back(record);
-        }
-    }
-
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Calls `write` with the first records; returns what it made of them.
-    pub(super) fn with_slices<T>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
-        let mut slices = [IoSlice::new(&[]); RECORDS_PER_WRITE];
-        let mut count = 0;
-        for (slice, record) in slices.iter_mut().zip(&self.records) {
-            *slice = IoSlice::new(record);
-            count += 1;
-        }
-        if let Some(first) = slices.first_mut() {
-            first.advance(self.taken);
-        }
-        write(slices.get(..count).unwrap_or_default())
-    }
-
-    /// Forgets the first `count` bytes.
-    pub(super) fn advance(&mut self, count: usize) {
-        self.bytes = self.bytes.saturating_sub(count);
-        self.taken += count;
-        while let Some(first) = self.records.front() {
-            if self.taken < first.len() {
-                return;
-            }
-            self.taken -= first.len();
-            self.records.pop_front();
-        }
-        self.taken = 0;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256;
@@ -466,27 +405,6 @@ mod tests {
             ));
             let mut short = wire.clone().split_to(length);
             assert!(opener_from(0).open(short.split()).is_err());
-        }
-    }
-
-    #[test]
-    fn the_outbox_forgets_what_was_taken_at_any_place() {
-        for step in 1..12 {
-            let mut out = Outbox::default();
-            for record in [b"ab".as_slice(), b"", b"cdefg", b"h"] {
-                out.push(record.to_vec());
-            }
-            let mut written = Vec::new();
-            while !out.is_empty() {
-                let count = out.with_slices(|slices| {
-                    let waiting = slices.iter().flat_map(|slice| slice.iter().copied());
-                    let part: Vec<u8> = waiting.take(step).collect();
-                    written.extend_from_slice(&part);
-                    part.len()
-                });
-                out.advance(count);
-            }
-            assert_eq!(written, b"abcdefgh");
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
+use super::up::{KEY_AGE_MAX, KEY_BYTES_MAX, KEY_RECORDS_MAX};
 use super::*;
 use crate::identity::PrivateKey;
 
