@@ -70,5 +70,9 @@ fn what_was_written_arrives_and_every_end_is_what_it_was() {
         std::process::abort();
     }
     let least = schedules / 100;
-    assert_eq!(met.below(least), Vec::<&str>::new(), "met less than {least} times");
+    assert_eq!(
+        met.below(least),
+        Vec::<&str>::new(),
+        "met less than {least} times"
+    );
 }

@@ -5,7 +5,7 @@ use super::rng::Rng;
 use super::world::{CLIENT, Knobs, SERVER, Who, World};
 use std::time::Duration;
 use tund_session::wire::frame::CloseCode;
-use tund_session::{LinkId, Session};
+use tund_session::{FlowId, LinkId, Session};
 
 /// How rough a schedule is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub enum Kind {
     Dial,
     /// A second or so passes.
     Wait,
+    /// Everything works for a moment.
+    Run,
     /// Timeouts are handled although none may be due.
     Tick,
     /// A link is cut or stalled.
@@ -61,12 +63,13 @@ pub enum Kind {
 }
 
 /// Weights per mille; what a mood does not have does not happen.
-const WEIGHTS: [(Kind, usize, Mood); 13] = [
-    (Kind::Deliver, 300, Mood::Mild),
-    (Kind::Transmit, 230, Mood::Mild),
-    (Kind::Application, 120, Mood::Mild),
-    (Kind::Pump, 150, Mood::Mild),
+const WEIGHTS: [(Kind, usize, Mood); 14] = [
+    (Kind::Deliver, 270, Mood::Mild),
+    (Kind::Transmit, 210, Mood::Mild),
+    (Kind::Application, 170, Mood::Mild),
+    (Kind::Pump, 130, Mood::Mild),
     (Kind::Open, 30, Mood::Mild),
+    (Kind::Run, 40, Mood::Mild),
     (Kind::Dial, 40, Mood::Mild),
     (Kind::Wait, 30, Mood::Mild),
     (Kind::Tick, 10, Mood::Mild),
@@ -106,8 +109,10 @@ impl Schedule {
             send_queue: rng.pick(&[60, 400, 5000, 200_000]),
             memory,
         };
-        let count = rng.pick(&[60, 150, 300]);
-        let actions = (0..count).map(|index| draw(&mut rng, index, mood)).collect();
+        let count = rng.pick(&[60, 150, 300, 600]);
+        let actions = (0..count)
+            .map(|index| draw(&mut rng, index, mood))
+            .collect();
         Self {
             seed,
             knobs,
@@ -122,7 +127,11 @@ fn draw(rng: &mut Rng, index: usize, mood: Mood) -> Action {
         Mood::Links => mood != Mood::Mild,
         Mood::All => mood == Mood::All,
     };
-    let total = WEIGHTS.iter().filter(|(_, _, needs)| has(*needs)).map(|(_, weight, _)| weight).sum();
+    let total = WEIGHTS
+        .iter()
+        .filter(|(_, _, needs)| has(*needs))
+        .map(|(_, weight, _)| weight)
+        .sum();
     let mut at = rng.below(total);
     let number = rng.draw();
     for (kind, weight, needs) in WEIGHTS {
@@ -162,6 +171,7 @@ impl World {
                 }
             }
             Kind::Dial => self.some_dial(rng),
+            Kind::Run => self.run_a_while(rng),
             Kind::Wait => self.some_wait(rng),
             Kind::Tick => {
                 if self.next_deadline().is_some_and(|at| at > self.now) {
@@ -171,7 +181,7 @@ impl World {
             }
             Kind::Break => self.some_break(rng),
             Kind::Outage => {
-                let span = Duration::from_secs(rng.pick(&[20, 70, 100, 340]));
+                let span = Duration::from_secs(rng.pick(&[20, 70, 100, 100, 340, 700]));
                 self.tell(|| format!("{span:?} pass"));
                 if rng.chance(70) {
                     self.pass(span);
@@ -180,8 +190,15 @@ impl World {
                 }
             }
             Kind::Disconnect => {
-                let idle = self.client.as_ref().is_some_and(|c| c.session.flow_count() == 0);
-                self.close(if idle { CloseCode::Idle } else { CloseCode::Asked });
+                let idle = self
+                    .client
+                    .as_ref()
+                    .is_some_and(|c| c.session.flow_count() == 0);
+                self.close(if idle {
+                    CloseCode::Idle
+                } else {
+                    CloseCode::Asked
+                });
             }
             Kind::RestartServer => self.restart_server(),
             Kind::RestartClient => self.restart_client(),
@@ -190,7 +207,10 @@ impl World {
     }
 
     fn some_delivery(&mut self, rng: &mut Rng) {
-        let ways = self.pipes.values().flat_map(|pipe| [(pipe, CLIENT), (pipe, SERVER)]);
+        let ways = self
+            .pipes
+            .values()
+            .flat_map(|pipe| [(pipe, CLIENT), (pipe, SERVER)]);
         let ways = ways.filter(|(pipe, side)| pipe.lanes[*side].is_deliverable());
         let ways: Vec<(LinkId, usize)> = ways.map(|(pipe, side)| (pipe.id, side)).collect();
         if ways.is_empty() {
@@ -202,8 +222,13 @@ impl World {
     }
 
     fn some_transmission(&mut self, rng: &mut Rng) {
-        let ways = self.pipes.keys().flat_map(|link| [(*link, CLIENT), (*link, SERVER)]);
-        let ways: Vec<_> = ways.filter(|(link, side)| self.wants_to_send(*link, *side)).collect();
+        let ways = self
+            .pipes
+            .keys()
+            .flat_map(|link| [(*link, CLIENT), (*link, SERVER)]);
+        let ways: Vec<_> = ways
+            .filter(|(link, side)| self.wants_to_send(*link, *side))
+            .collect();
         if ways.is_empty() {
             return;
         }
@@ -235,11 +260,11 @@ impl World {
                 }
                 said = Some(format!("writes {wrote}"));
             }
-            50..85 => {
+            50..80 => {
                 socket.read(rng.pick(&[1, 3, 100, 50_000]));
             }
-            85..93 => said = socket.finish().then(|| "finishes".to_owned()),
-            93..97 => said = socket.reset_by_app().then(|| "resets".to_owned()),
+            80..90 => said = socket.finish().then(|| "finishes".to_owned()),
+            90..96 => said = socket.reset_by_app().then(|| "resets".to_owned()),
             _ => socket.stuck ^= true,
         }
         if let Some(said) = said {
@@ -256,6 +281,11 @@ impl World {
             return;
         }
         let (who, flow) = rng.pick(&flows);
+        self.serve(who, flow, rng);
+    }
+
+    /// One turn of a driver for a flow, or the answer of its origin.
+    fn serve(&mut self, who: Who, flow: FlowId, rng: &mut Rng) {
         let waits = self
             .books(who)
             .and_then(|books| books.locals.get(&flow))
@@ -263,13 +293,36 @@ impl World {
         match who {
             Who::Server(id) if waits => {
                 if rng.chance(50) {
-                    self.answer(id, flow, rng.chance(12));
+                    self.answer(id, flow, rng.chance(15));
                 }
             }
             Who::Server(_) | Who::Client => {
                 self.pump(who, flow, rng.pick(&[1, 3, 9, 500, 70_000]));
             }
         }
+    }
+
+    fn run_a_while(&mut self, rng: &mut Rng) {
+        let rounds = rng.pick(&[1, 1, 2, 4]);
+        let readers_too = rng.chance(50);
+        for _ in 0..rounds {
+            self.run_links();
+            for who in self.ends() {
+                for flow in self.flows(who) {
+                    self.serve(who, flow, rng);
+                }
+            }
+            if readers_too {
+                let sockets = self
+                    .units
+                    .iter_mut()
+                    .flat_map(|u| u.sockets.iter_mut().flatten());
+                for socket in sockets {
+                    socket.read(100);
+                }
+            }
+        }
+        self.run_links();
     }
 
     fn some_dial(&mut self, rng: &mut Rng) {

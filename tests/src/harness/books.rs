@@ -20,6 +20,7 @@ pub struct Local {
     pub give_due: bool,
     /// The socket's FIN or reset was passed on.
     fin_told: bool,
+    fin_given: bool,
     reset_told: bool,
     /// The session has reset the socket.
     pub over: bool,
@@ -70,6 +71,11 @@ impl Local {
         }
     }
 
+    /// The local connection has ended both ways, as far as this daemon is concerned.
+    pub fn is_complete(&self) -> bool {
+        self.over || self.reset_told || (self.fin_told && self.fin_given)
+    }
+
     /// The origin has answered.
     pub fn accept(&mut self) {
         self.accepted = true;
@@ -92,7 +98,7 @@ impl Local {
         }
         if !self.accepted {
             if socket.app_rst {
-                self.reset_told = true;
+                self.over = true;
                 session.abort(id, FlowCode::Cancelled, now);
             }
             return socket.app_rst;
@@ -192,6 +198,7 @@ impl Local {
             match session.delivery(id) {
                 Delivery::Fin if session.readable(id).next().is_none() => {
                     socket.shut_down();
+                    self.fin_given = true;
                     session.end_delivered(id, now);
                     acted = true;
                 }

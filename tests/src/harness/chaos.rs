@@ -25,7 +25,11 @@ impl fmt::Display for Failure {
         writeln!(f, "TUND_SEED={} fails: {}", self.seed, self.what)?;
         writeln!(f, "with {} actions:", self.actions.len())?;
         for action in &self.actions {
-            writeln!(f, "  #{} {:?} {:#x}", action.index, action.kind, action.number)?;
+            writeln!(
+                f,
+                "  #{} {:?} {:#x}",
+                action.index, action.kind, action.number
+            )?;
         }
         writeln!(f, "in which this happened:")?;
         for line in &self.story {
@@ -61,6 +65,7 @@ pub struct Played {
 /// Plays some of the actions of a schedule.
 pub fn play(schedule: &Schedule, actions: &[Action], with_story: bool) -> Played {
     let mut world = World::new(schedule.seed, schedule.knobs);
+    world.refusing = true;
     world.story = with_story.then(Vec::new);
     let played = catch_unwind(AssertUnwindSafe(|| {
         for action in actions {
@@ -129,7 +134,9 @@ fn shorten(schedule: &Schedule) -> Failure {
     let played = play(schedule, &actions, true);
     Failure {
         seed: schedule.seed,
-        what: played.fault.unwrap_or_else(|| "not when played again".to_owned()),
+        what: played
+            .fault
+            .unwrap_or_else(|| "not when played again".to_owned()),
         actions,
         story: played.story,
     }

@@ -81,7 +81,6 @@ situations! {
     LateResume = "RESUME of a session that had ended",
     Superseded = "session superseded",
     Unconfirmed = "provisional session forgotten",
-    KeyInUse = "KEY_IN_USE told",
     Abandoned = "session without flows and link ended",
     UserDisconnect = "user disconnected",
     UserDisconnectDetached = "user disconnected while detached",

@@ -9,10 +9,6 @@ use tund_server_core::registry::RegistryEvent;
 use tund_session::wire::frame::{CloseCode, FlowCode, OpenError, RejectReason};
 use tund_session::{EndReason, Event, FlowId, Instant, LinkDeath, LinkId, Session};
 
-/// A PING that was unanswered dates an outage back before the last frame heard, but not further
-/// than the wait for its PONG and the doubt about it.
-const DATED_BACK: Duration = Duration::from_secs(10);
-
 impl World {
     /// Handles what both daemons have to say until they are silent.
     pub(super) fn drain(&mut self) {
@@ -41,7 +37,11 @@ impl World {
         let mut ready = Vec::new();
         self.registry.poll_dirty(&mut ready);
         self.ready.extend(ready);
-        if self.client.as_ref().is_some_and(|c| c.session.is_ended() && c.books.links.is_empty()) {
+        if self
+            .client
+            .as_ref()
+            .is_some_and(|c| c.session.is_ended() && c.books.links.is_empty())
+        {
             self.client = None;
         }
         let registry = &self.registry;
@@ -55,6 +55,10 @@ impl World {
         self.tell(|| format!("{who:?}: {event:?}"));
         match event {
             Event::Attached { number, .. } => {
+                let now = self.now;
+                if let Some(books) = self.books(who) {
+                    books.heard_at = now;
+                }
                 let numbers: Vec<_> = self
                     .session(who)
                     .map(|s| s.live_links().filter_map(|(_, n)| n).collect())
@@ -66,8 +70,7 @@ impl World {
                     self.met(Situation::LateLink);
                 }
             }
-            Event::Detached | Event::Confirmed | Event::AttachRefused { .. } => {}
-            Event::KeyInUse => self.met(Situation::KeyInUse),
+            Event::Detached | Event::Confirmed | Event::KeyInUse | Event::AttachRefused { .. } => {}
             Event::Reattached { .. } => self.met(Situation::Suspect),
             Event::LinkDead { link, death } => self.on_link_dead(link, who.side(), death),
             Event::WantProgress { link } => {
@@ -175,7 +178,9 @@ impl World {
             FlowCode::Expired => self.on_expired(who, index),
             FlowCode::PeerReset => self.on_stalled_reset(who, flow, (index, progress_at)),
             FlowCode::SocketError | FlowCode::Asked => {
-                self.fault(format!("u{index} was aborted with {code:?}, which nobody asked for"));
+                self.fault(format!(
+                    "u{index} was aborted with {code:?}, which nobody asked for"
+                ));
             }
         }
         if let Some(socket) = &mut self.units[index].sockets[side] {
@@ -188,7 +193,7 @@ impl World {
         let now = self.now;
         let grace = self.units[index].grace;
         self.units[index].aborted = Some("expired");
-        let Some(books) = self.books(who).filter(|_| true) else {
+        let Some(books) = self.books(who) else {
             return;
         };
         let heard_at = books.heard_at;
@@ -200,8 +205,10 @@ impl World {
             Who::Server(_) => Duration::from_secs(30),
         };
         let outage = now.saturating_duration_since(heard_at);
-        if outage + DATED_BACK < grace + extra {
-            self.fault(format!("u{index} expired {outage:?} after a frame, grace {grace:?}"));
+        if outage < grace + extra {
+            self.fault(format!(
+                "u{index} expired {outage:?} after a frame, grace {grace:?}"
+            ));
         }
         let there = self.units[index].sockets[1 - who.side()].as_ref();
         if there.is_some_and(|socket| !socket.is_reset()) {
@@ -227,9 +234,13 @@ impl World {
             self.fault(format!("u{index} was reset by nobody"));
         } else if !here.app_rst && here.put + held < there.wrote {
             let (put, wrote) = (here.put, there.wrote);
-            self.fault(format!("u{index} was reset with {put} + {held} of {wrote} bytes here"));
+            self.fault(format!(
+                "u{index} was reset with {put} + {held} of {wrote} bytes here"
+            ));
         } else if waited < Duration::from_secs(5) {
-            self.fault(format!("u{index} was reset {waited:?} after its reader took something"));
+            self.fault(format!(
+                "u{index} was reset {waited:?} after its reader took something"
+            ));
         } else {
             self.met(Situation::ResetStalled);
             self.units[index].stalled_reset = true;
@@ -244,7 +255,8 @@ impl World {
         let (closing, heard_at) = (books.closing, books.heard_at);
         let locals = std::mem::take(&mut books.locals);
         let silence = now.saturating_duration_since(heard_at);
-        let quiet = locals.is_empty() && silence + DATED_BACK >= Duration::from_secs(600);
+        let live = locals.values().any(|local| !local.is_complete());
+        let quiet = !live && silence >= Duration::from_secs(600);
         let legitimate = match reason {
             EndReason::Local(CloseCode::Superseded) => {
                 self.met(Situation::Superseded);
@@ -276,7 +288,7 @@ impl World {
             locals,
             ..Books::new(0, now)
         };
-        self.abandon_sockets(&books, who.side(), "session ended");
+        self.abandon_sockets(&books, who.side(), None);
     }
 
     /// The client still uses this server session.

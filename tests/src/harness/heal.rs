@@ -33,7 +33,11 @@ impl World {
             }
             pipe.acknowledge();
         }
-        for socket in self.units.iter_mut().flat_map(|unit| unit.sockets.iter_mut().flatten()) {
+        for socket in self
+            .units
+            .iter_mut()
+            .flat_map(|unit| unit.sockets.iter_mut().flatten())
+        {
             if unstick {
                 socket.stuck = false;
             } else if socket.stuck {
@@ -76,10 +80,14 @@ impl World {
         }
         for who in self.ends() {
             for flow in self.flows(who) {
-                acted |= self.work(who, flow);
+                acted |= self.work_on(who, flow);
             }
         }
-        for socket in self.units.iter_mut().flat_map(|unit| unit.sockets.iter_mut().flatten()) {
+        for socket in self
+            .units
+            .iter_mut()
+            .flat_map(|unit| unit.sockets.iter_mut().flatten())
+        {
             acted |= socket.read(5000);
             if socket.wrote < LEAST {
                 acted |= socket.write(2) > 0;
@@ -101,7 +109,11 @@ impl World {
                 .get(link)
                 .is_some_and(|pipe| pipe.born + Duration::from_millis(500) > self.now)
         };
-        client.books.links.iter().any(|link| !live.contains(link) && young(link))
+        client
+            .books
+            .links
+            .iter()
+            .any(|link| !live.contains(link) && young(link))
     }
 
     /// The flows of an end.
@@ -110,7 +122,7 @@ impl World {
         books.map_or_else(Vec::new, |books| books.locals.keys().copied().collect())
     }
 
-    fn work(&mut self, who: Who, flow: FlowId) -> bool {
+    pub(super) fn work_on(&mut self, who: Who, flow: FlowId) -> bool {
         let waits = self
             .books(who)
             .and_then(|books| books.locals.get(&flow))
@@ -118,7 +130,7 @@ impl World {
         if let Who::Server(id) = who
             && waits
         {
-            self.answer(id, flow, flow.0 % 13 == 12);
+            self.answer(id, flow, flow.0 % 13 == 12 && self.refusing);
             return true;
         }
         self.pump(who, flow, 70_000)
@@ -135,10 +147,14 @@ impl World {
             let (up, down) = session.buffered();
             let credit = self.granted_and_not_drained(who);
             if up > buffer || down > buffer {
-                self.fault(format!("{who:?} holds {up} and {down} bytes, buffer {buffer}"));
+                self.fault(format!(
+                    "{who:?} holds {up} and {down} bytes, buffer {buffer}"
+                ));
             }
             if credit > buffer {
-                self.fault(format!("{who:?} has granted {credit} bytes, buffer {buffer}"));
+                self.fault(format!(
+                    "{who:?} has granted {credit} bytes, buffer {buffer}"
+                ));
             }
         }
     }
@@ -163,7 +179,11 @@ impl World {
         if self.registry.lent() > 0 {
             self.fault("the server's memory is still lent");
         }
-        if self.registry.sessions().any(|(_, _, session)| session.is_ended()) {
+        if self
+            .registry
+            .sessions()
+            .any(|(_, _, session)| session.is_ended())
+        {
             self.fault("the server still keeps a session that has ended");
         }
         for index in 0..self.units.len() {
@@ -182,12 +202,26 @@ impl World {
             return None;
         }
         let units: Vec<usize> = match who {
-            Who::Client => self.client.iter().flat_map(|c| c.books.locals.values()).map(|l| l.unit).collect(),
-            Who::Server(id) => self.books.get(&id).iter().flat_map(|b| b.locals.values()).map(|l| l.unit).collect(),
+            Who::Client => self
+                .client
+                .iter()
+                .flat_map(|c| c.books.locals.values())
+                .map(|l| l.unit)
+                .collect(),
+            Who::Server(id) => self
+                .books
+                .get(&id)
+                .iter()
+                .flat_map(|b| b.locals.values())
+                .map(|l| l.unit)
+                .collect(),
         };
         for unit in units {
             if last || !self.is_stuck(&self.units[unit]) {
-                return Some(format!("{who:?}: u{unit} is left over: {:?}", self.units[unit]));
+                return Some(format!(
+                    "{who:?}: u{unit} is left over: {:?}",
+                    self.units[unit]
+                ));
             }
         }
         let session = self.session(who)?;
@@ -196,7 +230,9 @@ impl World {
         }
         let (flows, buffered, lent) = (session.flow_count(), session.buffered(), session.lent());
         if flows > 0 || buffered != (0, 0) || lent > 0 {
-            return Some(format!("{who:?}: {flows} flows, {buffered:?} bytes, {lent} lent are left"));
+            return Some(format!(
+                "{who:?}: {flows} flows, {buffered:?} bytes, {lent} lent are left"
+            ));
         }
         if session.wants_link() {
             return Some(format!("{who:?}: control messages are left unacknowledged"));
@@ -232,7 +268,10 @@ fn judge_half(unit: &Unit, from: &Socket, to: &Socket) -> Result<(), String> {
         return Err(format!("{got} bytes read, {wrote} written"));
     }
     if to.saw_fin && !(from.app_fin && got == wrote) {
-        return Err(format!("FIN read after {got} of {wrote} bytes, sent: {}", from.app_fin));
+        return Err(format!(
+            "FIN read after {got} of {wrote} bytes, sent: {}",
+            from.app_fin
+        ));
     }
     if unit.aborted.is_some() {
         return if to.is_told() {
@@ -243,7 +282,10 @@ fn judge_half(unit: &Unit, from: &Socket, to: &Socket) -> Result<(), String> {
     }
     let resets = [from.app_rst, to.app_rst, from.saw_rst, to.saw_rst];
     if resets == [false; 4] && !(from.app_fin && to.saw_fin && got == wrote) {
-        return Err(format!("{got} of {wrote} bytes, FIN {}/{}", from.app_fin, to.saw_fin));
+        return Err(format!(
+            "{got} of {wrote} bytes, FIN {}/{}",
+            from.app_fin, to.saw_fin
+        ));
     }
     if from.app_rst && !to.app_rst {
         if !to.saw_rst && !(to.app_fin && to.saw_fin) {

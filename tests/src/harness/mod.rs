@@ -11,5 +11,6 @@ mod passing;
 pub mod pipe;
 pub mod rng;
 pub mod socket;
+pub mod story;
 pub mod witness;
 pub mod world;

@@ -43,7 +43,9 @@ impl World {
             && let Some((at, timer)) = client.session.poll_timeout()
             && at <= now
         {
-            self.fault(format!("client: deadline {timer:?} lies in the past after a timeout"));
+            self.fault(format!(
+                "client: deadline {timer:?} lies in the past after a timeout"
+            ));
         }
         if self.registry.poll_timeout().is_some_and(|at| at <= now) {
             self.fault("server: a deadline lies in the past after a timeout");
@@ -61,7 +63,10 @@ impl World {
     fn note_single_expiry(&mut self, who: Who, before: usize) {
         let ended = self.session(who).is_none_or(Session::is_ended);
         let left = self.flows_of(who);
-        if !ended && left > 0 && left < before && self.session(who).is_some_and(|s| !s.is_attached())
+        if !ended
+            && left > 0
+            && left < before
+            && self.session(who).is_some_and(|s| !s.is_attached())
         {
             self.met(Situation::SingleExpiry);
         }

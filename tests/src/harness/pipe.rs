@@ -84,7 +84,8 @@ impl Lane {
             frames.push((self.count, frame));
             self.count += 1;
             if !self.lost {
-                self.frames.extend(frames.last().map(|last| (at, last.clone())));
+                self.frames
+                    .extend(frames.last().map(|last| (at, last.clone())));
             }
         }
         debug_assert_eq!(at, self.sent, "an outbox holds whole frames");

@@ -186,9 +186,9 @@ impl World {
     }
 
     fn is_attached_elsewhere(&self, link: LinkId) -> bool {
-        self.client.as_ref().is_some_and(|client| {
-            client.session.live_links().any(|(live, _)| live != link)
-        })
+        self.client
+            .as_ref()
+            .is_some_and(|client| client.session.live_links().any(|(live, _)| live != link))
     }
 
     fn saw_before_open_ok(&mut self, flow: FlowId, side: usize) {
@@ -236,7 +236,8 @@ impl World {
             Control::Reset { flow, .. } => {
                 for who in self.ends() {
                     let unit = self.witness.routes.get(&(uid, *flow)).copied();
-                    let socket = unit.and_then(|unit| self.units[unit].sockets[who.side()].as_ref());
+                    let socket =
+                        unit.and_then(|unit| self.units[unit].sockets[who.side()].as_ref());
                     let Some(socket) = socket else { continue };
                     if socket.app_rst {
                         let other = self.units[unit.unwrap_or(0)].sockets[1 - who.side()].as_ref();
@@ -272,8 +273,14 @@ impl World {
             !local.over && session.delivery(**flow) != tund_session::Delivery::Ended
         });
         open.map(|(flow, local)| {
-            let drained = if side == CLIENT { local.drained } else { local.released };
-            self.witness.granted(uid, *flow, side).saturating_sub(drained)
+            let drained = if side == CLIENT {
+                local.drained
+            } else {
+                local.released
+            };
+            self.witness
+                .granted(uid, *flow, side)
+                .saturating_sub(drained)
         })
         .sum()
     }

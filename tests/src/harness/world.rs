@@ -108,6 +108,8 @@ pub struct World {
     pub story: Option<Vec<String>>,
     /// The first thing that must not be.
     pub fault: Option<String>,
+    /// Some origins refuse while the world heals.
+    pub refusing: bool,
     /// Timeouts are being handled.
     pub in_timeout: bool,
     /// Bytes that waited for each stuck reader before that.
@@ -155,6 +157,7 @@ impl World {
             coverage: Coverage::default(),
             story: None,
             fault: None,
+            refusing: false,
             in_timeout: false,
             held: BTreeMap::new(),
             client_instance: 1,
@@ -168,7 +171,9 @@ impl World {
     /// Adds a line to the story, if one is kept.
     pub fn tell(&mut self, line: impl FnOnce() -> String) {
         if let Some(story) = &mut self.story {
-            let at = self.now.saturating_duration_since(Instant::from_nanos(1_000_000_000_000));
+            let at = self
+                .now
+                .saturating_duration_since(Instant::from_nanos(1_000_000_000_000));
             story.push(format!("{:>10.3}  {}", at.as_secs_f64(), line()));
         }
     }
@@ -190,7 +195,9 @@ impl World {
     /// Every end there is.
     pub fn ends(&self) -> Vec<Who> {
         let client = self.client.iter().map(|_| Who::Client);
-        client.chain(self.books.keys().map(|id| Who::Server(*id))).collect()
+        client
+            .chain(self.books.keys().map(|id| Who::Server(*id)))
+            .collect()
     }
 
     /// The core of an end.
@@ -215,7 +222,8 @@ impl World {
             Who::Client => self.client.as_mut().map(|client| work(&mut client.session)),
             Who::Server(id) => {
                 let mut result = None;
-                self.registry.with(id, self.now, |session| result = Some(work(session)));
+                self.registry
+                    .with(id, self.now, |session| result = Some(work(session)));
                 result
             }
         }
@@ -286,7 +294,10 @@ impl World {
     pub fn answer(&mut self, id: SessionId, flow: FlowId, refuse: bool) {
         let who = Who::Server(id);
         let now = self.now;
-        let Some(local) = self.books(who).and_then(|books| books.locals.get_mut(&flow)) else {
+        let Some(local) = self
+            .books(who)
+            .and_then(|books| books.locals.get_mut(&flow))
+        else {
             return;
         };
         if local.accepted {
@@ -298,7 +309,9 @@ impl World {
             self.met(Situation::LateAnswer);
         }
         if refuse {
-            self.with(who, |session| session.refuse_flow(flow, OpenError::Refused, now));
+            self.with(who, |session| {
+                session.refuse_flow(flow, OpenError::Refused, now)
+            });
         } else {
             self.with(who, |session| session.accept_flow(flow, now));
         }
@@ -402,18 +415,26 @@ impl World {
         }
         let mut out = Outbox::new();
         if side == SERVER {
-            let due = self.registry.session(pipe.session.unwrap_or(SessionId([0; 16])));
+            let due = self
+                .registry
+                .session(pipe.session.unwrap_or(SessionId([0; 16])));
             let due = due.is_some_and(|session| session.has_transmit(link));
             self.registry.poll_transmit(link, budget, &mut out, now);
             if pipe.session.is_some() && !due && !out.is_empty() {
-                self.fault(format!("{} bytes came that has_transmit did not promise", out.len()));
+                self.fault(format!(
+                    "{} bytes came that has_transmit did not promise",
+                    out.len()
+                ));
             }
         } else if let Some(client) = &mut self.client {
             let due = client.session.has_transmit(link);
             client.session.poll_transmit(link, budget, &mut out, now);
             let again = client.session.has_transmit(link);
             if !due && !out.is_empty() {
-                self.fault(format!("{} bytes came that has_transmit did not promise", out.len()));
+                self.fault(format!(
+                    "{} bytes came that has_transmit did not promise",
+                    out.len()
+                ));
             } else if again && out.is_empty() {
                 self.fault("has_transmit goes on promising bytes that do not come");
             }
@@ -435,7 +456,14 @@ impl World {
         let mut matters = false;
         for numbered in frames {
             matters |= !Witness::is_small_talk(&numbered.1);
-            self.tell(|| format!("{} sends on {link} {}{:?}", "CS".get(side..=side).unwrap_or("?"), if lost { "into nothing " } else { "" }, numbered.1));
+            self.tell(|| {
+                format!(
+                    "{} sends on {link} {}{:?}",
+                    "CS".get(side..=side).unwrap_or("?"),
+                    if lost { "into nothing " } else { "" },
+                    numbered.1
+                )
+            });
             self.saw_sent(link, side, &numbered.1);
             if lost {
                 self.saw_lost(link, side, &numbered);
@@ -446,17 +474,21 @@ impl World {
 
     /// The driver of one side lets go of a transport connection, after its last words.
     pub fn hang_up(&mut self, link: LinkId, side: usize, last_words: bool) {
-        let farewell = match Rng::of(self.seed, link.0 * 2 + u64::try_from(side).unwrap_or(0)).below(10) {
-            0..6 => Farewell::Orderly,
-            6..8 => Farewell::Reset,
-            _ => Farewell::Silent,
-        };
+        let farewell =
+            match Rng::of(self.seed, link.0 * 2 + u64::try_from(side).unwrap_or(0)).below(10) {
+                0..6 => Farewell::Orderly,
+                6..8 => Farewell::Reset,
+                _ => Farewell::Silent,
+            };
         if last_words {
             let mut out = Outbox::new();
             if side == SERVER {
-                self.registry.poll_transmit(link, usize::MAX, &mut out, self.now);
+                self.registry
+                    .poll_transmit(link, usize::MAX, &mut out, self.now);
             } else if let Some(client) = &mut self.client {
-                client.session.poll_transmit(link, usize::MAX, &mut out, self.now);
+                client
+                    .session
+                    .poll_transmit(link, usize::MAX, &mut out, self.now);
             }
             self.put(link, side, &out);
         }
@@ -473,7 +505,12 @@ impl World {
         }
         let cut = pipe.lanes[1 - side].is_mid_frame();
         let lost = pipe.close(side, farewell);
-        self.tell(|| format!("{} closes {link}: {farewell:?}", "CS".get(side..=side).unwrap_or("?")));
+        self.tell(|| {
+            format!(
+                "{} closes {link}: {farewell:?}",
+                "CS".get(side..=side).unwrap_or("?")
+            )
+        });
         if cut {
             self.met(Situation::CutMidFrame);
         }
@@ -522,11 +559,19 @@ impl World {
         let mut matters = delivered.frames.is_empty();
         for (_, frame) in &delivered.frames {
             matters |= !Witness::is_small_talk(frame);
-            self.tell(|| format!("{} reads on {link} {frame:?}", "CS".get(to..=to).unwrap_or("?")));
+            self.tell(|| {
+                format!(
+                    "{} reads on {link} {frame:?}",
+                    "CS".get(to..=to).unwrap_or("?")
+                )
+            });
             self.saw_arriving(link, side, frame);
         }
         let now = self.now;
-        self.note_heard(link, to, &delivered.frames);
+        let is_attach = |(_, frame): &Numbered| matches!(frame, Frame::Resume(_) | Frame::Hello(_));
+        if delivered.frames.iter().any(|numbered| !is_attach(numbered)) {
+            self.note_heard(link, to);
+        }
         if to == SERVER {
             self.registry.handle_bytes(link, delivered.bytes, now);
             self.adopt(link);
@@ -537,23 +582,16 @@ impl World {
         matters
     }
 
-    /// When an end was last reached by its session; attempts and refusals do not count.
-    fn note_heard(&mut self, link: LinkId, side: usize, frames: &[Numbered]) {
+    /// An end was reached by its session, not by an attempt or a refusal.
+    fn note_heard(&mut self, link: LinkId, side: usize) {
         let now = self.now;
-        let small = |frame: &Frame| {
-            matches!(
-                frame,
-                Frame::Hello(_)
-                    | Frame::Resume(_)
-                    | Frame::ResumeReject(_)
-                    | Frame::KeyInUse
-                    | Frame::LinkClose { .. }
-            )
+        let Some(who) = self.owner(link, side) else {
+            return;
         };
-        let heard = frames.iter().any(|(_, frame)| !small(frame));
-        if let Some(books) = self.owner(link, side).and_then(|who| self.books(who))
-            && heard
-        {
+        let live = self
+            .session(who)
+            .is_some_and(|session| session.live_links().any(|(live, _)| live == link));
+        if let Some(books) = self.books(who).filter(|_| live) {
             books.heard_at = now;
         }
     }
@@ -561,7 +599,11 @@ impl World {
     /// Finds the server session that a link has joined.
     pub(super) fn adopt(&mut self, link: LinkId) {
         let now = self.now;
-        let Some(pipe) = self.pipes.get_mut(&link).filter(|pipe| pipe.session.is_none()) else {
+        let Some(pipe) = self
+            .pipes
+            .get_mut(&link)
+            .filter(|pipe| pipe.session.is_none())
+        else {
             return;
         };
         let mut sessions = self.registry.sessions();
@@ -605,7 +647,7 @@ impl World {
         if !client.books.locals.is_empty() {
             self.met(Situation::ClientRestart);
         }
-        self.abandon_sockets(&client.books, CLIENT, "client restarted");
+        self.abandon_sockets(&client.books, CLIENT, Some("client restarted"));
         for link in client.books.links {
             self.hang_up(link, CLIENT, false);
         }
@@ -620,7 +662,7 @@ impl World {
             if !books.locals.is_empty() {
                 self.met(Situation::ServerRestart);
             }
-            self.abandon_sockets(&books, SERVER, "server restarted");
+            self.abandon_sockets(&books, SERVER, Some("server restarted"));
         }
         self.ready.clear();
         self.registry = registry(&self.knobs, self.server_instance);
@@ -630,11 +672,16 @@ impl World {
         self.drain();
     }
 
-    /// Every local socket of a session is reset at once.
-    pub fn abandon_sockets(&mut self, books: &Books, side: usize, why: &'static str) {
-        for local in books.locals.values() {
+    /// The local sockets of a session that is no more are reset at once; those that have ended
+    /// already only when their daemon itself is gone.
+    pub fn abandon_sockets(&mut self, books: &Books, side: usize, crash: Option<&'static str>) {
+        for local in books
+            .locals
+            .values()
+            .filter(|l| crash.is_some() || !l.is_complete())
+        {
             let unit = &mut self.units[local.unit];
-            unit.aborted = unit.aborted.or(Some(why));
+            unit.aborted = unit.aborted.or(crash).or(Some("session ended"));
             if let Some(socket) = &mut unit.sockets[side] {
                 socket.reset();
             }

@@ -206,7 +206,8 @@ impl Session {
         Ok(())
     }
 
-    /// A reject counts only with the current secret while nothing is attached (rule 8).
+    /// A reject counts only with the current secret while no link works (rule 8); a suspect link
+    /// that will never be heard again must not keep the truth from the applications.
     fn on_reject(&mut self, id: LinkId, phase: Phase, reject: &ResumeReject, now: Instant) {
         self.kill_link(id, LinkDeath::AttachFailed, now);
         let reason = reject.reason;
@@ -220,13 +221,18 @@ impl Session {
         }
         let current = self.secrets.last_key_value().map(|(number, _)| *number);
         let counts = matches!(phase, Phase::ResumeSent { proved } if Some(proved) == current);
-        if counts && !self.links.values().any(Link::is_usable) {
+        if counts && !self.is_attached() {
             self.end(EndReason::Rejected(reason), None, now);
         }
     }
 
     /// Client: the link is part of the session.
     fn join(&mut self, id: LinkId, number: LinkNumber, first: bool, now: Instant) {
+        if number < self.retired_below {
+            // RETIRE of this link is on its way already.
+            self.kill_link(id, LinkDeath::AttachFailed, now);
+            return;
+        }
         let Some(link) = self.links.get_mut(&id) else {
             return;
         };
@@ -253,6 +259,7 @@ impl Session {
             self.retire_older(id, now);
         }
         self.ask(id, now);
+        self.heard_at = now;
         self.detached_since = None;
         self.next_expiry = None;
         self.events.push_back(Event::Attached {
@@ -271,6 +278,7 @@ impl Session {
             return;
         };
         link.retire_due = false;
+        self.retired_below = self.retired_below.max(number);
         self.lane.say(Control::Retire { older_than: number });
         self.bury_older(number, now);
     }

@@ -68,8 +68,12 @@ pub struct Session {
     next_number: LinkNumber,
     /// The highest link number known to be confirmed by the client.
     confirmed_number: LinkNumber,
+    /// Client: RETIRE was said of every link numbered lower; none of them may join any more.
+    retired_below: LinkNumber,
     next_nonce: u64,
 
+    /// When the last frame came, on whichever link: no outage began before (rule 11).
+    heard_at: Instant,
     /// No link works since then.
     detached_since: Option<Instant>,
     /// No flow exists since then.
@@ -124,7 +128,9 @@ impl Session {
             secrets: BTreeMap::new(),
             next_number: LinkNumber(1),
             confirmed_number: LinkNumber(0),
+            retired_below: LinkNumber(0),
             next_nonce: 1,
+            heard_at: now,
             detached_since: Some(now),
             idle_since: now,
             next_expiry: None,
@@ -285,7 +291,9 @@ impl Session {
 
     /// The same of one flow.
     pub fn flow_buffered(&self, flow: FlowId) -> (u64, u64) {
-        self.flows.get(&flow).map_or((0, 0), |flow| (flow.tx.retained(), flow.rx.held()))
+        self.flows
+            .get(&flow)
+            .map_or((0, 0), |flow| (flow.tx.retained(), flow.rx.held()))
     }
 
     /// Bytes of flows since the session was made.

@@ -84,12 +84,13 @@ impl Session {
         self.check_detached(link.suspect_since, now);
     }
 
-    /// Begins an outage if no link works; `since` if it began before `now`.
+    /// Begins an outage if no link works; `since` if it began before `now`, but never before the
+    /// last frame: a PING may be unanswered while others are heard.
     fn check_detached(&mut self, since: Option<Instant>, now: Instant) {
         if self.is_attached() || self.detached_since.is_some() {
             return;
         }
-        self.detached_since = Some(since.unwrap_or(now));
+        self.detached_since = Some(since.unwrap_or(now).max(self.heard_at));
         self.events.push_back(Event::Detached);
         self.plan_expiry();
         let starved: Vec<FlowId> = self.flows.keys().copied().collect();
@@ -180,14 +181,20 @@ impl Session {
         }
     }
 
+    /// A link may owe more than one thing after a sleep: a look at the kernel, then its death.
     fn link_duties(&mut self, now: Instant) {
+        while self.link_duty(now) {}
+    }
+
+    fn link_duty(&mut self, now: Instant) -> bool {
         let (client, busy) = (self.role == Role::Client, self.is_busy());
         let due = self.links.values().filter_map(|link| {
             let (at, duty) = link.deadline(client, busy)?;
             (at <= now).then_some((link.id, duty))
         });
         let due: Vec<_> = due.collect();
-        for (id, duty) in due {
+        for (id, duty) in &due {
+            let (id, duty) = (*id, *duty);
             match duty {
                 Duty::Ping => self.ask(id, now),
                 Duty::Check => {
@@ -200,6 +207,7 @@ impl Session {
                 Duty::AttachTimeout => self.kill_link(id, LinkDeath::AttachFailed, now),
             }
         }
+        !due.is_empty()
     }
 
     fn reset_stalls(&mut self, now: Instant) {

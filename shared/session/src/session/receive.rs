@@ -52,6 +52,7 @@ impl Session {
             return Ok(());
         };
         let was_suspect = link.heard(&frame, now);
+        self.heard_at = now;
         if was_suspect {
             self.reattach(id);
         }
@@ -239,10 +240,11 @@ impl Session {
         };
         let gone = flow.detached_socket;
         self.forget(id, now);
-        if !gone {
-            self.events
-                .push_back(Event::FlowRefused { flow: id, error });
-        }
+        self.events.push_back(if gone {
+            Event::FlowForgotten { flow: id }
+        } else {
+            Event::FlowRefused { flow: id, error }
+        });
         Ok(())
     }
 
