@@ -108,7 +108,9 @@ pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
             offload = ?daemon.tun.offload(),
             "ready"
         );
-        let result = poll_fn(|cx| daemon.poll(cx, &mut signals, &mut control)).await;
+        // The loop shares its time out itself; tokio's budget would end its turns early.
+        let turns = poll_fn(|cx| daemon.poll(cx, &mut signals, &mut control));
+        let result = tokio::task::unconstrained(turns).await;
         control.finish().await;
         result
     })

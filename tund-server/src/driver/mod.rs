@@ -94,7 +94,9 @@ pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
         let mut server = Server::new(config, config_file)?;
         notify_ready();
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
-        poll_fn(|cx| server.poll(cx, &mut signals, &mut control)).await;
+        // The loop shares its time out itself; tokio's budget would end its turns early.
+        let turns = poll_fn(|cx| server.poll(cx, &mut signals, &mut control));
+        tokio::task::unconstrained(turns).await;
         control.finish().await;
         Ok(())
     })
