@@ -6,6 +6,7 @@ use smoltcp::socket::tcp::State;
 
 use super::world::{KINDS, V4, World, pattern};
 use crate::netstack::{ConnectionId, NetEvent};
+use crate::packet::Flags;
 
 fn closed(connection: ConnectionId) -> NetEvent {
     NetEvent::Closed { connection }
@@ -465,6 +466,40 @@ fn a_port_can_be_used_again_at_once() {
     );
     assert!(matches!(world.events[..], [NetEvent::Syn { source, .. }] if source == from));
     assert_eq!(world.net.connections(), 1);
+}
+
+#[test]
+fn a_reset_after_an_orderly_end_is_none() {
+    let mut world = World::new(V4);
+    let (handle, connection) = world.open();
+    world.app_write(handle, b"not read yet");
+    world.net.finish(connection);
+    world.run();
+    world.kernel.socket(handle).close();
+    world.run();
+
+    let next = world.first().wrapping_add(13);
+    let reset = world.intruder(
+        next,
+        &[],
+        Flags {
+            rst: true,
+            ..Flags::default()
+        },
+    );
+    world.handle(&reset);
+    world.read(connection);
+    world.run();
+
+    assert_eq!(
+        world.events_of(connection),
+        [
+            readable(connection),
+            drained(connection),
+            finished(connection),
+            closed(connection)
+        ]
+    );
 }
 
 #[test]

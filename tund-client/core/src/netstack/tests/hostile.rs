@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::world::{Collector, KINDS, ORIGIN_V4, ORIGIN_V6, V4, World};
 use crate::netstack::offload::VNET_HEADER_BYTES;
 use crate::netstack::{NetEvent, Netstack};
-use crate::packet::Reason;
+use crate::packet::{Flags, Reason};
 
 const APP: [u8; 4] = [10, 111, 0, 2];
 const ORIGIN: [u8; 4] = [203, 0, 113, 9];
@@ -263,11 +263,11 @@ fn forged() -> impl Strategy<Value = Forged> {
 
 impl World {
     /// A packet from the application's side to the connection that was opened last.
-    pub(super) fn intruder(&self, sequence: u32, payload: &[u8], fin: bool) -> Vec<u8> {
+    pub(super) fn intruder(&self, sequence: u32, payload: &[u8], flags: Flags) -> Vec<u8> {
         let forged = Forged {
             sequence,
             acknowledgment: self.acknowledged(),
-            flags: 0x10 | u8::from(fin),
+            flags: 0x10 | u8::from(flags.fin) | if flags.rst { 4 } else { 0 },
             window: 1000,
             payload: 0,
             options: Vec::new(),

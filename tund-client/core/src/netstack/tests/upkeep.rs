@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::world::{Collector, V4, World, config, pattern};
 use crate::netstack::{AcceptError, NetEvent, Netstack};
+use crate::packet::Flags;
 
 #[test]
 fn a_slot_used_again_shows_nothing_of_the_connection_before() {
@@ -23,14 +24,14 @@ fn a_slot_used_again_shows_nothing_of_the_connection_before() {
     assert_eq!(world.net.unsent(second), 0);
     // A piece behind a gap: what lies in the gap is memory of the first connection.
     let start = world.first();
-    let packet = world.intruder(start.wrapping_add(1000), &[7; 100], false);
+    let packet = world.intruder(start.wrapping_add(1000), &[7; 100], Flags::default());
     world.handle(&packet);
     assert_eq!(world.read(second), []);
     world.net.send(second, b"mine");
     world.run();
     assert_eq!(world.app_read(handle), b"mine");
 
-    let packet = world.intruder(start, &[8; 1000], false);
+    let packet = world.intruder(start, &[8; 1000], Flags::default());
     world.handle(&packet);
     assert_eq!(world.read(second), [&[8; 1000][..], &[7; 100]].concat());
 }
@@ -90,13 +91,13 @@ fn pages_that_hold_something_are_kept() {
     let (_, gap) = world.open();
     let start = world.first();
     world.run();
-    let packet = world.intruder(start.wrapping_add(10), b"behind a gap", false);
+    let packet = world.intruder(start.wrapping_add(10), b"behind a gap", Flags::default());
     world.handle(&packet);
 
     world.pass(Duration::from_secs(60));
     assert_eq!(world.idled(), [0, 0]);
 
-    let packet = world.intruder(start, b"0123456789", false);
+    let packet = world.intruder(start, b"0123456789", Flags::default());
     world.handle(&packet);
     assert_eq!(world.read(gap), b"0123456789behind a gap");
     assert_eq!(world.read(unread), b"not read");
