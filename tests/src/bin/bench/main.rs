@@ -1,0 +1,137 @@
+//! Speed of one bulk flow through tund beside a direct connection, pair by pair in one run.
+#![expect(clippy::print_stdout, reason = "a table is what this program is for")]
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use tund_tests::lab::{Family, Lab, Namespace, Settings, Tund};
+
+/// Port of the source and sink at the origin.
+const PORT: u16 = 7100;
+/// Bytes of one write or read of the applications.
+const BLOCK_BYTES: usize = 256 * 1024;
+/// Transfers warm up for so long before they are measured: windows grow.
+const WARM_UP: Duration = Duration::from_millis(700);
+
+/// Measures one bulk flow, tund beside direct.
+#[derive(Parser)]
+struct Arguments {
+    /// Pairs of runs; medians are printed.
+    #[arg(long, default_value_t = 5)]
+    pairs: usize,
+    /// Seconds of each run.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Up,
+    Down,
+}
+
+/// Sends or takes bytes as the first one asks, until the other side ends.
+fn serve(mut stream: TcpStream) -> io::Result<()> {
+    let mut block = vec![0; BLOCK_BYTES];
+    let mut order = [0];
+    stream.read_exact(&mut order)?;
+    if order == *b"u" {
+        while stream.read(&mut block)? > 0 {}
+        return Ok(());
+    }
+    loop {
+        stream.write_all(&block)?;
+    }
+}
+
+/// Bits per second of one transfer, after its warm-up.
+fn measure(client: &Namespace, to: SocketAddr, way: Way, length: Duration) -> io::Result<f64> {
+    let mut stream = client.connect(to, Duration::from_secs(5))?;
+    let mut block = vec![0; BLOCK_BYTES];
+    stream.write_all(if way == Way::Up { b"u" } else { b"d" })?;
+    let begin = Instant::now();
+    let mut counted = 0_u64;
+    let mut from = begin;
+    let mut is_warm = false;
+    while from.elapsed() < length || !is_warm {
+        let count = match way {
+            Way::Up => stream.write(&block)?,
+            Way::Down => stream.read(&mut block)?,
+        };
+        if is_warm {
+            counted += u64::try_from(count).unwrap_or(0);
+        } else if begin.elapsed() >= WARM_UP {
+            is_warm = true;
+            from = Instant::now();
+        }
+    }
+    let bits = counted.saturating_mul(8);
+    #[expect(clippy::cast_precision_loss, reason = "a rate, to three digits")]
+    Ok(bits as f64 / from.elapsed().as_secs_f64())
+}
+
+/// CPU seconds that a process has used.
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after = stat.rsplit(')').next().unwrap_or_default();
+    let fields = after.split_ascii_whitespace().skip(11).take(2);
+    let ticks: f64 = fields.filter_map(|field| field.parse::<f64>().ok()).sum();
+    ticks / 100.0
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+struct Row {
+    direct: Vec<f64>,
+    tund: Vec<f64>,
+    ratio: Vec<f64>,
+    cpu_per_gb: Vec<f64>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let length = Duration::from_secs_f64(arguments.seconds);
+    let lab = Lab::new("bench");
+    let tund = Tund::start(&lab, &Settings::new());
+    let listener = lab.origin.listen(PORT);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || serve(stream));
+        }
+    });
+    let direct = lab.plain_origin_address(Family::V4, PORT);
+    let through = lab.origin_address(Family::V4, PORT);
+    let pids = [tund.client.process.pid(), tund.server.process.pid()];
+    println!("| one flow | direct Gbit/s | tund Gbit/s | ratio | daemons, CPU s/GB |");
+    println!("|---|---|---|---|---|");
+    for (name, way) in [("up", Way::Up), ("down", Way::Down)] {
+        let mut row =
+            Row { direct: vec![], tund: vec![], ratio: vec![], cpu_per_gb: vec![] };
+        for _ in 0..arguments.pairs {
+            let plain = measure(&lab.client, direct, way, length)?;
+            let before: f64 = pids.iter().map(|pid| cpu_seconds(*pid)).sum();
+            let began = Instant::now();
+            let ours = measure(&lab.client, through, way, length)?;
+            let spent = pids.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>() - before;
+            let gigabytes = ours / 8e9 * began.elapsed().as_secs_f64();
+            row.direct.push(plain / 1e9);
+            row.tund.push(ours / 1e9);
+            row.ratio.push(ours / plain);
+            row.cpu_per_gb.push(spent / gigabytes);
+        }
+        println!(
+            "| {name} | {:.1} | {:.1} | {:.2} | {:.2} |",
+            median(row.direct),
+            median(row.tund),
+            median(row.ratio),
+            median(row.cpu_per_gb)
+        );
+    }
+    Ok(())
+}
