@@ -93,7 +93,10 @@ struct Reading {
 
 /// Does what the command line says.
 pub(crate) fn execute() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+    dispatch(Cli::parse())
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Keygen(arguments) => arguments.execute(),
         Command::Pubkey(arguments) => arguments.execute(),
@@ -149,6 +152,8 @@ fn flows(socket: &Path) -> anyhow::Result<Vec<FlowRow>> {
 
 #[cfg(test)]
 mod tests {
+    use tund_daemon::lifecycle::{Exit, exit_of};
+
     use super::*;
 
     #[test]
@@ -181,6 +186,46 @@ mod tests {
                 panic!("another command");
             };
             assert_eq!(run.log_format.or(cli.log_format), Some(LogFormat::Json));
+        }
+    }
+
+    /// How the program would end; what it prints goes to the test's output.
+    fn exit(arguments: &[&str]) -> Exit {
+        let line = ["tund-client"].iter().chain(arguments);
+        let result = dispatch(Cli::try_parse_from(line).expect("understood"));
+        result.err().map_or(Exit::Ok, |error| exit_of(&error))
+    }
+
+    #[test]
+    fn each_kind_of_failure_has_its_exit_code() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let (key, config) = (path("key"), path("config.toml"));
+
+        assert_eq!(exit(&["keygen", "--out", &key]), Exit::Ok);
+        assert_eq!(exit(&["keygen", "--out", &key]), Exit::Failed);
+        assert_eq!(exit(&["keygen", "--out", &key, "--force"]), Exit::Ok);
+        assert_eq!(exit(&["pubkey", &key]), Exit::Ok);
+        assert_eq!(exit(&["pubkey", &config]), Exit::Failed);
+        assert_eq!(exit(&["check", "--config", &config]), Exit::Configuration);
+        assert_eq!(exit(&["run", "--config", &config]), Exit::Configuration);
+        assert_eq!(
+            exit(&["status", "--control", &path("socket")]),
+            Exit::Failed
+        );
+    }
+
+    #[test]
+    fn the_manual_names_every_command_and_option() {
+        let manual = include_str!("../../docs/man/tund-client.8").replace('\\', "");
+        for command in Cli::command().get_subcommands() {
+            assert!(
+                manual.contains(&format!(".B {}", command.get_name())),
+                "{command}"
+            );
+            for long in command.get_arguments().filter_map(clap::Arg::get_long) {
+                assert!(manual.contains(&format!("--{long}")), "{command} --{long}");
+            }
         }
     }
 

@@ -473,3 +473,17 @@ fn defaults_that_are_written_out_are_no_reason_to_warn() {
 
     assert_eq!(warnings, Vec::<String>::new());
 }
+
+#[test]
+fn the_manual_names_every_key_in_its_section() {
+    let manual = include_str!("../../../docs/man/tund-client.toml.5").replace('\\', "");
+    let text = "[[policy]]\n[[client]]\n";
+    for (section, key) in tund_daemon::config::known_keys(text, build) {
+        let heading = format!(".SS \"[{section}]\"");
+        let Some((_, rest)) = manual.split_once(&heading) else {
+            panic!("no section {heading}");
+        };
+        let here = rest.split(".SS").next().unwrap_or("");
+        assert!(here.contains(&format!(".B {key}\n")), "{section}.{key}");
+    }
+}

@@ -403,3 +403,17 @@ fn what_has_no_effect_is_a_warning() {
         );
     }
 }
+
+#[test]
+fn the_manual_names_every_key_in_its_section() {
+    let manual = include_str!("../../../docs/man/tund-server.toml.5").replace('\\', "");
+    let text = "[[policy]]\n[[client]]\n";
+    for (section, key) in tund_daemon::config::known_keys(text, build) {
+        let heading = format!(".SS \"[{section}]\"");
+        let Some((_, rest)) = manual.split_once(&heading) else {
+            panic!("no section {heading}");
+        };
+        let here = rest.split(".SS").next().unwrap_or("");
+        assert!(here.contains(&format!(".B {key}\n")), "{section}.{key}");
+    }
+}

@@ -112,6 +112,23 @@ pub fn parse<T>(
     }
 }
 
+/// Every key that `build` knows, as section and key; for checks that a manual is complete.
+///
+/// Keys of `[[tables]]` are known only if `text` has such a table.
+pub fn known_keys<T>(
+    text: &str,
+    build: impl FnOnce(&mut Section<'_>) -> Option<T>,
+) -> Vec<(String, &'static str)> {
+    let mut notes = section::Notes::new(Path::new(""), text);
+    if let Ok(document) = DeTable::parse(text) {
+        let mut root = Section::root(&mut notes, document.get_ref());
+        drop(build(&mut root));
+        root.finish();
+    }
+    let keys = notes.into_known().into_iter();
+    keys.filter(|(section, _)| !section.is_empty()).collect()
+}
+
 fn read(file: &Path) -> Result<String, Mistakes> {
     let whole = |found: String, remedy: &str| {
         Mistakes(vec![Mistake {

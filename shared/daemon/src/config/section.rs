@@ -42,6 +42,10 @@ impl Notes {
         }
     }
 
+    pub(super) fn into_known(self) -> Vec<(String, &'static str)> {
+        self.known
+    }
+
     /// Mistakes and warnings, unknown keys among the former.
     pub(super) fn conclude(mut self) -> (Vec<Mistake>, Vec<Mistake>) {
         for unknown in std::mem::take(&mut self.unknown) {
