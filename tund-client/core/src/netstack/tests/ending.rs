@@ -208,6 +208,7 @@ fn a_reset_before_the_handshake_is_complete_ends_it() {
         [reset_by_app(connection), closed(connection)]
     );
     assert_eq!(world.net.connections(), 0);
+    world.open();
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::world::{KINDS, Kind, V4, World, config, pattern};
+use super::world::{Collector, KINDS, Kind, V4, World, config, pattern};
 use crate::netstack::{NetEvent, SEND_RING_BYTES};
-use crate::packet::Flags;
+use crate::packet::{Flags, Reason};
 
 const BULK: usize = 1_000_000;
 
@@ -350,43 +350,64 @@ fn bytes_beyond_the_window_are_cut_off_and_answered() {
     assert!(!world.events.contains(&NetEvent::Finished { connection }));
 }
 
+/// What of five bytes arrives whose checksum is as `spoil` leaves it, with these vnet flags.
+fn arrives(kind: Kind, vnet_flags: u8, spoil: bool) -> usize {
+    let mut world = World::new(kind);
+    let (_, connection) = world.open();
+    let mut packet = world.intruder(world.first(), b"hello", Flags::default());
+    let last = packet.len() - 1;
+    packet[last] ^= u8::from(spoil);
+    let mut bytes = world.wrap(&packet);
+    if kind.offload {
+        bytes[0] = vnet_flags;
+    }
+    world
+        .net
+        .handle_packet(&mut bytes, world.now, &mut Collector::default());
+    let counted = world.net.stats().untaken(Reason::Checksum);
+    let arrived = world.net.readable(connection);
+    assert_eq!(counted == 0, arrived == 5);
+    arrived
+}
+
 #[test]
 fn checksums_are_verified_unless_the_device_vouches_for_them() {
-    use crate::packet::Reason;
-
-    let mut world = World::new(V4);
-    let (_, connection) = world.open();
-    let next = world.first();
-    let mut packet = world.intruder(next, b"hello", Flags::default());
-    let last = packet.len() - 1;
-    packet[last] ^= 1;
-
-    world.handle(&packet);
-    assert_eq!(world.net.readable(connection), 0);
-    assert_eq!(world.net.stats().untaken(Reason::Checksum), 1);
-
-    for (flags, taken) in [(0, 0), (1, 5), (2, 5)] {
-        let mut sink = super::world::Collector::default();
-        let mut bytes = world.wrap(&packet);
-        bytes[0] = flags;
-        world.net.handle_packet(&mut bytes, world.now, &mut sink);
-        assert_eq!(world.net.readable(connection), taken, "flags {flags}");
+    for kind in KINDS {
+        assert_eq!(arrives(kind, 0, false), 5, "{kind:?}");
+        assert_eq!(arrives(kind, 0, true), 0, "{kind:?}");
+        if kind.offload {
+            assert_eq!(arrives(kind, 1, true), 5, "needs_csum {kind:?}");
+            assert_eq!(arrives(kind, 2, true), 5, "data_valid {kind:?}");
+            assert_eq!(arrives(kind, 4, true), 0, "{kind:?}");
+        }
     }
+}
 
-    let plain = Kind {
-        offload: false,
-        ..V4
-    };
-    let mut world = World::new(plain);
-    let (_, connection) = world.open();
-    let next = world.first();
-    let mut packet = world.intruder(next, b"hello", Flags::default());
-    packet[40] ^= 1;
-    world.handle(&packet);
-    assert_eq!(world.net.readable(connection), 0);
-    packet[40] ^= 1;
-    world.handle(&packet);
-    assert_eq!(world.net.readable(connection), 5);
+#[test]
+fn a_kernel_that_does_not_scale_windows_is_not_told_scaled_ones() {
+    for kind in KINDS {
+        let mut world = World::new(kind);
+        world.scales = false;
+        let (handle, connection) = world.open_with(100_000);
+        let bytes = pattern(150_000, 16);
+        world.app_write(handle, &bytes);
+        world.pass(Duration::from_secs(1));
+        // To the byte, as nothing is rounded.
+        let mut got = world.read(connection);
+        assert_eq!(got.len(), 100_000, "{kind:?}");
+        world.net.set_intake(connection, 50_000);
+        world.run();
+        got.extend(world.read(connection));
+        assert!(got == bytes);
+
+        assert_eq!(world.net.send(connection, &bytes), bytes.len());
+        let mut down = Vec::new();
+        while down.len() < bytes.len() {
+            world.run();
+            down.extend(world.app_read(handle));
+        }
+        assert!(down == bytes, "{kind:?}");
+    }
 }
 
 #[test]

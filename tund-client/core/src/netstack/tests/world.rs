@@ -9,7 +9,7 @@ use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 use tund_session::Instant;
 
-use super::kernel::{Inspector, Kernel};
+use super::kernel::{Inspector, Kernel, tcp_sum};
 use crate::netstack::offload::VNET_HEADER_BYTES;
 use crate::netstack::{
     Arena, ConnectionId, NetEvent, Netstack, NetstackConfig, RECEIVE_RING_BYTES, RingMemory, Rings,
@@ -90,6 +90,8 @@ pub(super) struct World {
     pub(super) idled: Arc<[AtomicUsize; 2]>,
     /// While false, nothing from the netstack reaches the kernel.
     pub(super) hears: bool,
+    /// While false, the kernel's SYNs offer no window scale.
+    pub(super) scales: bool,
     next_port: u16,
 }
 
@@ -133,6 +135,7 @@ impl World {
             events: Vec::new(),
             idled,
             hears: true,
+            scales: true,
             next_port: 40_000,
         }
     }
@@ -198,7 +201,10 @@ impl World {
         let packets: Vec<_> = self.kernel.wire.from_kernel.drain(..).collect();
         let mut moved = !packets.is_empty();
         let mut sink = Collector::default();
-        for packet in packets {
+        for mut packet in packets {
+            if !self.scales {
+                forget_scale(&mut packet);
+            }
             let mut bytes = self.wrap(&packet);
             self.net.handle_packet(&mut bytes, self.now, &mut sink);
         }
@@ -322,6 +328,23 @@ impl World {
             .collect();
         mine.dedup();
         mine
+    }
+}
+
+/// Takes the window scale out of a SYN.
+fn forget_scale(packet: &mut [u8]) {
+    let at = if packet[0] >> 4 == 4 { 20 } else { 40 };
+    let end = at + usize::from(packet[at + 12] >> 4) * 4;
+    let option = packet[at..end]
+        .windows(2)
+        .position(|window| window == [3, 3]);
+    if packet[at + 13] & 2 != 0
+        && let Some(option) = option
+    {
+        packet[at + option..at + option + 3].fill(1);
+        packet[at + 16..at + 18].fill(0);
+        let checksum = !tcp_sum(packet, at);
+        packet[at + 16..at + 18].copy_from_slice(&checksum.to_be_bytes());
     }
 }
 
