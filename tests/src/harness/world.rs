@@ -392,7 +392,7 @@ impl World {
         let mut fresh = [0; 16];
         fresh[..8].copy_from_slice(&self.session_ids.to_be_bytes());
         self.registry
-            .handle_link_up(link, KEY, secret.clone(), SessionId(fresh));
+            .handle_link_up(link, KEY, secret.clone(), SessionId(fresh), self.now);
         self.pipes.insert(link, pipe);
         self.tell(|| format!("client dials {link}"));
         let now = self.now;

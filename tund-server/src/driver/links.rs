@@ -136,7 +136,7 @@ impl Server {
                 self.gate.authenticated(id);
                 let key = ClientKey(*proved.peer.as_bytes());
                 self.registry
-                    .handle_link_up(id, key, proved.secret, SessionId(random()));
+                    .handle_link_up(id, key, proved.secret, SessionId(random()), now);
                 true
             }
             Poll::Ready(Err(error)) => {
@@ -235,6 +235,7 @@ impl Server {
                 tracing::warn!("a second client with the key of a live one was turned away");
             }
             TurnedAway::NotUnderstood => self.refusals.add("first frame not understood"),
+            TurnedAway::Silent => self.refusals.add("no first frame"),
             TurnedAway::KeyRemoved => {
                 self.drop_link(id, now);
                 return;

@@ -1,0 +1,463 @@
+//! Sessions by proved key and id: who is greeted, who resumes, who is turned away.
+
+mod greeting;
+#[cfg(test)]
+mod tests;
+mod tombstones;
+
+use bytes::Bytes;
+use greeting::Greeting;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+use tombstones::Tombstones;
+use tund_session::wire::frame::{CloseCode, Frame, Hello, LinkCloseReason, RejectReason};
+use tund_session::{
+    Config, Event, Instant, LinkDeath, LinkId, Outbox, Progress, Secret, Session, SessionId,
+};
+
+/// How long an attached session has to answer before a newcomer with its key takes over.
+pub const KEY_IN_USE_WAIT: Duration = Duration::from_secs(2);
+/// How long a link that has proved a key may take to say HELLO or RESUME.
+pub const GREETING_TIME: Duration = Duration::from_secs(10);
+/// Ended sessions whose end is remembered; the oldest is forgotten, and reads `ended` then.
+pub const TOMBSTONES: usize = 10_000;
+/// Provisional sessions of one key: overlapping attempts of one client.
+pub const PROVISIONAL_PER_KEY: usize = 32;
+/// Links of one key that are not yet part of a session: the same, before their HELLO is answered.
+pub const GREETINGS_PER_KEY: usize = 64;
+/// When a server that has no room may be asked again.
+pub const BUSY_HINT: Duration = Duration::from_secs(5);
+
+/// A client's public key, as proved by TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientKey(pub [u8; 32]);
+
+/// What the registry is made with.
+#[derive(Clone, Debug)]
+pub struct RegistryConfig {
+    /// For every session.
+    pub session: Config,
+    /// Sessions at once. A key that has one already may have provisional ones beside it.
+    pub max_sessions: usize,
+    /// Bytes that all sessions together may hold beyond the floors of their flows (INV-5). The
+    /// floors are at most a 32nd of the buffer for each session and direction.
+    pub memory_bytes: u64,
+}
+
+#[derive(Debug)]
+enum LinkState {
+    /// Has proved a key; not part of a session.
+    Greeting(Box<Greeting>),
+    Member(SessionId),
+    /// Only the answer is left to be sent.
+    TurnedAway(Option<Frame>),
+}
+
+#[derive(Debug)]
+struct Entry {
+    session: Session,
+    key: ClientKey,
+    /// The deadline that stands in `timers`.
+    timer: Option<Instant>,
+    /// What `lent` counts of it.
+    lent: u64,
+}
+
+/// What belongs to one key; forgotten when empty.
+#[derive(Debug, Default)]
+struct PerKey {
+    /// Those that have not ended.
+    sessions: BTreeSet<SessionId>,
+    greetings: BTreeSet<LinkId>,
+}
+
+/// What the driver learns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistryEvent {
+    /// Of one session.
+    Session {
+        /// Which.
+        session: SessionId,
+        /// What.
+        event: Event,
+    },
+    /// A link that belongs to no session is to be closed once its answer is out.
+    TurnedAway {
+        /// Which.
+        link: LinkId,
+        /// What it was told.
+        reason: TurnedAway,
+    },
+}
+
+/// Why a link was turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnedAway {
+    /// RESUME or HELLO was answered by RESUME_REJECT.
+    Rejected(RejectReason),
+    /// HELLO was answered by KEY_IN_USE.
+    KeyInUse,
+    /// The first frame was neither HELLO nor RESUME, or more came before the answer.
+    NotUnderstood,
+    /// There was no first frame in time.
+    Silent,
+    /// The key was removed from the list.
+    KeyRemoved,
+}
+
+/// All sessions of a server. The contract is that of [`Session`], link by link.
+#[derive(Debug)]
+pub struct Registry {
+    config: RegistryConfig,
+    entries: BTreeMap<SessionId, Entry>,
+    links: BTreeMap<LinkId, LinkState>,
+    keys: BTreeMap<ClientKey, PerKey>,
+    tombstones: Tombstones,
+    timers: BTreeSet<(Instant, SessionId)>,
+    /// When each greeting is over, or its wait.
+    greeting_timers: BTreeSet<(Instant, LinkId)>,
+    /// Which links wait for which session to answer or not.
+    waiting: BTreeSet<(SessionId, LinkId)>,
+    /// Sessions with input since the last drain.
+    dirty: BTreeSet<SessionId>,
+    /// Σ over sessions of what they hold beyond their floors, never above `memory_bytes` (INV-5).
+    lent: u64,
+    /// No new sessions.
+    draining: bool,
+    events: VecDeque<RegistryEvent>,
+    answers: Vec<LinkId>,
+}
+
+impl Registry {
+    /// An empty registry.
+    pub fn new(config: RegistryConfig) -> Self {
+        Self {
+            config,
+            entries: BTreeMap::new(),
+            links: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            tombstones: Tombstones::default(),
+            timers: BTreeSet::new(),
+            greeting_timers: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            lent: 0,
+            draining: false,
+            events: VecDeque::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// Bytes of a link, in any pieces.
+    pub fn handle_bytes(&mut self, link: LinkId, bytes: Bytes, now: Instant) {
+        match self.links.get(&link) {
+            Some(LinkState::Member(id)) => {
+                let id = *id;
+                self.with(id, now, |session| session.handle_bytes(link, bytes, now));
+                self.note_heard(id);
+            }
+            Some(LinkState::Greeting(_)) => self.greet(link, &bytes, now),
+            Some(LinkState::TurnedAway(_)) | None => {}
+        }
+    }
+
+    /// The transport connection is gone.
+    pub fn handle_link_down(&mut self, link: LinkId, now: Instant) {
+        match self.links.remove(&link) {
+            Some(LinkState::Member(id)) => {
+                self.with(id, now, |session| session.handle_link_down(link, now));
+                self.bury(id);
+            }
+            Some(LinkState::Greeting(greeting)) => self.forget_greeting(link, &greeting),
+            Some(LinkState::TurnedAway(_)) | None => {}
+        }
+    }
+
+    /// The answer to `WantProgress`.
+    pub fn handle_progress(&mut self, link: LinkId, progress: Progress, now: Instant) {
+        if let Some(LinkState::Member(id)) = self.links.get(&link) {
+            self.with(*id, now, |session| {
+                session.handle_progress(link, progress, now)
+            });
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let is_due = |(at, _): &&(Instant, SessionId)| *at <= now;
+        let due: Vec<_> = self.timers.iter().take_while(is_due).copied().collect();
+        for (_, id) in due {
+            self.with(id, now, |session| session.handle_timeout(now));
+            self.bury(id);
+        }
+        while let Some((at, link)) = self.greeting_timers.first().copied()
+            && at <= now
+        {
+            self.greeting_timers.remove(&(at, link));
+            self.greeting_over(link, now);
+        }
+    }
+
+    /// The next deadline.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let session = self.timers.first().map(|(at, _)| *at);
+        let greeting = self.greeting_timers.first().map(|(at, _)| *at);
+        [session, greeting].into_iter().flatten().min()
+    }
+
+    /// A session for HELLO, provisional until the client speaks again (rule 9).
+    fn admit(
+        &mut self,
+        link: LinkId,
+        key: ClientKey,
+        hello: &Hello,
+        offer: (Secret, SessionId),
+        now: Instant,
+    ) {
+        let (secret, id) = offer;
+        let session = Session::new_server(&self.config.session, id, hello, (link, secret), now);
+        self.links.insert(link, LinkState::Member(id));
+        self.keys.entry(key).or_default().sessions.insert(id);
+        let entry = Entry {
+            session,
+            key,
+            timer: None,
+            lent: 0,
+        };
+        self.entries.insert(id, entry);
+        self.with(id, now, |_| {});
+    }
+
+    /// Works on one session, and keeps its deadline, its share of memory and its place in line.
+    ///
+    /// A session may hold, in each direction, at most half of what nobody holds: a greedy one
+    /// leaves room for the next, and many share alike.
+    pub fn with(&mut self, id: SessionId, now: Instant, work: impl FnOnce(&mut Session)) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        let free = self.config.memory_bytes.saturating_sub(self.lent);
+        entry.session.set_growth_bound(free / 2);
+        work(&mut entry.session);
+        let (lent, timer) = if entry.session.is_ended() {
+            (0, None)
+        } else {
+            let timer = entry.session.poll_timeout().map(|(at, _)| at);
+            (entry.session.lent(), timer)
+        };
+        self.lent = self.lent - entry.lent + lent;
+        entry.lent = lent;
+        debug_assert!(
+            self.lent <= self.config.memory_bytes,
+            "INV-5 over all sessions"
+        );
+        if timer != entry.timer {
+            if let Some(at) = entry.timer {
+                self.timers.remove(&(at, id));
+            }
+            if let Some(at) = timer {
+                self.timers.insert((at, id));
+            }
+            entry.timer = timer;
+        }
+        self.dirty.insert(id);
+        self.take_events(id, now);
+    }
+
+    fn take_events(&mut self, id: SessionId, now: Instant) {
+        loop {
+            let Some(entry) = self.entries.get_mut(&id) else {
+                return;
+            };
+            let Some(event) = entry.session.poll_event() else {
+                return;
+            };
+            let key = entry.key;
+            if event == Event::Confirmed {
+                self.supersede(id, key, now);
+            } else if let Event::Ended { reason } = event {
+                self.tombstones.add(id, key, reason);
+                self.forget_session(id, key);
+                self.judge_waiting(id, now);
+            } else if event == Event::Detached {
+                self.judge_waiting(id, now);
+            }
+            self.events
+                .push_back(RegistryEvent::Session { session: id, event });
+        }
+    }
+
+    /// A confirmed session ends all others of its key (rule 9).
+    fn supersede(&mut self, newest: SessionId, key: ClientKey, now: Instant) {
+        for id in self.sessions_of(&key) {
+            if id != newest {
+                self.close(id, CloseCode::Superseded, now);
+            }
+        }
+    }
+
+    fn sessions_of(&self, key: &ClientKey) -> Vec<SessionId> {
+        let of_key = self.keys.get(key).into_iter();
+        of_key.flat_map(|of| of.sessions.iter().copied()).collect()
+    }
+
+    fn forget_session(&mut self, id: SessionId, key: ClientKey) {
+        if let Some(of) = self.keys.get_mut(&key) {
+            of.sessions.remove(&id);
+        }
+        self.forget_key(key);
+    }
+
+    fn forget_key(&mut self, key: ClientKey) {
+        let is_empty = |of: &PerKey| of.sessions.is_empty() && of.greetings.is_empty();
+        if self.keys.get(&key).is_some_and(is_empty) {
+            self.keys.remove(&key);
+        }
+    }
+
+    /// Forgets an ended session once its last link is closed.
+    fn bury(&mut self, id: SessionId) {
+        let over = |entry: &Entry| entry.session.is_ended() && entry.session.link_count() == 0;
+        if self.entries.get(&id).is_some_and(over) {
+            // `with` has taken it out of `timers` and `lent`, `take_events` out of `keys`.
+            self.entries.remove(&id);
+            self.dirty.remove(&id);
+        }
+    }
+
+    /// Ends every session, and turns away every link, whose key is no longer listed.
+    pub fn retain_keys(&mut self, listed: impl Fn(&ClientKey) -> bool, now: Instant) {
+        let gone = self.keys.keys().filter(|key| !listed(key));
+        for key in gone.copied().collect::<Vec<_>>() {
+            for link in self.greetings_of(&key) {
+                self.turn_away(link, None, TurnedAway::KeyRemoved);
+            }
+            for id in self.sessions_of(&key) {
+                self.close(id, CloseCode::KeyRemoved, now);
+            }
+        }
+    }
+
+    /// Ends one session from this side.
+    pub fn close(&mut self, id: SessionId, code: CloseCode, now: Instant) {
+        self.with(id, now, |session| session.close(code, now));
+        self.bury(id);
+    }
+
+    /// Ends all sessions: the daemon stops.
+    pub fn close_all(&mut self, now: Instant) {
+        self.draining = true;
+        for key in self.keys.keys().copied().collect::<Vec<_>>() {
+            for link in self.greetings_of(&key) {
+                self.reject(link, RejectReason::Busy);
+            }
+            for id in self.sessions_of(&key) {
+                self.close(id, CloseCode::Asked, now);
+            }
+        }
+    }
+
+    /// No new sessions from here on.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Appends what is due on a link; see [`Session::poll_transmit`].
+    pub fn poll_transmit(
+        &mut self,
+        link: LinkId,
+        budget: usize,
+        out: &mut Outbox,
+        now: Instant,
+    ) -> bool {
+        match self.links.get_mut(&link) {
+            Some(LinkState::Member(id)) => {
+                let id = *id;
+                let Some(entry) = self.entries.get_mut(&id) else {
+                    return false;
+                };
+                let sent = entry.session.poll_transmit(link, budget, out, now);
+                if sent {
+                    self.with(id, now, |_| {});
+                }
+                sent
+            }
+            Some(LinkState::TurnedAway(answer)) => {
+                let close = Frame::LinkClose {
+                    reason: LinkCloseReason::Unneeded,
+                };
+                answer.take().is_some_and(|frame| {
+                    out.push(&frame);
+                    out.push(&close);
+                    true
+                })
+            }
+            Some(LinkState::Greeting(_)) | None => false,
+        }
+    }
+
+    /// What the driver should know next.
+    pub fn poll_event(&mut self) -> Option<RegistryEvent> {
+        self.events.pop_front()
+    }
+
+    /// Links that may have something to send since the last call.
+    pub fn poll_dirty(&mut self, out: &mut Vec<LinkId>) {
+        out.append(&mut self.answers);
+        while let Some(id) = self.dirty.pop_first() {
+            let Some(entry) = self.entries.get(&id) else {
+                continue;
+            };
+            let links = entry.session.live_links().map(|(link, _)| link);
+            out.extend(links.filter(|link| entry.session.has_transmit(*link)));
+        }
+    }
+
+    /// All sessions, for `status`.
+    pub fn sessions(&self) -> impl Iterator<Item = (SessionId, ClientKey, &Session)> {
+        self.entries
+            .iter()
+            .map(|(id, entry)| (*id, entry.key, &entry.session))
+    }
+
+    /// One session.
+    pub fn session(&self, id: SessionId) -> Option<&Session> {
+        self.entries.get(&id).map(|entry| &entry.session)
+    }
+
+    /// The key that a session belongs to.
+    pub fn key(&self, id: SessionId) -> Option<ClientKey> {
+        self.entries.get(&id).map(|entry| entry.key)
+    }
+
+    /// Bytes that all sessions hold beyond their floors.
+    pub fn lent(&self) -> u64 {
+        self.lent
+    }
+
+    /// Whether a link death leaves anything to be said on it.
+    pub fn has_last_words(death: LinkDeath) -> bool {
+        match death {
+            LinkDeath::SessionEnded | LinkDeath::Retired => true,
+            LinkDeath::Transport
+            | LinkDeath::Silent
+            | LinkDeath::PeerClosed
+            | LinkDeath::AttachFailed => false,
+        }
+    }
+
+    /// Everything kept for links and sessions that are not over; none of it may outlive them.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> [usize; 8] {
+        [
+            self.entries.len(),
+            self.links.len(),
+            self.keys.len(),
+            self.timers.len(),
+            self.greeting_timers.len(),
+            self.waiting.len(),
+            self.dirty.len() + self.answers.len() + self.events.len(),
+            usize::try_from(self.lent).unwrap_or(usize::MAX),
+        ]
+    }
+}
