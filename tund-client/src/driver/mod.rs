@@ -234,6 +234,9 @@ impl Daemon {
         for _ in 0..ROUNDS {
             let now = clock::now();
             while let Poll::Ready(signal) = signals.poll_signal(cx) {
+                if signal == Signal::Reload {
+                    control.reload();
+                }
                 self.on_signal(signal, now);
             }
             while let Poll::Ready(request) = control.poll_request(cx) {

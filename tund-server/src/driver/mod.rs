@@ -12,13 +12,18 @@ use origin::{Failures, ReadBuffer};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tund_daemon::clock::{self, Alarm};
 use tund_daemon::control::{ControlServer, ServerCommand};
-use tund_daemon::lifecycle::{Signal, Signals, notify_ready, notify_reloading, notify_stopping};
+use tund_daemon::lifecycle::{
+    Capability, MissingPrivilege, Signal, Signals, notify_ready, notify_reloading, notify_stopping,
+    raise_file_limit,
+};
 use tund_daemon::link::{ClientKeys, ServerTls};
 use tund_daemon::ready::ReadySet;
 use tund_daemon::telemetry::Tally;
@@ -85,6 +90,9 @@ struct Server {
 ///
 /// When it cannot start: addresses, keys, sockets.
 pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
+    if let Err(error) = raise_file_limit() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -159,8 +167,7 @@ impl Server {
         };
         server.index_clients();
         for address in server.config.listen.clone() {
-            let socket = links::listen(address)
-                .with_context(|| format!("cannot listen on {address}; is the port taken?"))?;
+            let socket = links::listen(address).map_err(|error| cannot_listen(address, error))?;
             let waker = server.register(Source::Listener(server.listeners.len()));
             waker.wake_by_ref();
             server.listeners.push(Listener { socket, waker });
@@ -198,6 +205,9 @@ impl Server {
         for _ in 0..ROUNDS {
             let now = clock::now();
             while let Poll::Ready(signal) = signals.poll_signal(cx) {
+                if signal == Signal::Reload {
+                    control.reload();
+                }
                 self.on_signal(signal, now);
             }
             while let Poll::Ready(request) = control.poll_request(cx) {
@@ -327,6 +337,7 @@ impl Server {
         notify_reloading();
         match crate::config::load(&self.config_file) {
             Ok(loaded) => {
+                tund_daemon::telemetry::set_level(loaded.config.log_level);
                 self.config.clients = loaded.config.clients;
                 self.index_clients();
                 let listed = self
@@ -349,6 +360,20 @@ impl Server {
         }
         notify_ready();
     }
+}
+
+/// Why nothing listens there, and what to do.
+fn cannot_listen(address: SocketAddr, error: io::Error) -> anyhow::Error {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        let purpose = format!("to listen on {address}");
+        return MissingPrivilege::new(Capability::NetBindService, purpose).into();
+    }
+    let remedy = if error.kind() == io::ErrorKind::AddrInUse {
+        "another program has the port: stop it, or write another one"
+    } else {
+        "write an address that a device of this host has"
+    };
+    anyhow::Error::new(error).context(format!("cannot listen on {address}; {remedy}"))
 }
 
 /// The addresses of this host, each with its network.
