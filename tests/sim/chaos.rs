@@ -1,12 +1,14 @@
 //! Random schedules against a model of two byte strings and an ending each.
 //!
-//! `TUND_SEED=n` plays one seed again with its story; `TUND_SCHEDULES=n` says how many to play;
-//! `TUND_SURVEY=1` names every seed that fails, in one line each.
+//! - `TUND_SCHEDULES=n` says how many to play, `TUND_FIRST_SEED=n` from which seed on;
+//! - `TUND_SEED=n` plays one seed, and tells its story if it fails;
+//! - `TUND_SURVEY=1` names every seed that fails in one line each, and looks no closer;
+//! - `TUND_BRIEF=1` stops at the first failure and says no more than what was wrong.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use tund_tests::harness::chaos::{self, Failure};
+use tund_tests::harness::chaos;
 use tund_tests::harness::coverage::Coverage;
 
 const SCHEDULES: u64 = 10_000;
@@ -16,63 +18,74 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-#[test]
-fn what_was_written_arrives_and_every_end_is_what_it_was() {
-    chaos::keep_panics();
-    if let Some(seed) = number("TUND_SEED") {
-        if let Err(failure) = chaos::run(seed) {
-            eprintln!("{failure}");
-            std::process::abort();
-        }
-        return;
-    }
-    let schedules = number("TUND_SCHEDULES").unwrap_or(SCHEDULES);
-    let first = number("TUND_FIRST_SEED").unwrap_or(1);
-    let survey = number("TUND_SURVEY").is_some();
+/// Plays seeds from `first` on, side by side; what was met, how many were played, what failed.
+fn play(first: u64, schedules: u64, survey: bool) -> (Coverage, u64, Vec<(u64, String)>) {
     let next = AtomicU64::new(first);
-    let failed: Mutex<Option<Box<Failure>>> = Mutex::new(None);
+    let stop = AtomicBool::new(false);
+    let failed = Mutex::new(Vec::new());
     let met = Mutex::new(Coverage::default());
-
     thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 let mut mine = Coverage::default();
-                while failed.lock().unwrap().is_none() {
+                while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= first + schedules {
                         break;
                     }
-                    if survey {
-                        if let Some(fault) = chaos::fault_of(seed) {
-                            eprintln!("seed {seed}: {fault}");
-                        }
-                        continue;
-                    }
-                    match chaos::run(seed) {
+                    match chaos::outcome(seed) {
                         Ok(coverage) => mine.add(&coverage),
-                        Err(failure) => *failed.lock().unwrap() = Some(failure),
+                        Err(fault) => {
+                            failed.lock().unwrap().push((seed, fault));
+                            stop.fetch_or(!survey, Ordering::Relaxed);
+                        }
                     }
                 }
                 met.lock().unwrap().add(&mine);
             });
         }
     });
+    let played = next.into_inner().min(first + schedules) - first;
+    (
+        met.into_inner().unwrap(),
+        played,
+        failed.into_inner().unwrap(),
+    )
+}
 
-    if survey {
+#[test]
+fn what_was_written_arrives_and_every_end_is_what_it_was() {
+    chaos::keep_panics();
+    if let Some(seed) = number("TUND_SEED") {
+        if let Some(failure) = chaos::failure(seed) {
+            panic!("{failure}");
+        }
         return;
     }
-    let met = met.into_inner().unwrap();
-    let failed = failed.into_inner().unwrap();
-    eprintln!("{met}");
-    let played = next.into_inner() - first;
-    if let Some(failure) = failed {
-        eprintln!("after {played} schedules:\n{failure}");
-        std::process::abort();
+    let schedules = number("TUND_SCHEDULES").unwrap_or(SCHEDULES);
+    let first = number("TUND_FIRST_SEED").unwrap_or(1);
+    let (survey, brief) = (
+        number("TUND_SURVEY").is_some(),
+        number("TUND_BRIEF").is_some(),
+    );
+
+    let (met, played, mut failed) = play(first, schedules, survey);
+
+    failed.sort();
+    if let Some((seed, fault)) = failed.first() {
+        for (seed, fault) in &failed {
+            eprintln!("seed {seed}: {fault}");
+        }
+        let failure = (!survey && !brief).then(|| chaos::failure(*seed)).flatten();
+        let story = failure.map_or_else(String::new, |failure| failure.to_string());
+        panic!("after {played} schedules: seed {seed}: {fault}\n{story}");
     }
+    eprintln!("{met}");
+    eprintln!("of {played} schedules");
     let least = schedules / 100;
-    assert_eq!(
-        met.below(least),
-        Vec::<&str>::new(),
-        "met less than {least} times"
+    assert!(
+        brief || met.below(least).is_empty(),
+        "met less than {least} times: {:#?}",
+        met.below(least)
     );
 }

@@ -1,3 +1,10 @@
 //! Stories of both daemons' cores in virtual time, one per file.
 
+mod fairness;
+mod idle_flows;
+mod make_before_break;
+mod outage;
+mod polling;
+mod portal;
 mod regressions;
+mod stalled_reader;

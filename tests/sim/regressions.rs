@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 use tund_session::EndReason;
-use tund_session::wire::frame::RejectReason;
+use tund_session::wire::frame::{CloseCode, RejectReason};
 use tund_tests::harness::world::{CLIENT, Knobs, SERVER, Who, World};
 
 fn world() -> World {
@@ -126,4 +126,31 @@ fn after_a_sleep_no_deadline_lies_in_the_past() {
     world.sleep(Duration::from_secs(100));
 
     world.demand();
+}
+
+/// A user disconnects before the server has heard the first frame after WELCOME, and a new session
+/// is made while that frame is still under way. When it came, it confirmed the old session, which
+/// ended the new one: "all others of the key", not those made before it.
+#[test]
+fn a_session_that_is_confirmed_late_does_not_end_a_newer_one() {
+    let mut world = world();
+    world.open(Duration::from_secs(60)).unwrap();
+    let old = world.dial().unwrap();
+    world.transmit(old, CLIENT, 1);
+    world.deliver(old, CLIENT, usize::MAX);
+    world.transmit(old, SERVER, 1);
+    world.deliver(old, SERVER, usize::MAX);
+    world.close(CloseCode::Asked);
+
+    world.open(Duration::from_secs(60)).unwrap();
+    let new = world.dial().unwrap();
+    world.transmit(new, CLIENT, 1);
+    world.deliver(new, CLIENT, usize::MAX);
+    world.transmit(new, SERVER, 1);
+    world.deliver(new, SERVER, usize::MAX);
+    world.deliver(old, CLIENT, usize::MAX);
+    world.work(false);
+
+    assert!(world.socket(1, CLIENT).connected);
+    assert!(!told(&world, "Superseded"));
 }

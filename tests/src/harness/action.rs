@@ -48,6 +48,8 @@ pub enum Kind {
     Wait,
     /// Everything works for a moment.
     Run,
+    /// A new link is used before the old one has brought what is under way there.
+    Overtake,
     /// Timeouts are handled although none may be due.
     Tick,
     /// A link is cut or stalled.
@@ -63,7 +65,7 @@ pub enum Kind {
 }
 
 /// Weights per mille; what a mood does not have does not happen.
-const WEIGHTS: [(Kind, usize, Mood); 14] = [
+const WEIGHTS: [(Kind, usize, Mood); 15] = [
     (Kind::Deliver, 270, Mood::Mild),
     (Kind::Transmit, 210, Mood::Mild),
     (Kind::Application, 170, Mood::Mild),
@@ -73,8 +75,9 @@ const WEIGHTS: [(Kind, usize, Mood); 14] = [
     (Kind::Dial, 40, Mood::Mild),
     (Kind::Wait, 30, Mood::Mild),
     (Kind::Tick, 10, Mood::Mild),
+    (Kind::Overtake, 15, Mood::Mild),
     (Kind::Break, 35, Mood::Links),
-    (Kind::Outage, 8, Mood::All),
+    (Kind::Outage, 13, Mood::All),
     (Kind::Disconnect, 3, Mood::All),
     (Kind::RestartServer, 2, Mood::All),
     (Kind::RestartClient, 3, Mood::All),
@@ -172,6 +175,7 @@ impl World {
             }
             Kind::Dial => self.some_dial(rng),
             Kind::Run => self.run_a_while(rng),
+            Kind::Overtake => self.overtake(rng),
             Kind::Wait => self.some_wait(rng),
             Kind::Tick => {
                 if self.next_deadline().is_some_and(|at| at > self.now) {
@@ -180,15 +184,7 @@ impl World {
                 self.timeouts();
             }
             Kind::Break => self.some_break(rng),
-            Kind::Outage => {
-                let span = Duration::from_secs(rng.pick(&[20, 70, 100, 100, 340, 700]));
-                self.tell(|| format!("{span:?} pass"));
-                if rng.chance(70) {
-                    self.pass(span);
-                } else {
-                    self.sleep(span);
-                }
-            }
+            Kind::Outage => self.some_outage(rng),
             Kind::Disconnect => {
                 let idle = self
                     .client
@@ -277,6 +273,9 @@ impl World {
         for who in self.ends() {
             flows.extend(self.flows(who).into_iter().map(|flow| (who, flow)));
         }
+        if rng.chance(20) {
+            self.answer_late(rng);
+        }
         if flows.is_empty() {
             return;
         }
@@ -292,7 +291,7 @@ impl World {
             .is_some_and(|local| !local.accepted);
         match who {
             Who::Server(id) if waits => {
-                if rng.chance(50) {
+                if rng.chance(35) {
                     self.answer(id, flow, rng.chance(15));
                 }
             }
@@ -307,11 +306,7 @@ impl World {
         let readers_too = rng.chance(50);
         for _ in 0..rounds {
             self.run_links();
-            for who in self.ends() {
-                for flow in self.flows(who) {
-                    self.serve(who, flow, rng);
-                }
-            }
+            self.serve_all(rng);
             if readers_too {
                 let sockets = self
                     .units
@@ -323,6 +318,49 @@ impl World {
             }
         }
         self.run_links();
+    }
+
+    fn overtake(&mut self, rng: &mut Rng) {
+        let Some(client) = &self.client else {
+            return;
+        };
+        if client.books.links.len() > 4 {
+            return;
+        }
+        let carriers = self
+            .ends()
+            .into_iter()
+            .map(|who| (self.carrier(who), who.side()));
+        let carriers: Vec<_> = carriers
+            .filter_map(|(link, side)| Some((link?, side)))
+            .collect();
+        self.serve_all(rng);
+        for (link, side) in carriers {
+            self.transmit(link, side, rng.pick(&[100, 2000]));
+        }
+        let Some(new) = self.dial() else {
+            return;
+        };
+        for side in [CLIENT, SERVER, CLIENT, SERVER] {
+            if rng.chance(40) {
+                self.some_application(rng);
+                self.serve_all(rng);
+            }
+            self.transmit(new, side, rng.pick(&[1, 100, 2000]));
+            self.deliver(new, side, usize::MAX);
+        }
+    }
+
+    fn carrier(&self, who: Who) -> Option<LinkId> {
+        self.session(who).and_then(Session::carrier)
+    }
+
+    fn serve_all(&mut self, rng: &mut Rng) {
+        for who in self.ends() {
+            for flow in self.flows(who) {
+                self.serve(who, flow, rng);
+            }
+        }
     }
 
     fn some_dial(&mut self, rng: &mut Rng) {
@@ -339,6 +377,25 @@ impl World {
 
     fn some_wait(&mut self, rng: &mut Rng) {
         let span = Duration::from_millis(rng.pick(&[3, 200, 1000, 1000, 3000, 6000]));
+        self.tell(|| format!("{span:?} pass"));
+        match rng.below(4) {
+            0 => self.sleep(span),
+            1 => self.pass_running(span),
+            _ => self.pass(span),
+        }
+    }
+
+    fn some_outage(&mut self, rng: &mut Rng) {
+        let idle = self
+            .client
+            .as_ref()
+            .is_none_or(|c| c.session.flow_count() == 0);
+        let spans: &[u64] = if idle {
+            &[20, 700]
+        } else {
+            &[20, 70, 100, 100, 340, 700]
+        };
+        let span = Duration::from_secs(rng.pick(spans));
         self.tell(|| format!("{span:?} pass"));
         match rng.below(4) {
             0 => self.sleep(span),

@@ -71,6 +71,11 @@ impl Local {
         }
     }
 
+    /// FIN was passed on to the socket.
+    pub fn fin_given(&self) -> bool {
+        self.fin_given
+    }
+
     /// The local connection has ended both ways, as far as this daemon is concerned.
     pub fn is_complete(&self) -> bool {
         self.over || self.reset_told || (self.fin_told && self.fin_given)

@@ -3,7 +3,7 @@
 use super::action::{Action, Schedule};
 use super::coverage::Coverage;
 use super::world::World;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -40,14 +40,21 @@ impl fmt::Display for Failure {
 }
 
 thread_local! {
-    /// The text of the last panic on this thread.
+    /// A schedule is being played on this thread: a panic is a finding, and nothing to print.
+    static PLAYING: Cell<bool> = const { Cell::new(false) };
+    /// The text of the last one.
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Keeps panics of the cores as text while a schedule is played; they are findings.
+/// Keeps panics of the cores as text while a schedule is played.
 pub fn keep_panics() {
-    std::panic::set_hook(Box::new(|info| {
-        PANIC.with(|kept| *kept.borrow_mut() = Some(info.to_string()));
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if PLAYING.get() {
+            PANIC.with(|kept| *kept.borrow_mut() = Some(info.to_string()));
+        } else {
+            usual(info);
+        }
     }));
 }
 
@@ -67,6 +74,7 @@ pub fn play(schedule: &Schedule, actions: &[Action], with_story: bool) -> Played
     let mut world = World::new(schedule.seed, schedule.knobs);
     world.refusing = true;
     world.story = with_story.then(Vec::new);
+    PLAYING.set(true);
     let played = catch_unwind(AssertUnwindSafe(|| {
         for action in actions {
             world.apply(*action);
@@ -76,6 +84,7 @@ pub fn play(schedule: &Schedule, actions: &[Action], with_story: bool) -> Played
         }
         world.settle();
     }));
+    PLAYING.set(false);
     if played.is_err() {
         let text = PANIC.with(|kept| kept.borrow_mut().take());
         world.fault(text.unwrap_or_else(|| "panic".to_owned()));
@@ -91,20 +100,18 @@ pub fn play(schedule: &Schedule, actions: &[Action], with_story: bool) -> Played
 ///
 /// # Errors
 ///
-/// What was wrong, with the actions that are needed to see it.
-pub fn run(seed: u64) -> Result<Coverage, Box<Failure>> {
+/// What was wrong.
+pub fn outcome(seed: u64) -> Result<Coverage, String> {
     let schedule = Schedule::of(seed);
     let played = play(&schedule, &schedule.actions, false);
-    match played.fault {
-        None => Ok(played.coverage),
-        Some(_) => Err(Box::new(shorten(&schedule))),
-    }
+    played.fault.map_or(Ok(played.coverage), Err)
 }
 
-/// What is wrong with a seed, without making it shorter.
-pub fn fault_of(seed: u64) -> Option<String> {
+/// If the schedule of a seed fails: with what, and what is needed to see it.
+pub fn failure(seed: u64) -> Option<Failure> {
     let schedule = Schedule::of(seed);
-    play(&schedule, &schedule.actions, false).fault
+    let fault = play(&schedule, &schedule.actions, false).fault;
+    fault.map(|_| shorten(&schedule))
 }
 
 /// Leaves out what is not needed, in ever smaller pieces.

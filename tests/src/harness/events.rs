@@ -128,10 +128,10 @@ impl World {
         let Some(local) = self.books(who).and_then(|books| books.locals.remove(&flow)) else {
             return;
         };
-        match error {
-            OpenError::TooManyFlows => self.met(Situation::TooManyFlows),
-            OpenError::Refused => {}
-            _ => self.fault(format!("u{} was refused with {error:?}", local.unit)),
+        if error == OpenError::TooManyFlows {
+            self.met(Situation::TooManyFlows);
+        } else if error != OpenError::Refused {
+            self.fault(format!("u{} was refused with {error:?}", local.unit));
         }
         let unit = &mut self.units[local.unit];
         unit.aborted = Some("refused");
@@ -165,7 +165,13 @@ impl World {
             return;
         };
         local.over = true;
+        let waits = !local.accepted;
         let (index, progress_at) = (local.unit, local.progress_at);
+        if let Who::Server(id) = who
+            && waits
+        {
+            self.given_up.push((id, flow));
+        }
         match code {
             FlowCode::Cancelled => {
                 let cancelled = self.units[index].sockets[CLIENT].as_ref();

@@ -151,6 +151,10 @@ impl World {
                     "{who:?} holds {up} and {down} bytes, buffer {buffer}"
                 ));
             }
+            let kept = self.must_be_kept(who);
+            if up < kept {
+                self.fault(format!("{who:?} holds {up} bytes, {kept} are not released"));
+            }
             if credit > buffer {
                 self.fault(format!(
                     "{who:?} has granted {credit} bytes, buffer {buffer}"
@@ -194,7 +198,7 @@ impl World {
         }
     }
 
-    fn left_over(&mut self, who: Who, last: bool) -> Option<String> {
+    fn left_over(&self, who: Who, last: bool) -> Option<String> {
         let current = self.client.as_ref().and_then(|client| client.session.id());
         let orphan = matches!(who, Who::Server(id) if Some(id) != current);
         if orphan && !last {
@@ -288,7 +292,8 @@ fn judge_half(unit: &Unit, from: &Socket, to: &Socket) -> Result<(), String> {
         ));
     }
     if from.app_rst && !to.app_rst {
-        if !to.saw_rst && !(to.app_fin && to.saw_fin) {
+        let ended = to.app_fin && to.saw_fin;
+        if !to.saw_rst && !ended {
             return Err("a reset was not passed on".to_owned());
         }
         if to.saw_rst && !unit.stalled_reset && got != wrote {

@@ -106,7 +106,7 @@ impl Socket {
 
     /// Resets the connection; before it is connected, gives it up.
     pub fn reset_by_app(&mut self) -> bool {
-        let can = !self.app_rst && !self.rst && !(self.app_fin && self.saw_fin);
+        let can = !self.is_told();
         self.app_rst |= can;
         self.readable_edge |= can;
         self.writable_edge |= can;
@@ -137,6 +137,11 @@ impl Socket {
     /// Bytes that wait to be taken by the daemon.
     pub fn inbound(&self) -> u64 {
         self.wrote - self.taken
+    }
+
+    /// Bytes that the daemon has taken.
+    pub fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Takes `count` of them.
@@ -200,9 +205,7 @@ impl Socket {
 
     /// Resets at once; what the application has not read is lost.
     pub fn reset(&mut self) {
-        if !self.rst && !self.app_rst && !(self.app_fin && self.saw_fin) {
-            self.rst = true;
-        }
+        self.rst |= !self.is_told();
     }
 
     /// FIN was sent to the application.

@@ -1,8 +1,14 @@
 //! What went over links: enough to know which situations a schedule has met, and what was granted.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an observer notes some frames and lets all others pass"
+)]
+
+use super::books::Books;
 use super::coverage::Situation;
 use super::pipe::Numbered;
-use super::socket::wide;
+use super::socket::{Socket, wide};
 use super::world::{CLIENT, SERVER, Who, World};
 use std::collections::BTreeMap;
 use tund_session::wire::frame::{Ack, Control, Frame};
@@ -24,6 +30,8 @@ pub struct Witness {
     acked: BTreeMap<Half, (LinkId, Ack)>,
     /// The highest control number of a side that has arrived.
     control: BTreeMap<(u64, usize), u64>,
+    /// How much of what a side wrote was released by the other, as far as it was told.
+    freed: BTreeMap<Half, u64>,
     /// OPEN_OK was said.
     opened: BTreeMap<(u64, FlowId), ()>,
 }
@@ -49,6 +57,11 @@ impl Witness {
         *known = limit.0.max(*known);
     }
 
+    fn free(&mut self, half: Half, released: u64) {
+        let known = self.freed.entry(half).or_default();
+        *known = released.max(*known);
+    }
+
     fn says(&mut self, uid: u64, side: usize, ack: &Ack) {
         self.grant((uid, ack.flow, side), ack.limit);
     }
@@ -63,10 +76,14 @@ impl World {
         let uid = pipe.dialled_by;
         match frame {
             Frame::Hello(_) => pipe.is_hello = true,
-            Frame::Ack(ack) => self.witness.says(uid, side, ack),
+            Frame::Ack(ack) => {
+                self.witness.says(uid, side, ack);
+                self.doubt(link, side, ack);
+            }
             Frame::FlowState(acks) => {
                 for ack in acks {
                     self.witness.says(uid, side, ack);
+                    self.doubt(link, side, ack);
                 }
             }
             Frame::Control { message, .. } => match message {
@@ -84,6 +101,64 @@ impl World {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Nobody may say that bytes were released which the local socket has not taken.
+    fn doubt(&mut self, link: LinkId, side: usize, ack: &Ack) {
+        let Some(who) = self.owner(link, side) else {
+            return;
+        };
+        let Some(local) = self
+            .books(who)
+            .and_then(|books| books.locals.get(&ack.flow))
+        else {
+            return;
+        };
+        let taken = local.released + u64::from(local.fin_given());
+        if ack.released.0 > taken && !local.over {
+            let unit = local.unit;
+            self.fault(format!(
+                "{who:?} says {} of u{unit} released, {taken} were",
+                ack.released
+            ));
+        }
+    }
+
+    /// Bytes that an end must still have, as far as anybody can tell from outside: taken from
+    /// sockets that are whole, and not known to be released.
+    pub(super) fn must_be_kept(&self, who: Who) -> u64 {
+        let Some((uid, books)) = self.notes(who) else {
+            return 0;
+        };
+        let side = who.side();
+        let whole = books.locals.iter().filter(|(_, local)| {
+            let unit = &self.units[local.unit];
+            let reset = unit
+                .sockets
+                .iter()
+                .flatten()
+                .any(|s| s.app_rst || s.is_reset());
+            local.accepted && !local.over && !reset && unit.aborted.is_none()
+        });
+        whole
+            .map(|(flow, local)| {
+                let taken = self.units[local.unit].sockets[side].as_ref();
+                let freed = self.witness.freed.get(&(uid, *flow, side)).copied();
+                taken
+                    .map_or(0, Socket::taken)
+                    .saturating_sub(freed.unwrap_or(0))
+            })
+            .sum()
+    }
+
+    fn notes(&self, who: Who) -> Option<(u64, &Books)> {
+        match who {
+            Who::Client => self
+                .client
+                .as_ref()
+                .map(|client| (client.uid, &client.books)),
+            Who::Server(id) => self.books.get(&id).map(|books| (books.uid, books)),
         }
     }
 
@@ -179,6 +254,9 @@ impl World {
                 } else if early {
                     self.met(Situation::EarlyControl);
                 }
+                if let Control::Done { flow, .. } = message {
+                    self.witness.free((uid, *flow, 1 - side), u64::MAX);
+                }
                 self.saw_message(link, uid, message);
             }
             _ => {}
@@ -209,6 +287,8 @@ impl World {
             self.met(Situation::SmallerAck);
         }
         self.witness.acked.insert(half, (link, *ack));
+        self.witness
+            .free((half.0, half.1, 1 - half.2), ack.released.0);
         self.saw_before_open_ok(ack.flow, half.2);
     }
 
@@ -255,15 +335,8 @@ impl World {
 
     /// Rules 5 and 6, from outside: what an end has granted and not drained.
     pub(super) fn granted_and_not_drained(&self, who: Who) -> u64 {
-        let (uid, books) = match who {
-            Who::Client => match &self.client {
-                Some(client) => (client.uid, &client.books),
-                None => return 0,
-            },
-            Who::Server(id) => match self.books.get(&id) {
-                Some(books) => (books.uid, books),
-                None => return 0,
-            },
+        let Some((uid, books)) = self.notes(who) else {
+            return 0;
         };
         let Some(session) = self.session(who) else {
             return 0;

@@ -112,6 +112,8 @@ pub struct World {
     pub refusing: bool,
     /// Timeouts are being handled.
     pub in_timeout: bool,
+    /// Flows that ended before their origin had answered.
+    pub(super) given_up: Vec<(SessionId, FlowId)>,
     /// Bytes that waited for each stuck reader before that.
     pub(super) held: BTreeMap<(Who, FlowId), u64>,
     pub(super) client_instance: u8,
@@ -159,6 +161,7 @@ impl World {
             fault: None,
             refusing: false,
             in_timeout: false,
+            given_up: Vec::new(),
             held: BTreeMap::new(),
             client_instance: 1,
             server_instance: 1,
@@ -331,6 +334,24 @@ impl World {
                 socket.connected = true;
             }
         }
+        self.drain();
+    }
+
+    /// The origin of a flow that was given up meanwhile answers all the same.
+    pub fn answer_late(&mut self, rng: &mut Rng) {
+        let Some((id, flow)) = self.given_up.pop() else {
+            return;
+        };
+        let now = self.now;
+        self.met(Situation::LateAnswer);
+        let refuse = rng.chance(50);
+        self.with(Who::Server(id), |session| {
+            if refuse {
+                session.refuse_flow(flow, OpenError::Refused, now);
+            } else {
+                session.accept_flow(flow, now);
+            }
+        });
         self.drain();
     }
 

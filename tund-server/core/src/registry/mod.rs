@@ -57,6 +57,8 @@ enum LinkState {
 struct Entry {
     session: Session,
     key: ClientKey,
+    /// Its place in the order in which sessions were made.
+    made: u64,
     /// The deadline that stands in `timers`.
     timer: Option<Instant>,
     /// What `lent` counts of it.
@@ -122,6 +124,8 @@ pub struct Registry {
     dirty: BTreeSet<SessionId>,
     /// Σ over sessions of what they hold beyond their floors, never above `memory_bytes` (INV-5).
     lent: u64,
+    /// Sessions ever made.
+    made: u64,
     /// No new sessions.
     draining: bool,
     events: VecDeque<RegistryEvent>,
@@ -142,6 +146,7 @@ impl Registry {
             waiting: BTreeSet::new(),
             dirty: BTreeSet::new(),
             lent: 0,
+            made: 0,
             draining: false,
             events: VecDeque::new(),
             answers: Vec::new(),
@@ -215,12 +220,14 @@ impl Registry {
         now: Instant,
     ) {
         let (secret, id) = offer;
+        self.made += 1;
         let session = Session::new_server(&self.config.session, id, hello, (link, secret), now);
         self.links.insert(link, LinkState::Member(id));
         self.keys.entry(key).or_default().sessions.insert(id);
         let entry = Entry {
             session,
             key,
+            made: self.made,
             timer: None,
             lent: 0,
         };
@@ -279,7 +286,9 @@ impl Registry {
                 self.tombstones.add(id, key, reason);
                 self.forget_session(id, key);
                 self.judge_waiting(id, now);
-            } else if event == Event::Detached {
+            } else if matches!(event, Event::LinkDead { .. })
+                && entry.session.live_links().next().is_none()
+            {
                 self.judge_waiting(id, now);
             }
             self.events
@@ -287,12 +296,15 @@ impl Registry {
         }
     }
 
-    /// A confirmed session ends all others of its key (rule 9).
-    fn supersede(&mut self, newest: SessionId, key: ClientKey, now: Instant) {
-        for id in self.sessions_of(&key) {
-            if id != newest {
-                self.close(id, CloseCode::Superseded, now);
-            }
+    /// A confirmed session ends those of its key that were made before it (rule 9). One made later
+    /// has another fate: what confirms the older one may have been under way for long.
+    fn supersede(&mut self, confirmed: SessionId, key: ClientKey, now: Instant) {
+        let made = |id: SessionId| self.entries.get(&id).map(|entry| entry.made);
+        let this = made(confirmed);
+        let mut older = self.sessions_of(&key);
+        older.retain(|id| made(*id) < this);
+        for id in older {
+            self.close(id, CloseCode::Superseded, now);
         }
     }
 
