@@ -111,8 +111,12 @@ fn main() -> anyhow::Result<()> {
     println!("| one flow | direct Gbit/s | tund Gbit/s | ratio | daemons, CPU s/GB |");
     println!("|---|---|---|---|---|");
     for (name, way) in [("up", Way::Up), ("down", Way::Down)] {
-        let mut row =
-            Row { direct: vec![], tund: vec![], ratio: vec![], cpu_per_gb: vec![] };
+        let mut row = Row {
+            direct: vec![],
+            tund: vec![],
+            ratio: vec![],
+            cpu_per_gb: vec![],
+        };
         for _ in 0..arguments.pairs {
             let plain = measure(&lab.client, direct, way, length)?;
             let before: f64 = pids.iter().map(|pid| cpu_seconds(*pid)).sum();

@@ -33,6 +33,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 /// Transfers real files through tund and directly while the network fails, and compares.
 #[derive(Debug, Parser)]
+#[command(args_override_self = true)]
 struct Arguments {
     /// Where the plot is written.
     #[arg(long, default_value = "target/demo/transfers.svg")]
