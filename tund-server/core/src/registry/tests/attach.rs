@@ -1,0 +1,533 @@
+//! Who gets a session, who gets back into one, and what the others are told.
+
+use super::world::{GRACE, NANOSECOND, SECOND, World, config, encoded, key, secret};
+use crate::registry::{KEY_IN_USE_WAIT, RegistryConfig, TurnedAway};
+use std::time::Duration;
+use tund_session::wire::frame::{
+    CloseCode, Frame, Hello, Limits, LinkCloseReason, RejectReason, Resume,
+};
+use tund_session::{EndReason, Event, Instance, LinkId, LinkNumber, SessionId};
+
+const UNCONFIRMED: Duration = Duration::from_secs(15);
+
+fn hello(instance: u8) -> Frame {
+    Frame::Hello(Hello {
+        versions: (1, 1),
+        capabilities: 0,
+        instance: Instance([instance; 16]),
+        limits: Limits {
+            max_flows: 10,
+            buffer_bytes: 1 << 20,
+            floor_bytes: 1,
+        },
+    })
+}
+
+#[test]
+fn hello_is_welcomed_and_the_session_confirmed() {
+    let mut world = World::new(config());
+
+    let (client, id) = world.attached(1, key(1));
+
+    assert!(world.registry.session(id).unwrap().is_confirmed());
+    assert_eq!(world.registry.key(id), Some(key(1)));
+    assert!(world.clients[client].is_attached());
+    assert_eq!(world.live(), [id]);
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_session_nobody_confirms_is_gone_after_15_s() {
+    let mut world = World::new(config());
+    let link = world.raw(key(1));
+    world.say(link, encoded(&hello(1)));
+    world.run();
+    assert!(matches!(world.heard(link)[..], [Frame::Welcome(_)]));
+    let [id] = world.live()[..] else {
+        panic!("one provisional session")
+    };
+
+    world.pass(UNCONFIRMED - NANOSECOND);
+    assert!(world.ended(id).is_none());
+    assert_eq!(world.live(), [id]);
+
+    world.pass(NANOSECOND);
+    assert_eq!(world.ended(id), Some(EndReason::Abandoned));
+    assert_eq!(world.live(), []);
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_newcomer_is_told_that_its_key_is_in_use_and_the_first_is_untouched() {
+    let mut world = World::new(config());
+    let (first, id) = world.attached(1, key(1));
+    let second = world.client(2);
+    let link = world.dial(second, key(1));
+
+    world.pass(KEY_IN_USE_WAIT - NANOSECOND);
+    assert_eq!(world.turned_away(link), None);
+    world.pass(NANOSECOND);
+
+    assert_eq!(world.turned_away(link), Some(TurnedAway::KeyInUse));
+    assert!(world.client_events[second].contains(&Event::KeyInUse));
+    assert!(!world.is_open(link));
+    assert_eq!(world.live(), [id]);
+    assert!(world.clients[first].is_attached());
+    assert!(!world.client_events[first].contains(&Event::Detached));
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_silent_rival_gives_way_once_the_newcomer_is_confirmed() {
+    let mut world = World::new(config());
+    let (first, old) = world.attached(1, key(1));
+    world.pass(SECOND * 3);
+    world.cut(first);
+    let second = world.client(2);
+
+    world.dial(second, key(1));
+    world.pass(KEY_IN_USE_WAIT - NANOSECOND);
+    assert_eq!(world.live(), [old]);
+    world.pass(NANOSECOND);
+
+    let superseded = EndReason::Local(CloseCode::Superseded);
+    assert_eq!(world.ended(old), Some(superseded));
+    let id = world.clients[second].id().unwrap();
+    assert_eq!(world.live(), [id]);
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_newcomer_that_never_confirms_takes_nothing_over() {
+    let mut world = World::new(config());
+    let (first, old) = world.attached(1, key(1));
+    world.open(first);
+    world.lose(first);
+    let newcomer = world.raw(key(1));
+    world.say(newcomer, encoded(&hello(2)));
+
+    world.pass(UNCONFIRMED);
+
+    assert_eq!(world.live(), [old]);
+    world.dial(first, key(1));
+    assert!(world.registry.session(old).unwrap().is_attached());
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_killed_client_is_replaced_at_once_although_bytes_of_it_were_under_way() {
+    let mut world = World::new(config());
+    let (first, old) = world.attached(1, key(1));
+    let old_link = world.registry.session(old).unwrap().carrier().unwrap();
+    let second = world.client(2);
+    world.dial(second, key(1));
+
+    // What the killed process had sent arrives, and then its FIN.
+    world.say(old_link, encoded(&Frame::Ping { nonce: 77 }));
+    world.kill(first);
+
+    let id = world.clients[second].id().expect("it did not have to wait");
+    assert_eq!(world.live(), [id]);
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_detached_session_of_another_start_ends_when_the_newcomer_confirms() {
+    let mut world = World::new(config());
+    let (first, old) = world.attached(1, key(1));
+    world.open(first);
+    world.lose(first);
+    let second = world.client(2);
+
+    world.dial(second, key(1));
+
+    let superseded = EndReason::Local(CloseCode::Superseded);
+    assert_eq!(world.ended(old), Some(superseded));
+    assert_eq!(world.live(), [world.clients[second].id().unwrap()]);
+    // The old one finds out when it comes back.
+    world.dial(first, key(1));
+    let told = EndReason::Rejected(RejectReason::Superseded);
+    assert_eq!(world.client_ended(first), Some(told));
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn hello_of_the_same_start_needs_no_wait() {
+    let mut world = World::new(config());
+    let (_, old) = world.attached(1, key(1));
+    let again = world.client(1);
+
+    world.dial(again, key(1));
+
+    let id = world.clients[again].id().expect("welcomed at once");
+    assert_eq!(world.live(), [id]);
+    let superseded = EndReason::Local(CloseCode::Superseded);
+    assert_eq!(world.ended(old), Some(superseded));
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn of_two_newcomers_at_a_silent_session_only_one_gets_in() {
+    let mut world = World::new(config());
+    let (first, _) = world.attached(1, key(1));
+    world.cut(first);
+    let second = world.client(2);
+    let third = world.client(3);
+    world.dial(second, key(1));
+    world.pass(Duration::from_millis(100));
+    let late = world.dial(third, key(1));
+
+    world.pass(KEY_IN_USE_WAIT);
+    let id = world.clients[second].id().expect("in after two seconds");
+    assert_eq!(world.turned_away(late), None);
+    world.pass(KEY_IN_USE_WAIT);
+
+    assert_eq!(world.turned_away(late), Some(TurnedAway::KeyInUse));
+    assert_eq!(world.live(), [id]);
+    assert!(world.clients[second].is_attached());
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn overlapping_attempts_of_one_start_end_in_one_session() {
+    let mut world = World::new(config());
+    let client = world.client(1);
+    let links: Vec<LinkId> = (0..6)
+        .map(|_| world.dial_silently(client, key(1)))
+        .collect();
+
+    world.run();
+
+    let id = world.clients[client].id().unwrap();
+    assert_eq!(world.confirmed(), [id]);
+    let open = links.iter().filter(|link| world.is_open(**link)).count();
+    assert_eq!(open, 1);
+    world.pass(UNCONFIRMED);
+    assert_eq!(world.live(), [id]);
+    assert!(world.clients[client].is_attached());
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_late_word_of_a_killed_client_does_not_end_its_successor() {
+    let mut world = World::new(config());
+    let late = world.raw(key(1));
+    world.say(late, encoded(&hello(1)));
+    world.run();
+    let (second, id) = world.attached(2, key(1));
+    let third = world.raw(key(1));
+    world.say(third, encoded(&hello(2)));
+
+    world.say(late, encoded(&Frame::Ping { nonce: 1 }));
+    world.run();
+
+    assert_eq!(world.confirmed(), [id]);
+    assert_eq!(
+        world.live().len(),
+        2,
+        "the one that is still provisional too"
+    );
+    assert!(world.clients[second].is_attached());
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn two_resumes_that_race_both_join() {
+    let mut world = World::new(config());
+    let (client, id) = world.attached(1, key(1));
+    world.open(client);
+    world.lose(client);
+
+    let links = [
+        world.dial_silently(client, key(1)),
+        world.dial_silently(client, key(1)),
+    ];
+    world.run();
+
+    assert!(world.clients[client].is_attached());
+    assert!(world.registry.session(id).unwrap().is_attached());
+    assert_eq!(links.map(|link| world.turned_away(link)), [None, None]);
+    assert_eq!(world.client_ended(client), None);
+    world.expect_nothing_kept();
+}
+
+/// What RESUME for `session` with `instance` on a link of `of` is answered with.
+fn resume_by_hand(world: &mut World, of: u8, session: SessionId, instance: u8) -> RejectReason {
+    let link = world.raw(key(of));
+    let resume = Frame::Resume(Resume {
+        versions: (1, 1),
+        session,
+        instance: Instance([instance; 16]),
+        proved: LinkNumber(1),
+        proof: [9; 32],
+    });
+    world.say(link, encoded(&resume));
+    let mut out = tund_session::Outbox::new();
+    world
+        .registry
+        .poll_transmit(link, 9999, &mut out, world.now);
+    let mut bytes = out.to_vec().into();
+    let answer = tund_session::wire::codec::decode(&mut bytes).unwrap();
+    world.run();
+    assert!(!world.is_open(link));
+    let Some(Frame::ResumeReject(reject)) = answer else {
+        panic!("{answer:?}")
+    };
+    let told = TurnedAway::Rejected(reject.reason);
+    assert_eq!(world.turned_away(link), Some(told));
+    reject.reason
+}
+
+#[test]
+fn each_resume_that_fails_is_told_why() {
+    let mut world = World::new(config());
+    let (first, id) = world.attached(1, key(1));
+    let nobody = SessionId([0xaa; 16]);
+    world.open(first);
+
+    assert_eq!(
+        resume_by_hand(&mut world, 1, id, 99),
+        RejectReason::Restarted
+    );
+    assert_eq!(resume_by_hand(&mut world, 1, id, 200), RejectReason::Proof);
+    assert_eq!(
+        resume_by_hand(&mut world, 1, nobody, 200),
+        RejectReason::Ended
+    );
+    assert!(world.clients[first].is_attached(), "it was not disturbed");
+
+    // Grace, and what the server adds.
+    world.lose(first);
+    world.pass(GRACE + SECOND * 31);
+    assert_eq!(world.ended(id), Some(EndReason::Expired));
+    assert_eq!(
+        resume_by_hand(&mut world, 1, id, 200),
+        RejectReason::Expired
+    );
+
+    let (_, next) = world.attached(2, key(1));
+    world.registry.close(next, CloseCode::Asked, world.now);
+    assert_eq!(
+        resume_by_hand(&mut world, 1, next, 200),
+        RejectReason::Ended
+    );
+    world.run();
+    assert_eq!(
+        resume_by_hand(&mut world, 1, next, 200),
+        RejectReason::Ended
+    );
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn another_key_learns_nothing_of_a_session_and_cannot_have_it() {
+    let mut world = World::new(config());
+    let (first, id) = world.attached(1, key(1));
+    world.open(first);
+    assert_eq!(resume_by_hand(&mut world, 2, id, 200), RejectReason::Ended);
+    world.lose(first);
+
+    // Even with the right secret.
+    let thief = world.raw(key(2));
+    world.clients[first].handle_link_up(thief, secret(thief), world.now);
+    let mut out = tund_session::Outbox::new();
+    world.clients[first].poll_transmit(thief, 9999, &mut out, world.now);
+    world.say(thief, out.to_vec());
+    world.run();
+    let ended = TurnedAway::Rejected(RejectReason::Ended);
+    assert_eq!(world.turned_away(thief), Some(ended));
+
+    world.pass(GRACE + SECOND * 31);
+    assert_eq!(world.ended(id), Some(EndReason::Expired));
+    assert_eq!(resume_by_hand(&mut world, 2, id, 200), RejectReason::Ended);
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_stolen_key_without_the_secret_takes_no_session_over() {
+    let mut world = World::new(config());
+    let (first, id) = world.attached(1, key(1));
+    world.open(first);
+    world.lose(first);
+    let before = world.live();
+
+    assert_eq!(resume_by_hand(&mut world, 1, id, 200), RejectReason::Proof);
+
+    assert_eq!(world.live(), before);
+    world.dial(first, key(1));
+    assert!(world.clients[first].is_attached());
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn first_frames_come_in_any_pieces() {
+    let mut world = World::new(config());
+    let link = world.raw(key(1));
+    for byte in encoded(&hello(1)) {
+        assert!(world.heard(link).is_empty());
+        world.say(link, vec![byte]);
+        world.run();
+    }
+    assert!(matches!(world.heard(link)[..], [Frame::Welcome(_)]));
+
+    let (client, id) = world.attached(1, key(2));
+    world.open(client);
+    world.lose(client);
+    let link = world.raw(key(2));
+    world.clients[client].handle_link_up(link, secret(link), world.now);
+    let mut out = tund_session::Outbox::new();
+    world.clients[client].poll_transmit(link, 9999, &mut out, world.now);
+    for byte in out.to_vec() {
+        world.say(link, vec![byte]);
+    }
+    world.run();
+    assert!(matches!(world.heard(link)[..], [Frame::ResumeOk(_), ..]));
+    assert_eq!(world.registry.session(id).unwrap().link_count(), 1);
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn nothing_may_come_behind_the_first_frame_before_its_answer() {
+    let mut world = World::new(config());
+    let (first, _) = world.attached(1, key(1));
+    world.cut(first);
+    let ping = encoded(&Frame::Ping { nonce: 1 });
+    let behind_hello = world.raw(key(2));
+    world.say(behind_hello, [encoded(&hello(1)), ping.clone()].concat());
+    let while_waiting = world.raw(key(1));
+    world.say(while_waiting, encoded(&hello(2)));
+    world.say(while_waiting, ping);
+    world.run();
+
+    for link in [behind_hello, while_waiting] {
+        assert_eq!(world.turned_away(link), Some(TurnedAway::NotUnderstood));
+    }
+    assert_eq!(world.live().len(), 1, "no session was made");
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn what_is_no_first_frame_is_turned_away_without_an_answer() {
+    let mut world = World::new(config());
+    let wrong = [
+        vec![0xff; 4],
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        encoded(&Frame::KeyInUse),
+        encoded(&Frame::Ping { nonce: 1 }),
+        encoded(&Frame::LinkClose {
+            reason: LinkCloseReason::Unneeded,
+        }),
+        // The header of DATA with 16 KiB to come: known to be wrong before the rest is there.
+        vec![0x20, 0, 0x40, 0],
+        vec![0x01, 0xff, 0xff, 0xff],
+    ];
+    for bytes in wrong {
+        let link = world.raw(key(1));
+        world.say(link, bytes.clone());
+        let mut out = tund_session::Outbox::new();
+        let answered = world
+            .registry
+            .poll_transmit(link, 9999, &mut out, world.now);
+        world.run();
+        let told = world.turned_away(link);
+        assert_eq!(told, Some(TurnedAway::NotUnderstood), "{bytes:x?}");
+        assert!(!answered && !world.is_open(link));
+    }
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_link_that_says_nothing_is_turned_away_after_10_s() {
+    let mut world = World::new(config());
+    let silent = world.raw(key(1));
+    let halfway = world.raw(key(1));
+    world.say(halfway, encoded(&hello(1))[..9].to_vec());
+
+    world.pass(SECOND * 10 - NANOSECOND);
+    assert!(world.is_open(silent) && world.is_open(halfway));
+    world.pass(NANOSECOND);
+
+    for link in [silent, halfway] {
+        assert_eq!(world.turned_away(link), Some(TurnedAway::Silent));
+    }
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_version_that_we_do_not_speak_is_told_so() {
+    let mut world = World::new(config());
+    let Frame::Hello(mut from_the_future) = hello(1) else {
+        unreachable!()
+    };
+    from_the_future.versions = (2, 9);
+    let link = world.raw(key(1));
+
+    world.say(link, encoded(&Frame::Hello(from_the_future)));
+    world.run();
+
+    let told = TurnedAway::Rejected(RejectReason::Version);
+    assert_eq!(world.turned_away(link), Some(told));
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_removed_key_loses_sessions_and_greetings_at_once() {
+    let mut world = World::new(config());
+    let (gone, id) = world.attached(1, key(1));
+    let (stays, other) = world.attached(1, key(2));
+    let greeting = world.raw(key(1));
+    let waiting = world.raw(key(1));
+    world.say(waiting, encoded(&hello(9)));
+    let untouched = world.raw(key(2));
+
+    world.registry.retain_keys(|of| *of == key(2), world.now);
+    world.run();
+
+    let removed = EndReason::Local(CloseCode::KeyRemoved);
+    assert_eq!(world.ended(id), Some(removed));
+    let told = EndReason::Peer(CloseCode::KeyRemoved);
+    assert_eq!(world.client_ended(gone), Some(told));
+    for link in [greeting, waiting] {
+        assert_eq!(world.turned_away(link), Some(TurnedAway::KeyRemoved));
+        assert!(!world.is_open(link));
+    }
+    assert!(world.is_open(untouched) && world.clients[stays].is_attached());
+    assert_eq!(world.live(), [other]);
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn while_draining_sessions_go_on_and_new_ones_are_told_to_wait() {
+    let mut world = World::new(config());
+    let (old, id) = world.attached(1, key(1));
+    world.open(old);
+    world.registry.drain();
+    let newcomer = world.client(1);
+
+    let link = world.dial(newcomer, key(2));
+    world.lose(old);
+    world.dial(old, key(1));
+
+    let busy = TurnedAway::Rejected(RejectReason::Busy);
+    assert_eq!(world.turned_away(link), Some(busy));
+    assert!(world.registry.session(id).unwrap().is_attached());
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn when_the_daemon_stops_everybody_is_told() {
+    let mut world = World::new(RegistryConfig { ..config() });
+    let (attached, _) = world.attached(1, key(1));
+    let (detached, _) = world.attached(1, key(2));
+    world.open(detached);
+    world.lose(detached);
+    let greeting = world.raw(key(3));
+
+    world.registry.close_all(world.now);
+    world.run();
+
+    let told = EndReason::Peer(CloseCode::Asked);
+    assert_eq!(world.client_ended(attached), Some(told));
+    assert!(!world.is_open(greeting));
+    assert_eq!(world.registry.kept(), [0; 8]);
+}

@@ -1,0 +1,171 @@
+//! One bound on the memory of all sessions, shared fairly.
+
+use super::world::{World, config, key};
+use crate::registry::RegistryConfig;
+use bytes::Bytes;
+use tund_session::wire::frame::CloseCode;
+use tund_session::{Config, FlowId, Session, SessionId};
+
+const MEBIBYTE: u64 = 1 << 20;
+const MEMORY: u64 = MEBIBYTE;
+
+fn world() -> World {
+    let base = config();
+    World::new(RegistryConfig {
+        session: Config {
+            buffer_bytes: 8 * MEBIBYTE,
+            ..base.session
+        },
+        memory_bytes: MEMORY,
+        ..base
+    })
+}
+
+/// An origin that sends whatever is taken; how much that was.
+fn pour(world: &mut World, session: SessionId, flow: FlowId) -> u64 {
+    let mut poured = 0;
+    loop {
+        let now = world.now;
+        let mut taken = 0;
+        world.registry.with(session, now, |s| {
+            taken = s.intake(flow).min(100_000);
+            let bytes = vec![7; usize::try_from(taken).unwrap()];
+            s.write(flow, Bytes::from(bytes), now);
+        });
+        assert!(world.registry.lent() <= MEMORY);
+        poured += taken;
+        if taken == 0 {
+            return poured;
+        }
+    }
+}
+
+/// A detached session whose origin fills it.
+fn greedy(world: &mut World, n: u8) -> (usize, SessionId, u64) {
+    let (client, id) = world.attached(1, key(n));
+    let flow = world.open(client);
+    world.lose(client);
+    let poured = pour(world, id, flow);
+    (client, id, poured)
+}
+
+#[test]
+fn a_greedy_session_leaves_room_and_later_ones_get_a_fair_share() {
+    let mut world = world();
+
+    let poured: Vec<u64> = (1..=6).map(|n| greedy(&mut world, n).2).collect();
+
+    assert!(
+        poured[0] >= MEMORY / 4 && poured[0] <= MEMORY / 2,
+        "{poured:?}"
+    );
+    assert!(
+        poured.iter().all(|bytes| *bytes >= MEMORY / 50),
+        "{poured:?}"
+    );
+    let held: u64 = poured.iter().sum();
+    assert!(
+        world.registry.lent() <= MEMORY && held > MEMORY * 3 / 4,
+        "{poured:?}"
+    );
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn what_a_session_gives_back_others_may_have() {
+    let mut world = world();
+    let (_, hog, first) = greedy(&mut world, 1);
+    let (client, id) = world.attached(1, key(2));
+    let flow = world.open(client);
+    world.lose(client);
+    let before = pour(&mut world, id, flow);
+    let now = world.now;
+    world.registry.close(hog, CloseCode::Asked, now);
+    world.run();
+    assert_eq!(world.registry.session(hog).map(Session::lent), None);
+
+    let (.., third) = greedy(&mut world, 3);
+    assert!(third >= before, "{first} {before} {third}");
+    // The one that found nothing left goes on with the next word of its client.
+    world.dial(client, key(2));
+    let mut after = 0;
+    for _ in 0..100 {
+        let held = world.clients[client].readable(flow).map(Bytes::len).sum();
+        world.clients[client].release(flow, held, now);
+        world.clients[client].drained(flow, u64::try_from(held).unwrap(), now);
+        world.run();
+        after += pour(&mut world, id, flow);
+        world.run();
+    }
+    assert!(after > first, "{first} {before} {after}");
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn with_no_memory_left_every_flow_still_moves_by_its_floor() {
+    let base = config();
+    let mut world = World::new(RegistryConfig {
+        memory_bytes: 0,
+        ..base
+    });
+    let (client, id) = world.attached(1, key(1));
+    let flow = world.open(client);
+    let mut arrived = 0;
+
+    for _ in 0..50 {
+        let now = world.now;
+        world.registry.with(id, now, |s| {
+            let bytes = vec![7; usize::try_from(s.intake(flow)).unwrap()];
+            s.write(flow, Bytes::from(bytes), now);
+        });
+        world.run();
+        let held = world.clients[client].readable(flow).map(Bytes::len).sum();
+        world.clients[client].release(flow, held, now);
+        world.clients[client].drained(flow, u64::try_from(held).unwrap(), now);
+        world.run();
+        arrived += held;
+    }
+
+    assert_eq!(world.registry.lent(), 0);
+    assert!(arrived >= 50, "{arrived}");
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn an_upload_is_granted_no_more_than_the_memory() {
+    let mut world = world();
+    let mut flows = Vec::new();
+    for n in 1..=4 {
+        let (client, id) = world.attached(1, key(n));
+        flows.push((client, id, world.open(client)));
+    }
+    let mut sent = vec![0; flows.len()];
+
+    // Origins that read at first, so that credit grows, and then stall.
+    for round in 0..60 {
+        for (n, (client, id, flow)) in flows.iter().enumerate() {
+            let now = world.now;
+            let intake = world.clients[*client].intake(*flow);
+            let bytes = vec![1; usize::try_from(intake).unwrap()];
+            world.clients[*client].write(*flow, Bytes::from(bytes), now);
+            sent[n] += intake;
+            world.run();
+            if round < 30 {
+                world.registry.with(*id, now, |s| {
+                    let held = s.readable(*flow).map(Bytes::len).sum();
+                    s.release(*flow, held, now);
+                });
+                world.run();
+            }
+            assert!(world.registry.lent() <= MEMORY);
+        }
+    }
+
+    let held: u64 = flows
+        .iter()
+        .map(|(_, id, _)| world.registry.session(*id).unwrap().buffered().1)
+        .sum();
+    assert!(held > 0 && held <= MEMORY, "{held}");
+    assert!(sent.iter().all(|bytes| *bytes > MEMORY / 8), "{sent:?}");
+    world.expect_nothing_kept();
+}

@@ -1,0 +1,7 @@
+//! The registry against real client sessions, in virtual time.
+
+mod attach;
+mod bounds;
+mod memory;
+mod properties;
+mod world;
