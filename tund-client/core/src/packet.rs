@@ -104,6 +104,8 @@ pub struct Segment {
     pub sequence: u32,
     /// The next byte that its sender waits for.
     pub acknowledgment: u32,
+    /// The window field.
+    pub window: u16,
     /// Control bits.
     pub flags: Flags,
 }
@@ -387,6 +389,7 @@ fn by_segment(payload: &[u8], ends: &Ends) -> Verdict {
         packet_bytes: ends.ip_header_bytes + payload.len(),
         sequence: tcp.sequence_number(),
         acknowledgment: tcp.acknowledgment_number(),
+        window: tcp.window_size(),
         flags,
     })
 }

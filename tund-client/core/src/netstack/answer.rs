@@ -205,3 +205,32 @@ pub(crate) fn repeated_byte(
         .write_to_slice(out, &[0])
         .ok()
 }
+
+/// Writes an ACK as the application would send it, with these sequence and acknowledgement numbers.
+pub(crate) fn ack_from_app(
+    key: &FlowKey,
+    (sequence, acknowledgment): (u32, u32),
+    window: u16,
+    out: &mut [u8],
+) -> Option<usize> {
+    let step = ip(key.source().ip(), key.destination().ip())?;
+    step.tcp(key.source_port(), key.destination_port(), sequence, window)
+        .ack(acknowledgment)
+        .write_to_slice(out, &[])
+        .ok()
+}
+
+/// Writes a FIN to the application, with these sequence and acknowledgement numbers.
+pub(crate) fn fin(
+    key: &FlowKey,
+    (sequence, acknowledgment): (u32, u32),
+    window: u16,
+    out: &mut [u8],
+) -> Option<usize> {
+    let step = ip(key.destination().ip(), key.source().ip())?;
+    step.tcp(key.destination_port(), key.source_port(), sequence, window)
+        .ack(acknowledgment)
+        .fin()
+        .write_to_slice(out, &[])
+        .ok()
+}

@@ -91,6 +91,8 @@ impl Netstack {
             readable_queued: false,
             writable_queued: false,
             timed_out: false,
+            is_stuck: false,
+            peer_window: held.offer.window,
             unanswered: 0,
         }
     }

@@ -132,6 +132,8 @@ pub struct Stats {
     pub syns_gone: u64,
     /// Connections ended because the application's host answered nothing any more.
     pub given_up: u64,
+    /// Times a connection was helped that waited for an answer it had stopped asking for.
+    pub rescued: u64,
     /// Times the pages of an idle slot were given back.
     pub slots_idled: u64,
     untaken: [u64; Reason::COUNT],

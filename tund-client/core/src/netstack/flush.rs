@@ -9,11 +9,16 @@ use tund_session::Instant;
 use super::answer::{self, Speaker};
 use super::device::{Occasion, Port, Sink};
 use super::event::{NetEvent, Refusal};
-use super::table::{Ending, Live, Notice, Phase};
+use super::nudge::waits_for_answer;
+use super::table::{Ending, Notice, Phase};
 use super::{GIVE_UP_AFTER, GIVE_UP_SYN_AFTER, Netstack, from_smoltcp, to_smoltcp};
 
 /// smoltcp is not asked again sooner than this, whatever it says, so that nobody spins.
 const LEAST_PAUSE: Duration = Duration::from_millis(1);
+/// smoltcp retransmits no later than this, if it retransmits at all.
+const LONGEST_RTO: Duration = Duration::from_secs(61);
+/// A connection that waits for an answer that smoltcp will not ask for again is helped after this.
+const RESCUE_AFTER: Duration = Duration::from_secs(1);
 
 impl Netstack {
     /// Sends what there is to send, for each connection that anything happened to.
@@ -90,6 +95,7 @@ impl Netstack {
         }
         self.end_as_wanted(index);
         let sent_before = self.stats.packets_out;
+        self.rescue(index, sink);
         self.send_own(index, sink);
         self.open_window(index, sink);
         let has_sent = self.stats.packets_out > sent_before;
@@ -115,8 +121,15 @@ impl Netstack {
             | State::Closing
             | State::LastAck => {
                 let at = self.interface.poll_at(to_smoltcp(self.now), &slot.sockets);
+                let at = at.map(|at| from_smoltcp(at).max(self.now + LEAST_PAUSE));
+                let is_waiting = waits_for_answer(slot.socket());
+                live.is_stuck = is_waiting && at.is_none_or(|at| at > self.now + LONGEST_RTO);
+                let at = if live.is_stuck {
+                    Some(self.now + RESCUE_AFTER)
+                } else {
+                    at
+                };
                 if let Some(at) = at {
-                    let at = from_smoltcp(at).max(self.now + LEAST_PAUSE);
                     self.timers.arm(&mut self.table, index, at);
                 }
             }
@@ -135,6 +148,8 @@ impl Netstack {
             Ending::Abandon => socket.abort(),
             // smoltcp takes the ACK of its SYN for that of its FIN if it is closed before.
             Ending::Finish if socket.state() == State::SynReceived => {}
+            // In LAST-ACK, smoltcp is deaf to windows that open: no bytes may be left by then.
+            Ending::Finish if socket.state() == State::CloseWait && socket.send_queue() > 0 => {}
             Ending::Finish => socket.close(),
             Ending::ResetWhenDrained
                 if socket.state() == State::SynReceived || socket.send_queue() > 0 => {}
@@ -192,40 +207,6 @@ impl Netstack {
             self.stats.window_updates += 1;
             self.state_window(index, sink);
         }
-    }
-
-    /// Makes smoltcp send an ACK, by showing it a byte again that it has acknowledged before.
-    ///
-    /// It has no other way of being made to, and its own idea of the window must go along: it
-    /// accepts nothing beyond what it believes to have promised.
-    pub(super) fn state_window(&mut self, index: u32, sink: &mut dyn Sink) {
-        let now = to_smoltcp(self.now);
-        let Some(connection) = self.table.at(index) else {
-            return;
-        };
-        let key = connection.key;
-        let Phase::Live(live) = &mut connection.phase else {
-            return;
-        };
-        let slot = self.slots.get(live.slot);
-        let Some((expected, acknowledged)) = numbers(live, slot.socket()) else {
-            return;
-        };
-        let mut buf = [0; 64];
-        let sequence = expected.wrapping_sub(1);
-        let Some(len) = answer::repeated_byte(&key, sequence, acknowledged, &mut buf) else {
-            return;
-        };
-        let mut port = Port {
-            incoming: Some(&buf[..len]),
-            occasion: Occasion::Reply,
-            wire: &mut live.wire,
-            outlet: &mut self.outlet,
-            stats: &mut self.stats,
-            sink,
-        };
-        self.interface
-            .poll_ingress_single(now, &mut port, &mut slot.sockets);
     }
 
     /// Counts packets that were sent because a deadline had passed; true if that was the last.
@@ -299,18 +280,4 @@ impl Netstack {
         self.slots.give_back(slot);
         self.table.remove(index);
     }
-}
-
-/// The next number that the application has to send, and the next that it has to acknowledge.
-fn numbers(live: &Live, socket: &smoltcp::socket::tcp::Socket<'_>) -> Option<(u32, u32)> {
-    let state = socket.state();
-    let window = &live.wire.window;
-    let received = window.taken() + u64::try_from(socket.recv_queue()).ok()?;
-    let fin = u32::from(super::ingress::has_app_finished(state));
-    let expected = window.sequence(received).wrapping_add(fin);
-    let acknowledged = live.sent - u64::try_from(socket.send_queue()).ok()?;
-    let low = u32::try_from(acknowledged & u64::from(u32::MAX)).ok()?;
-    let own_fin = u32::from(matches!(state, State::FinWait2 | State::TimeWait));
-    let first = live.wire.isn?.wrapping_add(1);
-    Some((expected, first.wrapping_add(low).wrapping_add(own_fin)))
 }

@@ -192,6 +192,7 @@ impl Netstack {
         };
         let slot_index = live.slot;
         live.unanswered = 0;
+        live.peer_window = segment.window;
         let payload = u32::try_from(segment.payload_bytes()).unwrap_or(0);
         let excess = live.wire.window.excess(segment.sequence, payload);
         let packet = cut_end(packet, segment, excess);

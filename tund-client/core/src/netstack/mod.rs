@@ -7,6 +7,7 @@ mod device;
 mod event;
 mod flush;
 mod ingress;
+mod nudge;
 pub mod offload;
 mod slots;
 mod table;

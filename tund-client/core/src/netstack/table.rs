@@ -97,6 +97,10 @@ pub(crate) struct Live {
     pub(crate) writable_queued: bool,
     /// A deadline of the socket has passed since it was last asked for packets.
     pub(crate) timed_out: bool,
+    /// It waits for an answer, but smoltcp has no deadline for asking again.
+    pub(crate) is_stuck: bool,
+    /// The window field of the last segment from the application.
+    pub(crate) peer_window: u16,
     /// Packets sent because of a deadline since the application's host was last heard.
     pub(crate) unanswered: u8,
 }

@@ -62,6 +62,37 @@ fn the_application_closes_first_and_still_gets_its_reply() {
 }
 
 #[test]
+fn a_slow_reader_that_has_half_closed_is_served_without_waiting() {
+    let mut world = World::new(V4);
+    let (handle, connection) = world.open();
+    world.kernel.socket(handle).close();
+    let down = pattern(1_500_000, 11);
+    world.run();
+    let mut sent = world.net.send(connection, &down);
+    world.run();
+    sent += world.net.send(connection, &down[sent..]);
+    world.run();
+    sent += world.net.send(connection, &down[sent..]);
+    assert_eq!(sent, down.len());
+    world.net.finish(connection);
+    world.run();
+    assert!(world.net.unsent(connection) > 0, "the window is shut");
+    let start = world.now;
+
+    let mut got = Vec::new();
+    while got.len() < down.len() {
+        let piece = world.app_read(handle);
+        assert_ne!(piece, [], "stalled at {}", got.len());
+        got.extend(piece);
+        world.run();
+    }
+
+    assert_eq!(world.now, start, "no timer was needed");
+    assert!(got == down);
+    assert_eq!(world.kernel.socket(handle).state(), State::TimeWait);
+}
+
+#[test]
 fn the_owner_closes_first_and_still_takes_what_comes() {
     for kind in KINDS {
         let mut world = World::new(kind);

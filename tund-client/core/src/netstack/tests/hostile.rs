@@ -275,6 +275,19 @@ impl World {
         self.forge(&forged, payload)
     }
 
+    /// A FIN from the application's side.
+    pub(super) fn fin(&self, sequence: u32, acknowledgment: u32) -> Vec<u8> {
+        let forged = Forged {
+            sequence,
+            acknowledgment,
+            flags: 0x11,
+            window: 1000,
+            payload: 0,
+            options: Vec::new(),
+        };
+        self.forge(&forged, &[])
+    }
+
     /// The number of the first byte from the application.
     pub(super) fn first(&self) -> u32 {
         self.inspector.first[&self.port()]

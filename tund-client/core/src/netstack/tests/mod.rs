@@ -1,5 +1,6 @@
 //! The netstack against a second TCP, the application's kernel, in virtual time.
 
+mod chaos;
 mod connect;
 mod ending;
 mod hostile;

@@ -80,6 +80,35 @@ impl Sink for Collector {
     }
 }
 
+/// Loses, repeats and reorders packets, the same ones for the same seed.
+pub(super) struct Weather(pub(super) u64);
+
+impl Weather {
+    pub(super) fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695);
+        (self.0 >> 33) % below
+    }
+
+    fn disturb(&mut self, packets: &mut Vec<Vec<u8>>) {
+        let mut after = Vec::new();
+        for packet in packets.drain(..) {
+            match self.roll(20) {
+                0 => {}
+                1 => after.extend([packet.clone(), packet]),
+                2 => {
+                    let at = self.roll(u64::try_from(after.len()).unwrap() + 1);
+                    after.insert(usize::try_from(at).unwrap(), packet);
+                }
+                _ => after.push(packet),
+            }
+        }
+        *packets = after;
+    }
+}
+
 pub(super) struct World {
     pub(super) kind: Kind,
     pub(super) net: Netstack,
@@ -92,6 +121,8 @@ pub(super) struct World {
     pub(super) hears: bool,
     /// While false, the kernel's SYNs offer no window scale.
     pub(super) scales: bool,
+    /// What may happen to packets on their way.
+    pub(super) weather: Option<Weather>,
     next_port: u16,
 }
 
@@ -136,6 +167,7 @@ impl World {
             idled,
             hears: true,
             scales: true,
+            weather: None,
             next_port: 40_000,
         }
     }
@@ -198,7 +230,10 @@ impl World {
     /// One batch each way; true if anything moved.
     pub(super) fn step(&mut self) -> bool {
         self.kernel.poll(self.now);
-        let packets: Vec<_> = self.kernel.wire.from_kernel.drain(..).collect();
+        let mut packets: Vec<_> = self.kernel.wire.from_kernel.drain(..).collect();
+        if let Some(weather) = &mut self.weather {
+            weather.disturb(&mut packets);
+        }
         let mut moved = !packets.is_empty();
         let mut sink = Collector::default();
         for mut packet in packets {
@@ -230,11 +265,15 @@ impl World {
     }
 
     pub(super) fn deliver(&mut self, sink: Collector) {
+        let mut segments = Vec::new();
         for bytes in sink.0 {
-            let segments = self.inspector.inspect(&bytes);
-            if self.hears {
-                self.kernel.wire.to_kernel.extend(segments);
-            }
+            segments.extend(self.inspector.inspect(&bytes));
+        }
+        if let Some(weather) = &mut self.weather {
+            weather.disturb(&mut segments);
+        }
+        if self.hears {
+            self.kernel.wire.to_kernel.extend(segments);
         }
     }
 
