@@ -45,7 +45,11 @@ impl Server {
 
     fn status(&self) -> ServerStatus {
         let mut sessions = SessionCounts::default();
-        for (_, _, session) in self.registry.sessions().filter(|(.., s)| !s.is_ended()) {
+        for (_, _, session) in self
+            .registry
+            .sessions()
+            .filter(|(.., s)| s.is_confirmed() && !s.is_ended())
+        {
             if session.is_attached() {
                 sessions.attached += 1;
             } else {
@@ -72,7 +76,7 @@ impl Server {
         let live = self
             .registry
             .sessions()
-            .filter(|(.., session)| !session.is_ended());
+            .filter(|(.., session)| session.is_confirmed() && !session.is_ended());
         let beyond = |id: &SessionId| after.as_ref().is_none_or(|after| id.to_string() > *after);
         let mut rows = live
             .filter(|(id, ..)| beyond(id))
