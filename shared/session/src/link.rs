@@ -110,6 +110,8 @@ pub(crate) struct Link {
     pub(crate) retire_due: bool,
     /// ACKs go out packed, as FLOW_STATE.
     pub(crate) flow_state: bool,
+    /// Client: leads to another address of the server than the one where the session was made.
+    pub(crate) is_elsewhere: bool,
     /// Frames of the link itself, before all others.
     frames: VecDeque<Frame>,
     partial: BytesMut,
@@ -133,6 +135,7 @@ impl Link {
             rtt: RoundTrip::default(),
             retire_due: false,
             flow_state: false,
+            is_elsewhere: false,
             frames: VecDeque::new(),
             partial: BytesMut::new(),
         }

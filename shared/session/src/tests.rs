@@ -1,7 +1,8 @@
 //! Two sessions back to back in virtual time.
 
 use crate::wire::frame::{
-    CloseCode, Control, FlowCode, Frame, Hello, OnExpiry, OpenError, Protocol,
+    CloseCode, Control, FlowCode, Frame, Hello, OnExpiry, OpenError, Protocol, RejectReason,
+    ResumeReject,
 };
 use crate::*;
 use bytes::Bytes;
@@ -433,7 +434,46 @@ fn a_resume_with_another_secret_is_refused() {
 
     let stolen = pair.ends[SERVER].handle_resume(link, &resume, secret(10), pair.now);
 
-    assert_eq!(stolen, Err(wire::frame::RejectReason::Proof));
+    assert_eq!(stolen, Err(RejectReason::Proof));
+}
+
+#[test]
+fn restarted_counts_only_where_the_session_was_made() {
+    let mut pair = Pair::new();
+    pair.open_accepted();
+    pair.lose_link();
+    let reject = |reason| {
+        let mut bytes = Vec::new();
+        let reject = ResumeReject {
+            reason,
+            released: Vec::new(),
+            retry_after: Duration::ZERO,
+        };
+        wire::codec::encode(&Frame::ResumeReject(reject), &mut bytes);
+        Bytes::from(bytes)
+    };
+    let now = pair.now;
+    let attempt = |client: &mut Session, n, elsewhere, reason| {
+        client.handle_link_up(LinkId(n), secret(n), now);
+        if elsewhere {
+            client.note_elsewhere(LinkId(n));
+        }
+        client.handle_bytes(LinkId(n), reject(reason), now);
+        assert_eq!(client.link_count(), 0);
+        client.is_ended()
+    };
+
+    let client = &mut pair.ends[CLIENT];
+    assert!(!attempt(client, 5, true, RejectReason::Restarted));
+    assert_eq!(client.flow_count(), 1);
+    assert!(attempt(client, 6, false, RejectReason::Restarted));
+
+    // Any other reason comes from the very server that knows the session.
+    let mut pair = Pair::new();
+    pair.open_accepted();
+    pair.lose_link();
+    let client = &mut pair.ends[CLIENT];
+    assert!(attempt(client, 7, true, RejectReason::Expired));
 }
 
 #[test]

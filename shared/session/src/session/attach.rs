@@ -96,6 +96,14 @@ impl Session {
         self.links.insert(id, link);
     }
 
+    /// Client: this link leads to another of the server's addresses than the one where the session
+    /// was made. That may be another machine, so `restarted` from there ends the attempt only.
+    pub fn note_elsewhere(&mut self, link: LinkId) {
+        if let Some(link) = self.links.get_mut(&link) {
+            link.is_elsewhere = true;
+        }
+    }
+
     fn hello(&self) -> Hello {
         Hello {
             versions: (VERSION, VERSION),
@@ -209,6 +217,7 @@ impl Session {
     /// A reject counts only with the current secret while no link works (rule 8); a suspect link
     /// that will never be heard again must not keep the truth from the applications.
     fn on_reject(&mut self, id: LinkId, phase: Phase, reject: &ResumeReject, now: Instant) {
+        let is_elsewhere = self.links.get(&id).is_some_and(|link| link.is_elsewhere);
         self.kill_link(id, LinkDeath::AttachFailed, now);
         let reason = reject.reason;
         if matches!(reason, RejectReason::Busy | RejectReason::Version) {
@@ -221,7 +230,8 @@ impl Session {
         }
         let current = self.secrets.last_key_value().map(|(number, _)| *number);
         let counts = matches!(phase, Phase::ResumeSent { proved } if Some(proved) == current);
-        if counts && !self.is_attached() {
+        let of_another = is_elsewhere && reason == RejectReason::Restarted;
+        if counts && !of_another && !self.is_attached() {
             self.end(EndReason::Rejected(reason), None, now);
         }
     }
