@@ -8,6 +8,7 @@ mod buffering;
 mod configuration;
 mod endings;
 mod events;
+mod injection;
 mod lab_direct;
 mod lab_emulator;
 mod lab_removal;
