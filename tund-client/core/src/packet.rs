@@ -393,3 +393,51 @@ fn by_segment(payload: &[u8], ends: &Ends) -> Verdict {
         flags,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_gives_back_both_ends_and_tells_directions_and_versions_apart() {
+        let v4: SocketAddr = "10.0.0.1:65535".parse().unwrap();
+        let other: SocketAddr = "203.0.113.9:80".parse().unwrap();
+        let v6: SocketAddr = "[fd00::1]:1".parse().unwrap();
+        let key = FlowKey::new(v4, other);
+
+        assert_eq!((key.source(), key.destination()), (v4, other));
+        assert_eq!((key.source_port(), key.destination_port()), (65_535, 80));
+        assert_ne!(key, FlowKey::new(other, v4));
+        let key = FlowKey::new(v6, v6);
+        assert_eq!((key.source(), key.destination()), (v6, v6));
+    }
+
+    #[test]
+    fn reasons_are_counted_in_places_of_their_own() {
+        for (place, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason.index(), place);
+        }
+    }
+
+    #[test]
+    fn a_segment_knows_its_parts() {
+        let mut packet = Vec::new();
+        etherparse::PacketBuilder::ipv4([10, 0, 0, 1], [203, 0, 113, 9], 64)
+            .tcp(4000, 80, 7, 1000)
+            .ack(9)
+            .fin()
+            .write(&mut packet, b"abc")
+            .unwrap();
+        // What lies beyond the packet's own length is not part of it.
+        packet.extend_from_slice(b"padding");
+
+        let Verdict::Segment(segment) = classify(&packet) else {
+            panic!();
+        };
+
+        assert_eq!((segment.payload_at(), segment.payload_bytes()), (40, 3));
+        assert_eq!((segment.sequence, segment.acknowledgment), (7, 9));
+        assert_eq!((segment.sequence_bytes(), segment.window), (4, 1000));
+        assert!(segment.flags.fin && segment.flags.ack && !segment.flags.syn);
+    }
+}

@@ -80,24 +80,37 @@ impl Play {
                 if self.world.kernel.socket(self.handle).state() == State::TimeWait {
                     self.read_down.extend(self.world.app_read(self.handle));
                 }
+                self.help_kernel();
                 let time = Duration::from_millis(self.whim.roll(3000));
                 self.world.pass(time);
             }
         }
     }
 
-    /// Repeats the FIN that this kernel may stop to repeat: it is the same TCP, without a nudge.
+    /// Does for this kernel, which is the same TCP as ours but gets no nudge, what a kernel does by
+    /// itself: probes a window that it believes shut, repeats a FIN.
     fn help_kernel(&mut self) {
-        let state = self.world.kernel.socket(self.handle).state();
-        let waits = matches!(state, State::FinWait1 | State::Closing | State::LastAck);
-        let table = &mut self.world.net.table;
-        if waits && let Some(live) = table.owned_live(self.connection) {
-            let fin = u32::from(live.drained == Notice::Given);
-            let acknowledgment = live.wire.isn.unwrap().wrapping_add(60_001 + fin);
-            let sequence = self.world.first().wrapping_add(60_000);
-            let packet = self.world.fin(sequence, acknowledgment);
-            self.world.kernel.wire.from_kernel.push_back(packet);
-        }
+        let kernel = self.world.kernel.socket(self.handle);
+        let (state, queued) = (kernel.state(), kernel.send_queue());
+        let has_fin = matches!(state, State::FinWait1 | State::Closing | State::LastAck);
+        let Some(live) = self.world.net.table.owned_live(self.connection) else {
+            return;
+        };
+        let fin = u64::from(live.drained == Notice::Given);
+        let unsent = self.world.net.slots.get(live.slot).socket().send_queue();
+        let acknowledged = live.sent - u64::try_from(unsent).unwrap() + 1 + fin;
+        let acknowledged = u32::try_from(acknowledged).unwrap();
+        let acknowledgment = live.wire.isn.unwrap().wrapping_add(acknowledged);
+        let first = self.world.first();
+        let packet = if queued > 0 && self.world.kernel.poll_at(self.world.now).is_none() {
+            self.world.segment(first, acknowledgment, false, b"?")
+        } else if queued == 0 && has_fin {
+            self.world
+                .segment(first.wrapping_add(60_000), acknowledgment, true, &[])
+        } else {
+            return;
+        };
+        self.world.kernel.wire.from_kernel.push_back(packet);
     }
 
     fn is_over(&self) -> bool {

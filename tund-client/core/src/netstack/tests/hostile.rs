@@ -275,17 +275,23 @@ impl World {
         self.forge(&forged, payload)
     }
 
-    /// A FIN from the application's side.
-    pub(super) fn fin(&self, sequence: u32, acknowledgment: u32) -> Vec<u8> {
+    /// A segment from the application's side, as its kernel would send it.
+    pub(super) fn segment(
+        &self,
+        sequence: u32,
+        acknowledgment: u32,
+        fin: bool,
+        payload: &[u8],
+    ) -> Vec<u8> {
         let forged = Forged {
             sequence,
             acknowledgment,
-            flags: 0x11,
+            flags: 0x10 | u8::from(fin),
             window: 1000,
             payload: 0,
             options: Vec::new(),
         };
-        self.forge(&forged, &[])
+        self.forge(&forged, payload)
     }
 
     /// The number of the first byte from the application.

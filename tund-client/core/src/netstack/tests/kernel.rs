@@ -16,13 +16,13 @@ use crate::netstack::to_smoltcp;
 
 /// Packets between the kernel and the TUN device.
 #[derive(Default)]
-pub(super) struct Wire {
-    pub(super) mtu: usize,
-    pub(super) to_kernel: VecDeque<Vec<u8>>,
-    pub(super) from_kernel: VecDeque<Vec<u8>>,
+pub(crate) struct Wire {
+    pub(crate) mtu: usize,
+    pub(crate) to_kernel: VecDeque<Vec<u8>>,
+    pub(crate) from_kernel: VecDeque<Vec<u8>>,
 }
 
-pub(super) struct Packet(Vec<u8>);
+pub(crate) struct Packet(Vec<u8>);
 
 impl RxToken for Packet {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -30,7 +30,7 @@ impl RxToken for Packet {
     }
 }
 
-pub(super) struct Slot<'a>(&'a mut VecDeque<Vec<u8>>);
+pub(crate) struct Slot<'a>(&'a mut VecDeque<Vec<u8>>);
 
 impl TxToken for Slot<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
@@ -62,14 +62,14 @@ impl Device for Wire {
     }
 }
 
-pub(super) struct Kernel {
+pub(crate) struct Kernel {
     interface: Interface,
-    pub(super) sockets: SocketSet<'static>,
-    pub(super) wire: Wire,
+    pub(crate) sockets: SocketSet<'static>,
+    pub(crate) wire: Wire,
 }
 
 impl Kernel {
-    pub(super) fn new(mtu: usize, now: Instant) -> Self {
+    pub(crate) fn new(mtu: usize, now: Instant) -> Self {
         let mut wire = Wire {
             mtu,
             ..Wire::default()
@@ -86,7 +86,7 @@ impl Kernel {
     }
 
     /// A socket that has sent nothing yet but wants to.
-    pub(super) fn connect(
+    pub(crate) fn connect(
         &mut self,
         from: SocketAddr,
         to: SocketAddr,
@@ -100,16 +100,16 @@ impl Kernel {
         self.sockets.add(socket)
     }
 
-    pub(super) fn socket(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
+    pub(crate) fn socket(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(handle)
     }
 
-    pub(super) fn poll(&mut self, now: Instant) {
+    pub(crate) fn poll(&mut self, now: Instant) {
         self.interface
             .poll(to_smoltcp(now), &mut self.wire, &mut self.sockets);
     }
 
-    pub(super) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
+    pub(crate) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
         let at = self.interface.poll_at(to_smoltcp(now), &self.sockets)?;
         Some(crate::netstack::from_smoltcp(at))
     }
@@ -117,22 +117,22 @@ impl Kernel {
 
 /// What the TUN device checks of each packet written to it.
 #[derive(Default)]
-pub(super) struct Inspector {
-    pub(super) offload: bool,
+pub(crate) struct Inspector {
+    pub(crate) offload: bool,
     /// Everything that came, as it came.
-    pub(super) seen: Vec<Vec<u8>>,
-    pub(super) gso_packets: usize,
+    pub(crate) seen: Vec<Vec<u8>>,
+    pub(crate) gso_packets: usize,
     /// Longest packet that a kernel would see, in bytes.
-    pub(super) longest_segment: usize,
+    pub(crate) longest_segment: usize,
     /// Per application port: the number of its first byte.
-    pub(super) first: BTreeMap<u16, u32>,
+    pub(crate) first: BTreeMap<u16, u32>,
     /// Per application port: window scale, and the highest edge that a packet announced.
-    pub(super) edges: BTreeMap<u16, (u8, u32)>,
+    pub(crate) edges: BTreeMap<u16, (u8, u32)>,
 }
 
 impl Inspector {
     /// Checks a packet and yields it as the segments that a kernel would see, checksums complete.
-    pub(super) fn inspect(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
+    pub(crate) fn inspect(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
         self.seen.push(bytes.to_vec());
         let segments = self.check(bytes);
         let longest = segments.iter().map(Vec::len).max().unwrap_or(0);
@@ -224,7 +224,7 @@ impl Inspector {
     }
 
     /// How far beyond the application's SYN it has been told that it may send.
-    pub(super) fn edge(&self, port: u16) -> u32 {
+    pub(crate) fn edge(&self, port: u16) -> u32 {
         self.edges[&port].1
     }
 }
@@ -233,7 +233,7 @@ fn u16_at(packet: &[u8], at: usize) -> usize {
     usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]))
 }
 
-pub(super) fn tcp_sum(packet: &[u8], at: usize) -> u16 {
+pub(crate) fn tcp_sum(packet: &[u8], at: usize) -> u16 {
     fold(pseudo_header_sum(packet, packet.len() - at) + sum(&packet[at..]))
 }
 

@@ -16,10 +16,10 @@ use crate::netstack::{
     SEND_RING_BYTES, Sink,
 };
 
-pub(super) const APP_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 111, 0, 2));
-pub(super) const APP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2));
-pub(super) const ORIGIN_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
-pub(super) const ORIGIN_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9));
+pub(crate) const APP_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 111, 0, 2));
+pub(crate) const APP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2));
+pub(crate) const ORIGIN_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
+pub(crate) const ORIGIN_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9));
 
 /// Which IP version, and whether the device has offloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +50,11 @@ pub(super) const KINDS: [Kind; 4] = [
 ];
 
 /// Slots from plain memory; counts how often the first two were idled.
-pub(super) struct Memory {
-    pub(super) receive_bytes: usize,
-    pub(super) send_bytes: usize,
-    pub(super) slots: usize,
-    pub(super) idled: Arc<[AtomicUsize; 2]>,
+pub(crate) struct Memory {
+    pub(crate) receive_bytes: usize,
+    pub(crate) send_bytes: usize,
+    pub(crate) slots: usize,
+    pub(crate) idled: Arc<[AtomicUsize; 2]>,
 }
 
 impl Arena for Memory {
@@ -72,7 +72,7 @@ impl Arena for Memory {
 
 /// Collects what the netstack sends.
 #[derive(Default)]
-pub(super) struct Collector(pub(super) Vec<Vec<u8>>);
+pub(crate) struct Collector(pub(crate) Vec<Vec<u8>>);
 
 impl Sink for Collector {
     fn packet(&mut self, bytes: &[u8]) {
@@ -401,7 +401,7 @@ pub(super) const fn names(event: &NetEvent) -> ConnectionId {
 }
 
 /// Bytes that show where they belong.
-pub(super) fn pattern(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..len)
         .map(|_| {
