@@ -18,6 +18,12 @@ const UNANSWERED: usize = 6;
 const ANSWERED: usize = 4;
 /// After an error that needs a person, the daemon looks again so often.
 const REFUSED_EVERY: Duration = Duration::from_secs(10);
+/// The longest that a server's hint is believed.
+const HINT_MAX: Duration = Duration::from_secs(300);
+/// Paths that are tried at once, best first.
+const PATHS: usize = 16;
+/// Unanswered attempts on all paths together, though each may have two.
+const UNANSWERED_IN_ALL: usize = 48;
 
 /// A way to a server address, as the driver numbers them: interface and address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,10 +34,11 @@ pub struct PathId {
     pub address: u16,
 }
 
+/// An attempt to make a link.
 #[derive(Clone, Copy, Debug)]
-struct Attempt {
-    path: PathId,
-    started: Instant,
+pub(crate) struct Attempt {
+    pub(crate) path: PathId,
+    pub(crate) started: Instant,
     is_answered: bool,
 }
 
@@ -53,6 +60,8 @@ pub(crate) struct Dialer {
     wanted_since: Option<Instant>,
     /// The paths are asked for then.
     next_look: Instant,
+    /// They were asked for last then.
+    last_look: Option<Instant>,
     /// Not sooner: the server's hint, or an error that needs a person.
     not_before: Instant,
     next_link: u64,
@@ -66,6 +75,7 @@ impl Dialer {
             last_start: BTreeMap::new(),
             wanted_since: None,
             next_look: Instant::default(),
+            last_look: None,
             not_before: Instant::default(),
             next_link: 1,
             random: seed | 1,
@@ -86,15 +96,27 @@ impl Dialer {
 
     /// Something has happened that makes an attempt worth while: an application sends.
     pub(crate) fn hurry(&mut self, now: Instant) {
-        let last = self.last_start.values().max().copied();
-        if self.wanted_since.is_some() && last.is_none_or(|last| last + EVERY <= now) {
+        if self.wanted_since.is_some() && self.last_look.is_none_or(|last| last + EVERY <= now) {
             self.next_look = self.next_look.min(now);
         }
     }
 
+    /// How long a link has been wanted without being there.
+    pub(crate) fn wanted_for(&self, now: Instant) -> Duration {
+        self.wanted_since
+            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    /// A link is there: all attempts are given up, and what was waited for is over.
+    pub(crate) fn attached(&mut self, orders: &mut Vec<DialOrder>) {
+        self.wanted_since = None;
+        self.not_before = Instant::default();
+        self.give_up_all(orders);
+    }
+
     /// The server asks for patience, or an error needs a person.
     pub(crate) fn wait(&mut self, hint: Option<Duration>, now: Instant) {
-        let pause = hint.unwrap_or(REFUSED_EVERY);
+        let pause = hint.unwrap_or(REFUSED_EVERY).min(HINT_MAX);
         let jitter = self.draw(pause.max(EVERY) / 2);
         self.not_before = now + pause + jitter;
     }
@@ -111,6 +133,7 @@ impl Dialer {
         if self.wanted_since.is_none() || due > now {
             return false;
         }
+        self.last_look = Some(now);
         let young = self.wanted_since.is_some_and(|since| since + YOUNG > now);
         self.next_look = now
             + if young {
@@ -123,36 +146,52 @@ impl Dialer {
 
     /// The usable paths, best first: starts what may start.
     pub(crate) fn paths(&mut self, paths: &[PathId], now: Instant, orders: &mut Vec<DialOrder>) {
-        if self.wanted_since.is_none() {
+        if self.wanted_since.is_none() || self.not_before > now {
             return;
         }
+        let paths = paths.get(..PATHS).unwrap_or(paths);
+        let most = (UNANSWERED_IN_ALL / paths.len().max(1)).clamp(2, UNANSWERED);
         for path in paths {
+            if let Some(last) = self.last_start.get(path)
+                && *last + EVERY > now
+            {
+                // Told twice, as when a name was resolved in between.
+                self.next_look = self.next_look.min(*last + EVERY);
+                continue;
+            }
             let on_path = || self.attempts.iter().filter(|(_, a)| a.path == *path);
             if on_path().filter(|(_, a)| a.is_answered).count() >= ANSWERED {
                 continue;
             }
-            let unanswered: Vec<_> = on_path()
-                .filter(|(_, a)| !a.is_answered)
-                .map(|(id, _)| *id)
-                .collect();
-            if unanswered.len() >= UNANSWERED
+            let unanswered = on_path().filter(|(_, a)| !a.is_answered);
+            let unanswered: Vec<_> = unanswered.map(|(id, _)| *id).collect();
+            if unanswered.len() >= most
                 && let Some(second) = unanswered.get(1)
             {
                 self.attempts.remove(second);
                 orders.push(DialOrder::GiveUp(*second));
             }
-            let link = LinkId(self.next_link);
-            self.next_link += 1;
-            self.last_start.insert(*path, now);
-            let attempt = Attempt {
-                path: *path,
-                started: now,
-                is_answered: false,
-            };
-            self.attempts.insert(link, attempt);
-            orders.push(DialOrder::Start(link, *path));
+            self.start(*path, now, orders);
         }
         self.last_start.retain(|path, _| paths.contains(path));
+    }
+
+    fn start(&mut self, path: PathId, now: Instant, orders: &mut Vec<DialOrder>) {
+        let link = LinkId(self.next_link);
+        self.next_link += 1;
+        self.last_start.insert(path, now);
+        let attempt = Attempt {
+            path,
+            started: now,
+            is_answered: false,
+        };
+        self.attempts.insert(link, attempt);
+        orders.push(DialOrder::Start(link, path));
+    }
+
+    /// An attempt that is under way.
+    pub(crate) fn attempt(&self, link: LinkId) -> Option<&Attempt> {
+        self.attempts.get(&link)
     }
 
     /// The SYN was answered.
@@ -162,12 +201,12 @@ impl Dialer {
         }
     }
 
-    /// The attempt has ended, one way or the other; when it started.
-    pub(crate) fn ended(&mut self, link: LinkId) -> Option<Instant> {
-        self.attempts.remove(&link).map(|attempt| attempt.started)
+    /// The attempt has ended, one way or the other.
+    pub(crate) fn ended(&mut self, link: LinkId) -> Option<Attempt> {
+        self.attempts.remove(&link)
     }
 
-    /// Gives all attempts up: a link is there.
+    /// Gives all attempts up.
     pub(crate) fn give_up_all(&mut self, orders: &mut Vec<DialOrder>) {
         while let Some((link, _)) = self.attempts.pop_first() {
             orders.push(DialOrder::GiveUp(link));

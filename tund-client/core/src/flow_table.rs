@@ -1,14 +1,13 @@
 //! Which connection A belongs to which flow, and how bytes get from one to the other.
 
-use crate::client::{Client, State};
-use crate::netstack::{AcceptError, ConnectionId, NetEvent, Netstack, Refusal};
-use crate::packet::Unreachable;
+use crate::client::Client;
+use crate::netstack::{ConnectionId, NetEvent, Netstack};
 use bytes::BytesMut;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use tund_session::wire::frame::{DeniedBy, FlowCode, OnExpiry, OpenError, Protocol};
-use tund_session::{Delivery, FlowId, Instant, Session, Target};
+use tund_session::wire::frame::FlowCode;
+use tund_session::{Delivery, FlowId, Instant, Session};
 
 /// Bytes taken out of a receive ring in one piece: the ring.
 const PIECE_BYTES: u64 = 256 * 1024;
@@ -37,6 +36,28 @@ pub struct ClientFlow {
     is_resetting: bool,
 }
 
+impl ClientFlow {
+    pub(crate) const fn new(
+        connection: ConnectionId,
+        source: SocketAddr,
+        destination: SocketAddr,
+        since: Instant,
+    ) -> Self {
+        Self {
+            connection,
+            source,
+            destination,
+            since,
+            is_open: false,
+            outages: 0,
+            up_bytes: 0,
+            down_bytes: 0,
+            in_ring: 0,
+            is_resetting: false,
+        }
+    }
+}
+
 /// All flows of the current session.
 #[derive(Debug, Default)]
 pub struct FlowTable {
@@ -60,7 +81,7 @@ impl FlowTable {
         self.flows.iter().map(|(id, flow)| (*id, flow))
     }
 
-    fn insert(&mut self, id: FlowId, flow: ClientFlow) {
+    pub(crate) fn insert(&mut self, id: FlowId, flow: ClientFlow) {
         self.by_connection.insert(flow.connection, id);
         self.flows.insert(id, flow);
     }
@@ -71,13 +92,29 @@ impl FlowTable {
         Some(flow)
     }
 
-    /// Forgets all flows; their connections.
-    pub(crate) fn drain(&mut self) -> Vec<ConnectionId> {
+    pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<&mut ClientFlow> {
+        self.flows.get_mut(&id)
+    }
+
+    /// Forgets all flows.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = ClientFlow> + use<> {
         self.by_connection.clear();
-        std::mem::take(&mut self.flows)
-            .into_values()
-            .map(|flow| flow.connection)
-            .collect()
+        std::mem::take(&mut self.flows).into_values()
+    }
+
+    /// Forgets the flows whose origin has not answered.
+    pub(crate) fn take_held(&mut self) -> Vec<(FlowId, ConnectionId)> {
+        let held = self.flows.iter().filter(|(_, flow)| !flow.is_open);
+        let held: Vec<_> = held.map(|(id, flow)| (*id, flow.connection)).collect();
+        for (id, _) in &held {
+            self.remove(*id);
+        }
+        held
+    }
+
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        self.flows.len().max(self.by_connection.len())
     }
 
     /// An outage is over.
@@ -116,6 +153,9 @@ impl Client {
         | NetEvent::Writable { connection }
         | NetEvent::Syn { connection, .. }) = event;
         let Some(flow) = self.table.by_connection.get(&connection).copied() else {
+            if matches!(event, NetEvent::SynGone { .. }) {
+                self.on_syn_gone(connection);
+            }
             return;
         };
         match event {
@@ -159,94 +199,10 @@ impl Client {
         }
     }
 
-    /// The one verdict on a SYN: hold it until the origin has answered, or refuse it.
-    fn on_syn(
-        &mut self,
-        connection: ConnectionId,
-        source: SocketAddr,
-        destination: SocketAddr,
-        now: Instant,
-    ) {
-        let state = self.state();
-        if state == State::Refused {
-            self.netstack
-                .refuse(connection, Refusal::Unreachable(Unreachable::Prohibited));
-            return;
-        }
-        if state == State::Detached && self.config.refuse_during_outage {
-            self.netstack
-                .refuse(connection, Refusal::Unreachable(Unreachable::Host));
-            return;
-        }
-        let target = Target {
-            protocol: Protocol::Tcp,
-            source,
-            destination,
-            grace: self.config.grace,
-            on_expiry: OnExpiry::Reset,
-        };
-        let config = &self.config.session;
-        let session = self
-            .session
-            .get_or_insert_with(|| Session::new_client(config, now));
-        let Ok(flow) = session.open_flow(&target, now) else {
-            self.netstack.refuse(connection, Refusal::Silence);
-            return;
-        };
-        self.dialer.hurry(now);
-        let known = ClientFlow {
-            connection,
-            source,
-            destination,
-            since: now,
-            is_open: false,
-            outages: 0,
-            up_bytes: 0,
-            down_bytes: 0,
-            in_ring: 0,
-            is_resetting: false,
-        };
-        self.table.insert(flow, known);
-    }
-
-    /// The origin has answered: so does connection A.
-    pub(crate) fn accept(&mut self, flow: FlowId, now: Instant) {
-        let Some(known) = self.table.flows.get_mut(&flow) else {
-            return;
-        };
-        let Some(session) = &mut self.session else {
-            return;
-        };
-        known.is_open = true;
-        let connection = known.connection;
-        self.netstack.set_intake(connection, session.intake(flow));
-        match self.netstack.accept(connection) {
-            Ok(()) => {}
-            Err(AcceptError::Gone) => {
-                self.table.remove(flow);
-                session.abort(flow, FlowCode::Cancelled, now);
-            }
-            Err(AcceptError::NoMemory) => {
-                self.table.remove(flow);
-                self.netstack.refuse(connection, Refusal::Silence);
-                session.abort(flow, FlowCode::SocketError, now);
-            }
-        }
-    }
-
-    /// The origin cannot be had: the application is told as its own kernel would tell it.
-    pub(crate) fn turn_down(&mut self, flow: FlowId, error: OpenError) {
-        if let Some(known) = self.table.remove(flow) {
-            self.netstack.refuse(known.connection, refusal(error));
-        }
-    }
-
     /// From the application to the session, as much as the session takes.
     pub(crate) fn pump_up(&mut self, flow: FlowId, now: Instant) {
-        let Some(known) = self.table.flows.get_mut(&flow) else {
-            return;
-        };
-        let Some(session) = &mut self.session else {
+        let (Some(known), Some(session)) = (self.table.flows.get_mut(&flow), &mut self.session)
+        else {
             return;
         };
         let connection = known.connection;
@@ -260,9 +216,13 @@ impl Client {
                 break;
             }
             let mut piece = BytesMut::with_capacity(most);
-            self.netstack
+            let taken = self
+                .netstack
                 .recv(connection, most, |bytes| piece.extend_from_slice(bytes));
-            known.up_bytes += count;
+            if taken == 0 {
+                break;
+            }
+            known.up_bytes += u64::try_from(taken).unwrap_or(0);
             session.write(flow, piece.freeze(), now);
         }
         self.netstack.set_intake(connection, session.intake(flow));
@@ -270,12 +230,14 @@ impl Client {
 
     /// From the session to the application, as much as the ring takes.
     pub(crate) fn pump_down(&mut self, flow: FlowId, now: Instant) {
-        let Some(known) = self.table.flows.get_mut(&flow) else {
+        let (Some(known), Some(session)) = (self.table.flows.get_mut(&flow), &mut self.session)
+        else {
             return;
         };
-        let Some(session) = &mut self.session else {
+        if !known.is_open {
+            // What comes ahead of the origin's answer waits: there is nobody to tell of its FIN.
             return;
-        };
+        }
         let connection = known.connection;
         let mut taken = 0;
         for piece in session.readable(flow) {
@@ -315,22 +277,5 @@ impl Client {
             known.in_ring = left;
             self.with_session(|session| session.drained(flow, drained, now));
         }
-    }
-}
-
-/// The one table: what became of the connect at the server → what the application sees.
-const fn refusal(error: OpenError) -> Refusal {
-    match error {
-        OpenError::Refused => Refusal::Reset,
-        OpenError::NetworkUnreachable => Refusal::Unreachable(Unreachable::Network),
-        OpenError::HostUnreachable | OpenError::Other(_) => Refusal::Unreachable(Unreachable::Host),
-        OpenError::Denied(DeniedBy::Never | DeniedBy::Default | DeniedBy::Deny) => {
-            Refusal::Unreachable(Unreachable::Prohibited)
-        }
-        // The origin says nothing, or the server may have room when the SYN comes again.
-        OpenError::TimedOut
-        | OpenError::Exhausted
-        | OpenError::TooManyFlows
-        | OpenError::Cancelled => Refusal::Silence,
     }
 }

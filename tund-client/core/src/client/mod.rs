@@ -1,17 +1,28 @@
 //! `Client`: connection A, the session and the dialer together; all decisions of the daemon.
 
+mod asking;
+mod ends;
+mod events;
+#[cfg(test)]
+mod tests;
+
 use crate::dialer::{DialOrder, Dialer, PathId};
 use crate::flow_table::FlowTable;
 use crate::netstack::{Arena, Netstack, NetstackConfig, Sink};
+use asking::Asking;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 use tund_session::wire::frame::CloseCode;
 use tund_session::{
-    Config, EndReason, Event, FlowId, Instant, LinkDeath, LinkId, LinkNumber, Outbox, Progress,
-    Secret, Session, SessionId, Traffic,
+    Config, EndReason, FlowId, Instant, LinkId, LinkNumber, Outbox, Progress, Secret, Session,
+    SessionId, Traffic,
 };
+
+/// A session that never attached is given up when no application has wanted it for so long: one
+/// that tries again and again keeps the attempts under way.
+const UNWANTED_AFTER: Duration = Duration::from_secs(30);
 
 /// What a client is made with.
 #[derive(Clone, Debug)]
@@ -124,9 +135,19 @@ pub struct Client {
     pub(crate) session: Option<Session>,
     pub(crate) table: FlowTable,
     pub(crate) dialer: Dialer,
+    /// Applications that ask while no flow can be opened for them.
+    asking: Asking,
     orders: Vec<DialOrder>,
     events: VecDeque<ClientEvent>,
     refused: Option<Refused>,
+    /// An application has asked since: worth another attempt, however it was answered.
+    is_insisted_on: bool,
+    /// The user has asked to disconnect; nothing is dialled before an application asks.
+    is_parted: bool,
+    /// No application has wanted the session since then, and it never attached.
+    unwanted_since: Option<Instant>,
+    /// The server address at which the session was made.
+    home: Option<u16>,
     outages: Outages,
     /// The last byte heard on any link.
     last_heard: Option<Instant>,
@@ -134,8 +155,8 @@ pub struct Client {
     outage_from: Option<Instant>,
     /// Traffic of sessions that are over.
     past: Traffic,
-    /// An ended session whose last words are still to be sent.
-    parting: Option<Session>,
+    /// Ended sessions whose last words are still to be sent; each goes with its last link.
+    parting: Vec<Session>,
 }
 
 impl Client {
@@ -146,14 +167,19 @@ impl Client {
             session: None,
             table: FlowTable::default(),
             dialer: Dialer::new(config.seed),
+            asking: Asking::default(),
             orders: Vec::new(),
             events: VecDeque::new(),
             refused: None,
+            is_insisted_on: false,
+            is_parted: false,
+            unwanted_since: None,
+            home: None,
             outages: Outages::default(),
             last_heard: None,
             outage_from: None,
             past: Traffic::default(),
-            parting: None,
+            parting: Vec::new(),
             config,
         }
     }
@@ -175,15 +201,26 @@ impl Client {
 
     /// An attempt has reached the pinned server.
     pub fn handle_link_up(&mut self, link: LinkId, secret: Secret, now: Instant) {
-        if let Some(session) = &mut self.session {
-            session.handle_link_up(link, secret, now);
-        } else {
+        let Some(session) = &mut self.session else {
             self.dialer.ended(link);
-            self.events.push_back(ClientEvent::CloseLink {
-                link,
-                has_last_words: false,
-            });
+            self.close_link(link, false);
+            return;
+        };
+        session.handle_link_up(link, secret, now);
+        let address = self
+            .dialer
+            .attempt(link)
+            .map(|attempt| attempt.path.address);
+        if self.home.is_some() && address != self.home {
+            session.note_elsewhere(link);
         }
+    }
+
+    fn close_link(&mut self, link: LinkId, has_last_words: bool) {
+        self.events.push_back(ClientEvent::CloseLink {
+            link,
+            has_last_words,
+        });
     }
 
     /// Bytes of a link, in any pieces.
@@ -197,12 +234,10 @@ impl Client {
     /// A link, or an attempt, is gone. `refused`: the pinned server does not list our key.
     pub fn handle_link_down(&mut self, link: LinkId, refused: bool, now: Instant) {
         self.dialer.ended(link);
-        if let Some(parting) = &mut self.parting {
+        for parting in &mut self.parting {
             parting.handle_link_down(link, now);
-            if parting.link_count() == 0 {
-                self.parting = None;
-            }
         }
+        self.parting.retain(|parting| parting.link_count() > 0);
         if let Some(session) = &mut self.session {
             session.handle_link_down(link, now);
         }
@@ -230,9 +265,15 @@ impl Client {
         self.linger(now);
     }
 
+    /// When a session that nobody needs ends.
     fn lingers_until(&self) -> Option<Instant> {
-        let (session, linger) = (self.session.as_ref()?, self.config.linger?);
-        Some(session.idle_since()? + linger)
+        let session = self.session.as_ref().filter(|s| !s.is_ended())?;
+        let unwanted = self.unwanted_since.map(|since| since + UNWANTED_AFTER);
+        let idle = self
+            .config
+            .linger
+            .and_then(|linger| Some(session.idle_since()? + linger));
+        [unwanted, idle].into_iter().flatten().min()
     }
 
     fn linger(&mut self, now: Instant) {
@@ -241,6 +282,11 @@ impl Client {
         {
             session.close(CloseCode::Idle, now);
         }
+    }
+
+    /// Whether the daemon wants a session without being asked by an application.
+    fn is_always_on(&self) -> bool {
+        self.config.linger.is_none() && !self.is_parted
     }
 
     /// The next deadline.
@@ -255,6 +301,7 @@ impl Client {
             session,
             self.dialer.poll_timeout(),
             self.lingers_until(),
+            self.asking.poll_timeout(),
         ];
         all.into_iter().flatten().min()
     }
@@ -262,152 +309,74 @@ impl Client {
     /// Carries everything across: what applications sent into the session, what the session has
     /// into connection A, orders to the dialer; then sends the packets that result.
     pub fn flush(&mut self, now: Instant, sink: &mut dyn Sink) {
+        self.carry(now);
+        loop {
+            self.netstack.flush(now, sink);
+            self.direct_dialer(now);
+            // Sending ends connections, and closing attempts ends links: the session is told.
+            if !self.carry(now) {
+                return;
+            }
+        }
+    }
+
+    /// Tells each side what has happened on the other; true if anything has.
+    fn carry(&mut self, now: Instant) -> bool {
+        let mut any = false;
         loop {
             let mut moved = false;
-            while let Some(event) = self.netstack.poll_event() {
-                self.on_net_event(event, now);
-                moved = true;
-            }
+            // First, so that no application is given to a session that has ended.
             while let Some(event) = self.session.as_mut().and_then(Session::poll_event) {
                 self.on_session_event(event, now);
                 moved = true;
             }
-            if !moved {
-                break;
+            while let Some(event) = self.netstack.poll_event() {
+                self.on_net_event(event, now);
+                moved = true;
             }
+            self.ask_again(now);
+            if !moved {
+                return any;
+            }
+            any = true;
         }
-        self.netstack.flush(now, sink);
-        self.direct_dialer(now);
     }
 
     fn direct_dialer(&mut self, now: Instant) {
-        if self.session.is_none() && self.config.linger.is_none() {
+        let always = self.is_always_on();
+        if self.session.is_none() && (always || self.is_insisted_on) {
             self.session = Some(Session::new_client(&self.config.session, now));
         }
-        let always = self.config.linger.is_none();
+        let is_unwanted = !always
+            && self.table.is_empty()
+            && self.asking.is_empty()
+            && self.session.as_ref().is_some_and(|s| s.id().is_none());
+        if is_unwanted {
+            self.unwanted_since.get_or_insert(now);
+        } else {
+            self.unwanted_since = None;
+        }
         let session = self.session.as_ref();
-        let wanted = session.is_some_and(|s| (always || s.wants_link()) && !s.is_attached());
+        let wanted = session.is_some_and(|s| {
+            let needed = always || self.is_insisted_on || s.wants_link();
+            needed && !s.is_ended() && !s.is_attached()
+        });
         self.dialer.want(wanted, now);
         if self.dialer.is_look_due(now) {
             self.events.push_back(ClientEvent::FindPaths);
         }
-        for order in self.orders.drain(..) {
-            self.events.push_back(match order {
-                DialOrder::Start(link, path) => ClientEvent::Dial { link, path },
+        for order in std::mem::take(&mut self.orders) {
+            match order {
+                DialOrder::Start(link, path) => {
+                    self.events.push_back(ClientEvent::Dial { link, path });
+                }
                 DialOrder::GiveUp(link) => {
                     if let Some(session) = &mut self.session {
                         session.handle_link_down(link, now);
                     }
-                    ClientEvent::CloseLink {
-                        link,
-                        has_last_words: false,
-                    }
-                }
-            });
-        }
-    }
-
-    fn on_session_event(&mut self, event: Event, now: Instant) {
-        match event {
-            Event::Attached { link, number, .. } => self.on_attached(link, number, now),
-            Event::Reattached { .. } => self.end_outage(None, now),
-            Event::Detached => {
-                self.outage_from = self.last_heard.or(Some(now));
-                self.events.push_back(ClientEvent::Detached);
-            }
-            Event::LinkDead { link, death } => {
-                self.dialer.ended(link);
-                let has_last_words = matches!(death, LinkDeath::SessionEnded | LinkDeath::Retired);
-                self.events.push_back(ClientEvent::CloseLink {
-                    link,
-                    has_last_words,
-                });
-            }
-            Event::WantProgress { link } => {
-                self.events.push_back(ClientEvent::WantProgress { link });
-            }
-            Event::KeyInUse => self.refuse(Refused::KeyInUse, now),
-            Event::AttachRefused {
-                reason,
-                retry_after,
-            } => {
-                if reason == tund_session::wire::frame::RejectReason::Version {
-                    self.refuse(Refused::Version, now);
-                } else {
-                    self.dialer.wait(Some(retry_after), now);
+                    self.close_link(link, false);
                 }
             }
-            Event::Ended { reason } => self.on_ended(reason),
-            Event::FlowAccepted { flow } => self.accept(flow, now),
-            Event::FlowRefused { flow, error } => self.turn_down(flow, error),
-            Event::FlowReadable { flow } => self.pump_down(flow, now),
-            Event::FlowWritable { flow } => self.pump_up(flow, now),
-            Event::FlowAborted { flow, .. } => {
-                if let Some(known) = self.table.remove(flow) {
-                    self.netstack.reset(known.connection);
-                }
-            }
-            Event::FlowForgotten { flow } => {
-                self.table.remove(flow);
-            }
-            Event::Confirmed | Event::FlowOpened { .. } => {}
-        }
-    }
-
-    fn on_attached(&mut self, link: LinkId, number: LinkNumber, now: Instant) {
-        self.refused = None;
-        let started = self.dialer.ended(link);
-        self.end_outage(started, now);
-        self.dialer.want(false, now);
-        self.dialer.give_up_all(&mut self.orders);
-        self.events
-            .push_back(ClientEvent::Attached { link, number });
-    }
-
-    fn end_outage(&mut self, dialled: Option<Instant>, now: Instant) {
-        if let Some(from) = self.outage_from.take() {
-            self.outages.count += 1;
-            self.outages.last_gap = Some(now.saturating_duration_since(from));
-            self.outages.last_resume = dialled.map(|at| now.saturating_duration_since(at));
-            self.table.survived();
-        }
-    }
-
-    fn on_ended(&mut self, reason: EndReason) {
-        let Some(session) = self.session.take() else {
-            return;
-        };
-        let traffic = session.traffic();
-        self.past.taken += traffic.taken;
-        self.past.released += traffic.released;
-        self.outage_from = None;
-        let flows = self.table.len();
-        let lost_bytes = self.table.buffered(&mut self.netstack).0 + session.lost();
-        for connection in self.table.drain() {
-            self.netstack.reset(connection);
-        }
-        self.dialer.give_up_all(&mut self.orders);
-        let links: Vec<_> = session.live_links().map(|(link, _)| link).collect();
-        for link in &links {
-            self.events.push_back(ClientEvent::CloseLink {
-                link: *link,
-                has_last_words: true,
-            });
-        }
-        if !links.is_empty() {
-            self.parting = Some(session);
-        }
-        self.events.push_back(ClientEvent::Ended {
-            reason,
-            flows,
-            lost_bytes,
-        });
-    }
-
-    fn refuse(&mut self, why: Refused, now: Instant) {
-        self.dialer.wait(None, now);
-        if self.refused.replace(why) != Some(why) {
-            self.events.push_back(ClientEvent::Refused(why));
         }
     }
 
@@ -426,8 +395,8 @@ impl Client {
         current
             || self
                 .parting
-                .as_mut()
-                .is_some_and(|s| s.poll_transmit(link, budget, out, now))
+                .iter_mut()
+                .any(|s| s.poll_transmit(link, budget, out, now))
     }
 
     /// What the driver shall do next.
@@ -437,14 +406,19 @@ impl Client {
 
     /// The user asks to disconnect, or the daemon stops.
     pub fn disconnect(&mut self, now: Instant) {
+        self.is_parted = true;
+        self.is_insisted_on = false;
+        self.refused = None;
         if let Some(session) = &mut self.session {
             session.close(CloseCode::Asked, now);
         }
     }
 
-    /// Drops the links and dials again at once; flows survive.
+    /// Drops the links and dials again at once; flows survive. After a refusal: asks again.
     pub fn reconnect(&mut self, now: Instant) {
         self.dialer.clear_wait(now);
+        self.is_insisted_on |= self.refused.is_some();
+        self.is_parted = false;
         let Some(session) = &mut self.session else {
             return;
         };

@@ -1,0 +1,65 @@
+//! The end of a session, and what of it goes on.
+
+use super::{Client, ClientEvent};
+use tund_session::{EndReason, Instant};
+
+impl Client {
+    /// Every open connection is reset at once; who still waits for one asks the next session.
+    pub(super) fn on_ended(&mut self, reason: EndReason, now: Instant) {
+        let Some(session) = self.session.take() else {
+            return;
+        };
+        let traffic = session.traffic();
+        self.past.taken += traffic.taken;
+        self.past.released += traffic.released;
+        self.outage_from = None;
+        self.home = None;
+        self.is_insisted_on = false;
+        self.unwanted_since = None;
+        let lost_bytes = self.table.buffered(&mut self.netstack).0 + session.lost();
+        let go_on = asks_the_next(reason) && self.refused.is_none();
+        let mut flows = 0;
+        for known in self.table.drain() {
+            if go_on && !known.is_open {
+                let (from, to) = (known.source, known.destination);
+                self.asking.add(known.connection, from, to, now);
+                self.asking.hurry(now);
+            } else {
+                flows += 1;
+                self.netstack.reset(known.connection);
+            }
+        }
+        if !go_on {
+            for connection in self.asking.drain() {
+                self.netstack.reset(connection);
+            }
+        }
+        self.dialer.give_up_all(&mut self.orders);
+        let mut is_parting = false;
+        for (link, _) in session.live_links() {
+            let has_last_words = session.has_transmit(link);
+            is_parting |= has_last_words;
+            self.events.push_back(ClientEvent::CloseLink {
+                link,
+                has_last_words,
+            });
+        }
+        if is_parting {
+            self.parting.push(session);
+        }
+        self.events.push_back(ClientEvent::Ended {
+            reason,
+            flows,
+            lost_bytes,
+        });
+    }
+}
+
+/// Whether connections that were not yet open shall be asked for in a new session: nobody has
+/// wished that they end.
+const fn asks_the_next(reason: EndReason) -> bool {
+    match reason {
+        EndReason::Rejected(_) | EndReason::Expired | EndReason::Abandoned => true,
+        EndReason::Local(_) | EndReason::Peer(_) | EndReason::Violation { .. } => false,
+    }
+}

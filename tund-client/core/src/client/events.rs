@@ -1,0 +1,87 @@
+//! What the session tells, and what becomes of it: links, outages, refusals.
+
+use super::{Client, ClientEvent, Refused, State};
+use crate::dialer::Attempt;
+use tund_session::wire::frame::RejectReason;
+use tund_session::{Event, Instant, LinkDeath, LinkId, LinkNumber};
+
+impl Client {
+    pub(super) fn on_session_event(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Attached {
+                link,
+                number,
+                first,
+            } => self.on_attached(link, number, first, now),
+            Event::Reattached { .. } => self.end_outage(None, now),
+            Event::Detached => {
+                self.outage_from = self.last_heard.or(Some(now));
+                self.events.push_back(ClientEvent::Detached);
+            }
+            Event::LinkDead { link, death } => {
+                self.dialer.ended(link);
+                let words = matches!(death, LinkDeath::SessionEnded | LinkDeath::Retired);
+                self.close_link(link, words);
+            }
+            Event::WantProgress { link } => {
+                self.events.push_back(ClientEvent::WantProgress { link });
+            }
+            Event::KeyInUse => self.refuse(Refused::KeyInUse, now),
+            Event::AttachRefused {
+                reason: RejectReason::Version,
+                ..
+            } => self.refuse(Refused::Version, now),
+            Event::AttachRefused { retry_after, .. } => self.dialer.wait(Some(retry_after), now),
+            Event::Ended { reason } => self.on_ended(reason, now),
+            Event::FlowAccepted { flow } => self.accept(flow, now),
+            Event::FlowRefused { flow, error } => self.turn_down(flow, error, now),
+            Event::FlowReadable { flow } => self.pump_down(flow, now),
+            Event::FlowWritable { flow } => self.pump_up(flow, now),
+            Event::FlowAborted { flow, .. } => {
+                if let Some(known) = self.table.remove(flow) {
+                    self.netstack.reset(known.connection);
+                }
+            }
+            Event::FlowForgotten { flow } => {
+                self.table.remove(flow);
+                self.asking.hurry(now);
+            }
+            Event::Confirmed | Event::FlowOpened { .. } => {}
+        }
+    }
+
+    fn on_attached(&mut self, link: LinkId, number: LinkNumber, first: bool, now: Instant) {
+        self.refused = None;
+        self.is_insisted_on = false;
+        let attempt = self.dialer.ended(link);
+        if first {
+            self.home = attempt.map(|attempt| attempt.path.address);
+        }
+        self.end_outage(attempt, now);
+        self.dialer.attached(&mut self.orders);
+        self.events
+            .push_back(ClientEvent::Attached { link, number });
+    }
+
+    fn end_outage(&mut self, by: Option<Attempt>, now: Instant) {
+        if let Some(from) = self.outage_from.take() {
+            self.outages.count += 1;
+            self.outages.last_gap = Some(now.saturating_duration_since(from));
+            self.outages.last_resume = by.map(|by| now.saturating_duration_since(by.started));
+            self.table.survived();
+        }
+    }
+
+    /// The server says a final no. Who waits for a connection is told at once; connections that
+    /// are open have their grace, as a person may put it right.
+    pub(super) fn refuse(&mut self, why: Refused, now: Instant) {
+        if self.state() == State::Attached {
+            return;
+        }
+        self.dialer.wait(None, now);
+        if self.refused.replace(why) != Some(why) {
+            self.events.push_back(ClientEvent::Refused(why));
+        }
+        self.refuse_all_held(now);
+    }
+}

@@ -1,0 +1,9 @@
+//! The whole client between an application's kernel and a real registry, in virtual time.
+
+mod budget;
+mod connect;
+mod ending;
+mod outage;
+mod properties;
+mod refused;
+mod world;

@@ -1,0 +1,691 @@
+//! A client with an application's kernel on one side, and on the other a network, a registry and
+//! origins; everything a driver would do, and a clock that moves when told.
+
+use crate::client::{Client, ClientConfig, ClientEvent, Refused};
+use crate::dialer::PathId;
+use crate::netstack::tests::kernel::{Inspector, Kernel};
+use crate::netstack::tests::world::{APP_V4, Collector, Memory, ORIGIN_V4};
+use crate::netstack::{NetstackConfig, RECEIVE_RING_BYTES, SEND_RING_BYTES};
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
+use tund_session::wire::frame::{FlowCode, Open, OpenError};
+use tund_session::{
+    Config, Delivery, Event, FlowId, Instance, Instant, LinkId, Outbox, Progress, Secret, SessionId,
+};
+
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
+pub(super) const GRACE: Duration = Duration::from_secs(60);
+pub(super) const LINGER: Duration = Duration::from_secs(300);
+pub(super) const BUFFER: u64 = 1 << 20;
+pub(super) const KEY: ClientKey = ClientKey([7; 32]);
+/// The only way to the server, unless a test says otherwise.
+pub(super) const WIFI: PathId = PathId {
+    interface: 2,
+    address: 0,
+};
+
+pub(super) fn session_config(instance: u8) -> Config {
+    Config {
+        instance: Instance([instance; 16]),
+        buffer_bytes: BUFFER,
+        max_flows: 64,
+        max_grace: Duration::from_secs(3600),
+    }
+}
+
+pub(super) fn client_config() -> ClientConfig {
+    ClientConfig {
+        session: session_config(1),
+        netstack: NetstackConfig {
+            local_addresses: vec![APP_V4],
+            seed: 4711,
+            ..NetstackConfig::default()
+        },
+        grace: GRACE,
+        linger: Some(LINGER),
+        refuse_during_outage: false,
+        seed: 17,
+    }
+}
+
+pub(super) fn registry_config(instance: u8) -> RegistryConfig {
+    RegistryConfig {
+        session: session_config(instance),
+        max_sessions: 100,
+        memory_bytes: 1 << 30,
+    }
+}
+
+/// What becomes of a SYN on its way to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Network {
+    /// Links are made at once.
+    Up,
+    /// Nothing is answered.
+    Silent,
+    /// TCP connects, and nothing more is said.
+    Mute,
+    /// The pinned server does not list our key.
+    NotListed,
+    /// There is no way.
+    NoPath,
+}
+
+/// A link between the client and a registry.
+struct Link {
+    path: PathId,
+    is_up: bool,
+    is_cut: bool,
+    /// Frames that pass.
+    to_server: bool,
+}
+
+/// An origin's end of connection C.
+#[derive(Debug, Default)]
+pub(super) struct Origin {
+    pub(super) received: Vec<u8>,
+    pub(super) has_fin: bool,
+    /// How it ended from the client's side, if not by FIN.
+    pub(super) reset: bool,
+    /// It takes nothing.
+    pub(super) is_stalled: bool,
+    /// What it sends as room comes.
+    pub(super) to_send: Vec<u8>,
+    /// Then FIN, or RST.
+    pub(super) then: Option<End>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Fin,
+    Reset,
+}
+
+pub(super) type OriginId = (SessionId, FlowId);
+
+pub(super) struct World {
+    pub(super) now: Instant,
+    pub(super) client: Client,
+    pub(super) kernel: Kernel,
+    inspector: Inspector,
+    pub(super) registry: Registry,
+    pub(super) network: Network,
+    pub(super) paths: Vec<PathId>,
+    /// Machines other than `registry`, by the server address they stand at.
+    pub(super) elsewhere: BTreeMap<u16, Registry>,
+    links: BTreeMap<LinkId, Link>,
+    pub(super) origins: BTreeMap<OriginId, Origin>,
+    /// Answers by destination port; others are accepted.
+    pub(super) answers: BTreeMap<u16, OpenError>,
+    /// Ports whose origin says nothing yet.
+    pub(super) quiet_ports: BTreeSet<u16>,
+    pub(super) opened: Vec<(OriginId, Open)>,
+    pub(super) stall_new_origins: bool,
+    /// Everything the client has said, with the time.
+    pub(super) events: Vec<(Instant, ClientEvent)>,
+    /// ICMP messages and resets that the application's kernel got.
+    pub(super) icmp: Vec<(u8, u8)>,
+    pub(super) dials: Vec<(Instant, LinkId, PathId)>,
+    next_port: u16,
+    next_id: u64,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        Self::with(client_config(), registry_config(200))
+    }
+
+    pub(super) fn with(config: ClientConfig, server: RegistryConfig) -> Self {
+        let now = Instant::default() + Duration::from_secs(1000);
+        let memory = Memory {
+            receive_bytes: RECEIVE_RING_BYTES,
+            send_bytes: SEND_RING_BYTES,
+            slots: usize::MAX,
+            idled: Arc::new([const { AtomicUsize::new(0) }; 2]),
+        };
+        Self::build(Client::new(config, Box::new(memory), now), server, now)
+    }
+
+    pub(super) fn with_rings(
+        config: ClientConfig,
+        server: RegistryConfig,
+        ring_bytes: usize,
+        slots: usize,
+    ) -> Self {
+        let now = Instant::default() + Duration::from_secs(1000);
+        let memory = Memory {
+            receive_bytes: ring_bytes,
+            send_bytes: ring_bytes,
+            slots,
+            idled: Arc::new([const { AtomicUsize::new(0) }; 2]),
+        };
+        Self::build(Client::new(config, Box::new(memory), now), server, now)
+    }
+
+    fn build(client: Client, server: RegistryConfig, now: Instant) -> Self {
+        Self {
+            now,
+            client,
+            kernel: Kernel::new(1500, now),
+            inspector: Inspector {
+                offload: true,
+                ..Inspector::default()
+            },
+            registry: Registry::new(server),
+            network: Network::Up,
+            paths: vec![WIFI],
+            elsewhere: BTreeMap::new(),
+            links: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            quiet_ports: BTreeSet::new(),
+            opened: Vec::new(),
+            stall_new_origins: false,
+            events: Vec::new(),
+            icmp: Vec::new(),
+            dials: Vec::new(),
+            next_port: 10_000,
+            next_id: 0,
+        }
+    }
+
+    /// An application's `connect` that has only begun.
+    pub(super) fn connect_to(&mut self, port: u16, ring_bytes: usize) -> SocketHandle {
+        let from = SocketAddr::new(APP_V4, self.next_port);
+        self.next_port += 1;
+        let to = SocketAddr::new(ORIGIN_V4, port);
+        self.kernel.connect(from, to, ring_bytes)
+    }
+
+    pub(super) fn connect(&mut self, port: u16) -> SocketHandle {
+        let app = self.connect_to(port, 1 << 20);
+        self.run();
+        app
+    }
+
+    /// A connection that is open from end to end, with its origin.
+    pub(super) fn open(&mut self) -> (SocketHandle, OriginId) {
+        let app = self.connect(80);
+        assert_eq!(self.state(app), tcp::State::Established);
+        (app, self.opened.last().expect("an origin was asked for").0)
+    }
+
+    pub(super) fn state(&mut self, app: SocketHandle) -> tcp::State {
+        self.kernel.socket(app).state()
+    }
+
+    pub(super) fn write(&mut self, app: SocketHandle, bytes: &[u8]) -> usize {
+        let count = self.kernel.socket(app).send_slice(bytes).unwrap_or(0);
+        self.run();
+        count
+    }
+
+    pub(super) fn read(&mut self, app: SocketHandle) -> Vec<u8> {
+        let bytes = self.read_silently(app, usize::MAX);
+        self.run();
+        bytes
+    }
+
+    pub(super) fn read_silently(&mut self, app: SocketHandle, most: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let socket = self.kernel.socket(app);
+        while socket.can_recv() && bytes.len() < most {
+            let left = most - bytes.len();
+            let taken = socket.recv(|piece| {
+                let count = piece.len().min(left);
+                bytes.extend_from_slice(&piece[..count]);
+                (count, ())
+            });
+            taken.unwrap();
+        }
+        bytes
+    }
+
+    pub(super) fn origin(&mut self, id: OriginId) -> &mut Origin {
+        self.origins.get_mut(&id).expect("the origin was asked for")
+    }
+
+    pub(super) fn outcome<T>(&self, find: impl Fn(&ClientEvent) -> Option<T>) -> Option<T> {
+        self.events.iter().rev().find_map(|(_, event)| find(event))
+    }
+
+    pub(super) fn was_refused(&self) -> Option<Refused> {
+        self.outcome(|event| match event {
+            ClientEvent::Refused(why) => Some(*why),
+            _ => None,
+        })
+    }
+
+    pub(super) fn link_count(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Everything moves until nothing is left to be done.
+    pub(super) fn run(&mut self) {
+        for _ in 0..20_000 {
+            if !self.step() {
+                return;
+            }
+        }
+        panic!("never quiet");
+    }
+
+    fn step(&mut self) -> bool {
+        let mut sink = Collector::default();
+        self.kernel.poll(self.now);
+        let packets: Vec<_> = self.kernel.wire.from_kernel.drain(..).collect();
+        let mut moved = !packets.is_empty();
+        for packet in packets {
+            let mut bytes = vec![0; crate::netstack::offload::VNET_HEADER_BYTES];
+            bytes.extend_from_slice(&packet);
+            self.client.handle_packet(&mut bytes, self.now, &mut sink);
+        }
+        self.client.flush(self.now, &mut sink);
+        moved |= !sink.0.is_empty();
+        self.deliver(sink);
+        moved |= self.transmit();
+        while let Some(event) = self.client.poll_event() {
+            moved = true;
+            self.on_event(event);
+        }
+        moved |= self.serve();
+        moved
+    }
+
+    fn deliver(&mut self, sink: Collector) {
+        for bytes in sink.0 {
+            for segment in self.inspector.inspect(&bytes) {
+                if segment[9] == 1 {
+                    self.icmp.push((segment[20], segment[21]));
+                }
+                self.kernel.wire.to_kernel.push_back(segment);
+            }
+        }
+        self.inspector.seen.clear();
+    }
+
+    fn server(&mut self, address: u16) -> &mut Registry {
+        match self.elsewhere.get_mut(&address) {
+            Some(other) => other,
+            None => &mut self.registry,
+        }
+    }
+
+    fn transmit(&mut self) -> bool {
+        let mut moved = false;
+        let mut ready = Vec::new();
+        self.registry.poll_dirty(&mut ready);
+        for other in self.elsewhere.values_mut() {
+            other.poll_dirty(&mut ready);
+        }
+        let up = self.links.iter().filter(|(_, link)| link.is_up);
+        for id in up.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let (path, passes) = match self.links.get(&id) {
+                Some(link) => (link.path, !link.is_cut),
+                None => continue,
+            };
+            let (now, mut out) = (self.now, Outbox::new());
+            if self.client.poll_transmit(id, 60_000, &mut out, now) {
+                moved = true;
+                if passes {
+                    let bytes = out.to_vec().into();
+                    self.server(path.address).handle_bytes(id, bytes, now);
+                }
+            }
+            out.clear();
+            if self
+                .server(path.address)
+                .poll_transmit(id, 60_000, &mut out, now)
+            {
+                moved = true;
+                if passes {
+                    self.client.handle_bytes(id, out.to_vec().into(), now);
+                }
+            }
+        }
+        moved
+    }
+
+    fn on_event(&mut self, event: ClientEvent) {
+        self.events.push((self.now, event.clone()));
+        match event {
+            ClientEvent::FindPaths => {
+                if self.network != Network::NoPath {
+                    let paths = self.paths.clone();
+                    self.client.handle_paths(&paths, self.now);
+                }
+            }
+            ClientEvent::Dial { link, path } => self.dial(link, path),
+            ClientEvent::CloseLink { link, .. } => self.close(link),
+            ClientEvent::WantProgress { link } => {
+                let progress = Progress::default();
+                self.client.handle_progress(link, progress, self.now);
+            }
+            ClientEvent::Attached { .. }
+            | ClientEvent::Detached
+            | ClientEvent::Ended { .. }
+            | ClientEvent::Refused(_) => {}
+        }
+    }
+
+    fn dial(&mut self, link: LinkId, path: PathId) {
+        self.dials.push((self.now, link, path));
+        let state = Link {
+            path,
+            is_up: false,
+            is_cut: false,
+            to_server: false,
+        };
+        self.links.insert(link, state);
+        match self.network {
+            Network::Silent | Network::NoPath => {}
+            Network::Mute => self.client.handle_answered(link),
+            Network::NotListed => {
+                self.links.remove(&link);
+                self.client.handle_link_down(link, true, self.now);
+            }
+            Network::Up => self.establish(link),
+        }
+    }
+
+    /// The attempt has reached the server.
+    pub(super) fn establish(&mut self, link: LinkId) {
+        let now = self.now;
+        self.next_id += 1;
+        let mut fresh = [1; 16];
+        fresh[..8].copy_from_slice(&self.next_id.to_be_bytes());
+        let state = self.links.get_mut(&link).expect("it was dialled");
+        state.is_up = true;
+        state.to_server = true;
+        let address = state.path.address;
+        let secret = secret(link);
+        self.client.handle_answered(link);
+        self.server(address)
+            .handle_link_up(link, KEY, secret.clone(), SessionId(fresh), now);
+        self.client.handle_link_up(link, secret, now);
+    }
+
+    /// Both ends learn that a link is gone, once what was said on it has arrived.
+    pub(super) fn close(&mut self, link: LinkId) {
+        let Some(state) = self.links.remove(&link) else {
+            return;
+        };
+        let (now, mut out) = (self.now, Outbox::new());
+        let server = self.server(state.path.address);
+        if state.to_server && !state.is_cut {
+            let _ = server;
+            while self.client.poll_transmit(link, 60_000, &mut out, now) {
+                let bytes = out.to_vec().into();
+                self.server(state.path.address)
+                    .handle_bytes(link, bytes, now);
+                out.clear();
+            }
+        }
+        self.server(state.path.address).handle_link_down(link, now);
+        self.client.handle_link_down(link, false, now);
+    }
+
+    /// Every link goes down, and both ends are told; nothing is reached any more.
+    pub(super) fn fail(&mut self) {
+        self.network = Network::Silent;
+        self.lose();
+    }
+
+    pub(super) fn lose(&mut self) {
+        for link in self.links.values_mut() {
+            link.is_cut = true;
+        }
+        for link in self.links.keys().copied().collect::<Vec<_>>() {
+            self.close(link);
+        }
+        self.run();
+    }
+
+    /// Nothing passes any more, and nobody is told.
+    pub(super) fn cut(&mut self) {
+        self.network = Network::Silent;
+        for link in self.links.values_mut() {
+            link.is_cut = true;
+        }
+    }
+
+    /// New attempts get through.
+    pub(super) fn heal(&mut self) {
+        self.network = Network::Up;
+    }
+
+    /// The server was killed and starts anew: its kernel resets what was open.
+    pub(super) fn restart_server(&mut self) {
+        self.registry = Registry::new(registry_config(201));
+        self.origins.clear();
+        for link in self.links.values_mut() {
+            link.is_cut = true;
+        }
+        for link in self.links.keys().copied().collect::<Vec<_>>() {
+            self.close(link);
+        }
+    }
+
+    fn serve(&mut self) -> bool {
+        let mut moved = false;
+        while let Some(event) = self.registry.poll_event() {
+            moved = true;
+            match event {
+                RegistryEvent::Session { session, event } => self.on_server_event(session, event),
+                RegistryEvent::TurnedAway { link, .. } => self.finish_and_close(link),
+            }
+        }
+        let mut closing = Vec::new();
+        for other in self.elsewhere.values_mut() {
+            while let Some(event) = other.poll_event() {
+                moved = true;
+                if let RegistryEvent::TurnedAway { link, .. } = event {
+                    closing.push(link);
+                }
+            }
+        }
+        for link in closing {
+            self.finish_and_close(link);
+        }
+        for id in self.origins.keys().copied().collect::<Vec<_>>() {
+            moved |= self.drive(id);
+        }
+        moved
+    }
+
+    /// The server's last words on a link arrive before it is closed.
+    fn finish_and_close(&mut self, link: LinkId) {
+        let Some(state) = self.links.get(&link) else {
+            return;
+        };
+        let (path, passes, now) = (state.path, !state.is_cut, self.now);
+        let mut out = Outbox::new();
+        while self
+            .server(path.address)
+            .poll_transmit(link, 60_000, &mut out, now)
+        {
+            if passes {
+                self.client.handle_bytes(link, out.to_vec().into(), now);
+            }
+            out.clear();
+        }
+        self.close(link);
+    }
+
+    fn on_server_event(&mut self, session: SessionId, event: Event) {
+        let now = self.now;
+        match event {
+            Event::FlowOpened { open } => {
+                let (flow, port) = (open.flow, open.destination.port());
+                self.opened.push(((session, flow), open));
+                if self.quiet_ports.contains(&port) {
+                    return;
+                }
+                if let Some(error) = self.answers.get(&port).copied() {
+                    self.registry
+                        .with(session, now, |s| s.refuse_flow(flow, error, now));
+                } else {
+                    self.accept((session, flow));
+                }
+            }
+            Event::FlowAborted { flow, .. } => {
+                if let Some(origin) = self.origins.get_mut(&(session, flow)) {
+                    origin.reset = true;
+                }
+            }
+            Event::Ended { .. } => {
+                let of_session = self
+                    .origins
+                    .iter_mut()
+                    .filter(|((of, _), _)| *of == session);
+                of_session.for_each(|(_, origin)| origin.reset = true);
+            }
+            Event::LinkDead { link, .. } => self.finish_and_close(link),
+            Event::WantProgress { link } => {
+                self.registry
+                    .handle_progress(link, Progress::default(), now);
+            }
+            Event::Attached { .. }
+            | Event::Detached
+            | Event::Reattached { .. }
+            | Event::Confirmed
+            | Event::KeyInUse
+            | Event::AttachRefused { .. }
+            | Event::FlowAccepted { .. }
+            | Event::FlowRefused { .. }
+            | Event::FlowReadable { .. }
+            | Event::FlowWritable { .. }
+            | Event::FlowForgotten { .. } => {}
+        }
+    }
+
+    /// The origin answers.
+    pub(super) fn accept(&mut self, id: OriginId) {
+        let now = self.now;
+        let origin = Origin {
+            is_stalled: self.stall_new_origins,
+            ..Origin::default()
+        };
+        self.origins.insert(id, origin);
+        self.registry.with(id.0, now, |s| s.accept_flow(id.1, now));
+    }
+
+    /// Moves what can be moved between a flow and its origin; true if anything did.
+    fn drive(&mut self, id: OriginId) -> bool {
+        let (now, flow) = (self.now, id.1);
+        let Some(origin) = self.origins.get_mut(&id).filter(|origin| !origin.reset) else {
+            return false;
+        };
+        let Some(session) = self.registry.session(id.0) else {
+            return false;
+        };
+        let readable = !origin.is_stalled && session.readable(flow).next().is_some();
+        let ends = !origin.is_stalled
+            && session.readable(flow).next().is_none()
+            && matches!(session.delivery(flow), Delivery::Fin | Delivery::Reset);
+        let writes = !origin.to_send.is_empty() && session.intake(flow) > 0;
+        let closes = origin.to_send.is_empty() && origin.then.is_some();
+        if !(readable || ends || writes || closes) {
+            return false;
+        }
+        self.registry.with(id.0, now, |session| {
+            if readable {
+                let before = origin.received.len();
+                let pieces = session.readable(flow);
+                pieces.for_each(|piece| origin.received.extend_from_slice(piece));
+                session.release(flow, origin.received.len() - before, now);
+            }
+            if ends {
+                origin.has_fin |= session.delivery(flow) == Delivery::Fin;
+                origin.reset |= session.delivery(flow) == Delivery::Reset;
+                session.end_delivered(flow, now);
+            }
+            let most = usize::try_from(session.intake(flow)).unwrap();
+            let count = most.min(origin.to_send.len());
+            if count > 0 {
+                let bytes: Vec<u8> = origin.to_send.drain(..count).collect();
+                session.write(flow, bytes.into(), now);
+            }
+            if origin.to_send.is_empty() {
+                match origin.then.take() {
+                    Some(End::Fin) => session.finish(flow, now),
+                    Some(End::Reset) => session.reset(flow, FlowCode::PeerReset, now),
+                    None => {}
+                }
+            }
+        });
+        true
+    }
+
+    /// Lets time pass, with every deadline of all sides met.
+    pub(super) fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        self.run();
+        for _ in 0..200_000 {
+            let due = [
+                self.client.poll_timeout(),
+                self.registry.poll_timeout(),
+                self.kernel.poll_at(self.now),
+            ];
+            let next = due.into_iter().flatten().min();
+            let Some(next) = next.filter(|at| *at <= end) else {
+                self.now = end;
+                return;
+            };
+            self.now = self.now.max(next);
+            self.tick();
+            if self.now == end && self.client.poll_timeout().is_none_or(|at| at > end) {
+                return;
+            }
+        }
+        panic!("time stands still");
+    }
+
+    fn tick(&mut self) {
+        let mut sink = Collector::default();
+        self.registry.handle_timeout(self.now);
+        for other in self.elsewhere.values_mut() {
+            other.handle_timeout(self.now);
+        }
+        if self.client.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.client.handle_timeout(self.now, &mut sink);
+        }
+        self.deliver(sink);
+        self.run();
+        let due = self.client.poll_timeout();
+        assert!(
+            due.is_none_or(|at| at > self.now),
+            "a deadline lies in the past: {due:?} at {:?}",
+            self.now
+        );
+    }
+
+    /// Waits until something holds, a millisecond at a time; how long that took.
+    pub(super) fn until(
+        &mut self,
+        what: &str,
+        mut holds: impl FnMut(&mut Self) -> bool,
+    ) -> Duration {
+        let from = self.now;
+        for _ in 0..100_000 {
+            if holds(self) {
+                return self.now.saturating_duration_since(from);
+            }
+            self.pass(MILLISECOND);
+        }
+        panic!("never: {what}");
+    }
+}
+
+pub(super) fn secret(link: LinkId) -> Secret {
+    let mut bytes = [3; 32];
+    bytes[..8].copy_from_slice(&link.0.to_be_bytes());
+    Secret::new(bytes)
+}
