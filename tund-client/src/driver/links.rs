@@ -56,6 +56,7 @@ impl Daemon {
                     closing_until: None,
                 };
                 self.links.insert(id, slot);
+                self.name_links();
                 self.drive_link(id, now);
             }
             Err(error) => {
@@ -64,6 +65,15 @@ impl Daemon {
                 self.client.handle_link_down(id, false, now);
             }
         }
+    }
+
+    /// Tells connection A which packets are our own, should they come out of the device.
+    fn name_links(&mut self) {
+        #[expect(clippy::disallowed_methods, reason = "their order does not matter")]
+        let links = self.links.values().map(|slot| &slot.link);
+        let ends = links.filter_map(|link| Some((link.local_addr().ok()?, link.remote_addr())));
+        let ends: Vec<_> = ends.collect();
+        self.client.netstack().set_links(&ends);
     }
 
     /// Moves what can be moved on a link.
@@ -97,13 +107,6 @@ impl Daemon {
             Poll::Pending => false,
             Poll::Ready(Ok(proved)) => {
                 slot.is_up = true;
-                let ends = slot
-                    .link
-                    .local_addr()
-                    .map(|local| (local, slot.link.remote_addr()));
-                if let Ok(ends) = ends {
-                    self.client.netstack().set_links(&[ends]);
-                }
                 self.client.handle_link_up(id, proved.secret, now);
                 true
             }
