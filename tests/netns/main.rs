@@ -15,5 +15,6 @@ mod lab_removal;
 mod outages;
 mod reach;
 mod restarts;
+mod strangers;
 mod support;
 mod transfers;
