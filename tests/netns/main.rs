@@ -6,6 +6,7 @@
 mod admission;
 mod buffering;
 mod configuration;
+mod crowd;
 mod endings;
 mod events;
 mod injection;
