@@ -10,7 +10,7 @@ use tund_tests::lab::{
     Download, Family, Pattern, Report, Settings, Timeline, read_pattern, wait, write_pattern,
 };
 
-use crate::support::{Echo, LATER, LONG, SOON, Scene};
+use crate::support::{Echo, LATER, LONG, SOON, Scene, figure};
 
 const MIB: u64 = 1 << 20;
 const PORT: u16 = 9000;
@@ -115,6 +115,9 @@ fn start_writer(stream: TcpStream, seed: u64) -> Arc<AtomicU64> {
 #[track_caller]
 fn assert_bounded(held: u64, written: u64) {
     let kernel = 2 * KERNEL_BYTES as u64;
+    figure(&format!(
+        "200 MiB writer stopped: {held} bytes buffered, {written} written"
+    ));
     assert!(
         (BUFFER * 9 / 10..=BUFFER).contains(&held),
         "{held} bytes are buffered"
@@ -193,6 +196,10 @@ fn a_stalled_reader_leaves_another_flow_half_of_its_rate() {
 
     let beside = rate_of(3);
 
+    figure(&format!(
+        "beside a stalled reader: {:.2} of the rate",
+        beside / alone
+    ));
     assert!(
         beside >= alone / 2.0,
         "{alone} alone, {beside} beside a stalled reader"
@@ -218,7 +225,9 @@ fn long_a_thousand_stalled_uploaders_stay_within_the_buffer() {
         highest = highest.max(scene.tund.client.process.resident_kib());
         wait::let_pass(Duration::from_millis(200));
     }
-    eprintln!("resident: {idle} KiB idle, {highest} KiB at most");
+    figure(&format!(
+        "1,000 stalled uploaders: client {idle} KiB idle, {highest} KiB at most"
+    ));
     assert!(highest <= (64 + 40) * 1024, "{highest} KiB");
     assert!(
         writers
@@ -244,7 +253,9 @@ fn long_a_thousand_stalled_origins_stay_within_the_buffer() {
         highest = highest.max(scene.tund.server.process.resident_kib());
         wait::let_pass(Duration::from_millis(200));
     }
-    eprintln!("resident: {highest} KiB at most");
+    figure(&format!(
+        "1,000 stalled origins: server {highest} KiB at most"
+    ));
     assert!(highest <= (64 + 40) * 1024, "{highest} KiB");
     assert!(
         writers

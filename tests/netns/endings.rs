@@ -12,7 +12,7 @@ use tund_tests::lab::{
 };
 
 use crate::support::{
-    LATER, LONG, SOON, Scene, reset, wait_until_acknowledged, write_until_blocked,
+    LATER, LONG, SOON, Scene, figure, reset, wait_until_acknowledged, write_until_blocked,
 };
 
 const PORT: u16 = 9000;
@@ -64,6 +64,7 @@ fn a_closed_port_refuses_at_once() {
         let took = wait::now() - start;
 
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        figure(&format!("closed port, {family:?}: refused after {took:?}"));
         assert!(took < Duration::from_millis(100), "{took:?}");
     }
     scene.wait_without_flows();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tund_tests::emulator::{Profile, Way};
 use tund_tests::lab::{Access, Download, Family, Lab, ORIGIN_PORT, Origin, Request, Upload, wait};
 
-use crate::support::median;
+use crate::support::{figure, median};
 
 const SHORT: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(30);
@@ -214,6 +214,9 @@ fn long_the_ceiling_of_the_emulator() {
         }
         let seconds = (wait::now() - start).as_secs_f64();
         let packets = f64::from(u32::try_from(counts() - before).unwrap()) / seconds;
-        eprintln!("{way}: {:.2} Gbit/s, {packets:.0} packets/s", 4.0 / seconds);
+        figure(&format!(
+            "emulator, {way}: {:.2} Gbit/s, {packets:.0} packets/s",
+            4.0 / seconds
+        ));
     }
 }

@@ -7,7 +7,7 @@ use tund_tests::lab::{
     Access, Download, Keys, Lab, Origin, SERVER_PORT, ServerDaemon, Settings, Tund, Upload, wait,
 };
 
-use crate::support::{LATER, LONG, SOON, Scene, median};
+use crate::support::{LATER, LONG, SOON, Scene, figure, median};
 
 const MIB: u64 = 1 << 20;
 const MEGABITS: u32 = 100;
@@ -39,10 +39,10 @@ fn first_bytes_after(scene: &Scene, length: Duration, run: u64) -> (Duration, Du
         })
     };
     let found = (first(&down), first(&up));
-    eprintln!(
+    figure(&format!(
         "first byte after {length:?}: down {:?}, up {:?}",
         found.0, found.1
-    );
+    ));
     download.finish(LONG).assert_intact(size);
     assert_eq!(upload.finish(LONG).unwrap(), size);
     found
@@ -231,7 +231,10 @@ fn attach_on_a_slow_path(runs: u64) -> Duration {
             status.outages.count > count && status.state == "attached"
         });
         times.push(wait::now() - start);
-        eprintln!("run {run}: {times:?}");
+        figure(&format!(
+            "attached on a slow path, run {run}: {:?}",
+            times[times.len() - 1]
+        ));
     }
     scene.lab.emulator(Access::Wifi).set(Profile::default());
     echo.round_trip().unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tund_tests::lab::{Settings, wait};
 
-use crate::support::{Echo, LATER, SOON, Scene};
+use crate::support::{Echo, LATER, SOON, Scene, figure};
 
 /// Within which everything is as it should be after a restart.
 const BACK: Duration = Duration::from_secs(2);
@@ -27,6 +27,7 @@ fn a_killed_server_resets_every_connection_on_its_return_and_new_ones_work() {
     assert!(wait::now() - back < BACK, "{:?}", wait::now() - back);
     Echo::open(&scene.lab.client, scene.target()).unwrap();
     let took = wait::now() - back;
+    figure(&format!("server killed: new connections after {took:?}"));
     assert!(took < BACK, "{took:?}");
     let new = scene.tund.client.wait_attached(SOON).session_id;
     assert!(new.is_some() && new != old, "{old:?} then {new:?}");
@@ -58,6 +59,7 @@ fn a_killed_client_finds_its_device_again_and_new_connections_work() {
 
     Echo::open(&scene.lab.client, scene.target()).unwrap();
     let took = wait::now() - back;
+    figure(&format!("client killed: new connections after {took:?}"));
     assert!(took < BACK, "{took:?}");
     wait::until_true("the server's old session is gone", LATER, || {
         let rows = scene.tund.server.sessions().unwrap();

@@ -10,9 +10,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::task::JoinSet;
 use tund_daemon::identity::{PrivateKey, PublicKey};
 use tund_daemon::link::{ClientTls, Link, SocketOptions};
-use tund_tests::lab::{Family, Settings, narrate, wait};
+use tund_tests::lab::{Family, Settings, wait};
 
-use crate::support::{Echo, Scene};
+use crate::support::{Echo, Scene, figure};
 
 /// How long a stranger waits for an answer; the server gives it 10 s.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -123,10 +123,9 @@ fn are_turned_away(crowd: Crowd) -> (Duration, Duration) {
     let loud = p99(&mut echo, |_| !strangers.is_finished());
     let endings = strangers.join().unwrap();
 
-    narrate(
-        "strangers",
-        &format!("{endings:?}; p99 {quiet:?} without, {loud:?} with them"),
-    );
+    figure(&format!(
+        "{crowd:?}: {endings:?}; p99 {quiet:?} without, {loud:?} with them"
+    ));
     assert_eq!(endings.get("let in"), None, "{endings:?}");
     assert_eq!(endings.get("left waiting"), None, "{endings:?}");
     assert_eq!(scene.tund.server.sessions().unwrap().len(), 1);

@@ -5,7 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tund_tests::lab::{Family, Lab, Namespace, ORIGIN_PORT, Origin, Request, Settings, Tund, wait};
+use tund_tests::lab::{
+    Family, Lab, Namespace, ORIGIN_PORT, Origin, Request, Settings, Tund, narrate, wait,
+};
 
 /// For what happens at once unless something is wrong.
 pub(crate) const SOON: Duration = Duration::from_secs(5);
@@ -154,6 +156,11 @@ impl Dice {
     pub(crate) fn millis(&mut self, from: u64, to: u64) -> Duration {
         Duration::from_millis(from + self.below(to - from + 1))
     }
+}
+
+/// Writes down what was measured, to be found by its mark in the output of `--no-capture`.
+pub(crate) fn figure(line: &str) {
+    narrate("figure", line);
 }
 
 /// The middle of some durations.
