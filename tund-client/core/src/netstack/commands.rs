@@ -190,7 +190,12 @@ impl Netstack {
     /// send; a smaller number than before only stops the window from growing.
     pub fn set_intake(&mut self, connection: ConnectionId, bytes: u64) {
         let has_grown = match self.table.owned(connection).map(|found| &mut found.phase) {
-            Some(Phase::Live(live)) => live.wire.window.let_in(bytes),
+            Some(Phase::Live(live)) => {
+                if bytes == 0 {
+                    self.slots.rest(live.slot);
+                }
+                live.wire.window.let_in(bytes)
+            }
             Some(Phase::Held(held)) => {
                 held.intake_bytes = bytes;
                 false

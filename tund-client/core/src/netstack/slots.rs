@@ -79,6 +79,8 @@ pub(crate) struct Slot {
     in_use: bool,
     /// Its pages were written since they were last given back; it stands in the sweep.
     touched: bool,
+    /// Its pages were given back before the sweep came to it.
+    rested: bool,
     used_at: Instant,
 }
 
@@ -93,6 +95,10 @@ impl Slot {
     }
 }
 
+/// With so many slots in use or fewer, pages are left to the sweep: giving them back costs about
+/// 7 µs each time, which a few busy connections need not pay. Chosen.
+const BUSY_SLOTS: usize = 64;
+
 /// All slots.
 pub(crate) struct Slots {
     arena: Box<dyn Arena + Send>,
@@ -103,6 +109,8 @@ pub(crate) struct Slots {
     /// No sweep before this.
     next_turn: Instant,
     idle_after: Duration,
+    /// Slots that were touched and not given back.
+    busy: usize,
 }
 
 impl Slots {
@@ -115,6 +123,7 @@ impl Slots {
             next_turn: Instant::default(),
             // A sweep must lie strictly ahead of the moment that arms it.
             idle_after: idle_after.max(IDLE_TURN),
+            busy: 0,
         }
     }
 
@@ -153,6 +162,7 @@ impl Slots {
             has_gap: false,
             in_use: false,
             touched: false,
+            rested: false,
             used_at: Instant::default(),
         });
         Some(index)
@@ -180,9 +190,27 @@ impl Slots {
         let idle_after = self.idle_after;
         let slot = self.get(index);
         slot.used_at = now;
+        let was_resting = std::mem::take(&mut slot.rested) || !slot.touched;
         if !slot.touched {
             slot.touched = true;
             self.sweep.push_back((now + idle_after, index));
+        }
+        self.busy += usize::from(was_resting);
+    }
+
+    /// The window of the connection in `index` is closed: if its rings are empty they stay so for
+    /// a while. With many slots in use its pages are given back at once, since a thousand stalled
+    /// connections must not keep their rings beside the bytes that were taken out of them.
+    pub(crate) fn rest(&mut self, index: u32) {
+        if self.busy <= BUSY_SLOTS {
+            return;
+        }
+        let slot = self.get(index);
+        if slot.touched && !slot.rested && slot.is_empty() {
+            slot.rested = true;
+            self.busy = self.busy.saturating_sub(1);
+            self.arena
+                .idle(usize::try_from(index).unwrap_or(usize::MAX));
         }
     }
 
@@ -213,9 +241,12 @@ impl Slots {
             let rested = now.saturating_duration_since(slot.used_at) >= idle_after;
             if rested && (!slot.in_use || slot.is_empty()) {
                 slot.touched = false;
-                self.arena
-                    .idle(usize::try_from(index).unwrap_or(usize::MAX));
-                idled += 1;
+                if !std::mem::take(&mut slot.rested) {
+                    self.busy = self.busy.saturating_sub(1);
+                    self.arena
+                        .idle(usize::try_from(index).unwrap_or(usize::MAX));
+                    idled += 1;
+                }
             } else {
                 self.sweep.push_back((now + idle_after, index));
             }
