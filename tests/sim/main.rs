@@ -2,6 +2,7 @@
 
 mod fairness;
 mod idle_flows;
+mod last_word;
 mod make_before_break;
 mod outage;
 mod polling;

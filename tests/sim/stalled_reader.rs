@@ -50,3 +50,23 @@ fn a_stalled_reader_leaves_the_others_their_rate_both_ways() {
         );
     }
 }
+
+#[test]
+fn a_flow_whose_reader_never_read_gets_no_more_of_the_buffer() {
+    for from in [CLIENT, SERVER] {
+        let mut world = World::calm(Knobs::ROOMY);
+        world.connect();
+        world.socket(0, 1 - from).stuck = true;
+
+        for _ in 0..100 {
+            world.socket(0, from).write(64 * 1024);
+            world.work(true);
+        }
+
+        let taken = world.socket(0, from).taken();
+        assert!(
+            taken < 256 * 1024,
+            "{taken} bytes of one stalled flow, buffer 1 MiB"
+        );
+    }
+}

@@ -1,161 +1,12 @@
-//! What may happen in a schedule: drawn by number alone, so that any of them can be left out.
+//! What happens when an action's turn comes.
 
 use super::coverage::Situation;
 use super::rng::Rng;
-use super::world::{CLIENT, Knobs, SERVER, Who, World};
+use super::schedule::{Action, Kind};
+use super::world::{CLIENT, SERVER, Who, World};
 use std::time::Duration;
 use tund_session::wire::frame::CloseCode;
 use tund_session::{FlowId, LinkId, Session};
-
-/// How rough a schedule is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mood {
-    /// Applications and delays only.
-    Mild,
-    /// Links die, too.
-    Links,
-    /// And daemons.
-    All,
-}
-
-/// Something happens to whatever the number points at when its turn comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Action {
-    /// Its place in the schedule.
-    pub index: usize,
-    /// What.
-    pub kind: Kind,
-    /// Everything that is chosen on the way comes from this.
-    pub number: u64,
-}
-
-/// What happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Bytes arrive.
-    Deliver,
-    /// A driver writes to a link.
-    Transmit,
-    /// An application or origin does something.
-    Application,
-    /// A driver serves a flow.
-    Pump,
-    /// An application connects.
-    Open,
-    /// The client dials.
-    Dial,
-    /// A second or so passes.
-    Wait,
-    /// Everything works for a moment.
-    Run,
-    /// A new link is used before the old one has brought what is under way there.
-    Overtake,
-    /// Timeouts are handled although none may be due.
-    Tick,
-    /// A link is cut or stalled.
-    Break,
-    /// A long time passes.
-    Outage,
-    /// Somebody disconnects.
-    Disconnect,
-    /// The server daemon starts again.
-    RestartServer,
-    /// The client daemon starts again.
-    RestartClient,
-}
-
-/// Weights per mille; what a mood does not have does not happen.
-const WEIGHTS: [(Kind, usize, Mood); 15] = [
-    (Kind::Deliver, 270, Mood::Mild),
-    (Kind::Transmit, 210, Mood::Mild),
-    (Kind::Application, 170, Mood::Mild),
-    (Kind::Pump, 130, Mood::Mild),
-    (Kind::Open, 30, Mood::Mild),
-    (Kind::Run, 40, Mood::Mild),
-    (Kind::Dial, 40, Mood::Mild),
-    (Kind::Wait, 30, Mood::Mild),
-    (Kind::Tick, 10, Mood::Mild),
-    (Kind::Overtake, 15, Mood::Mild),
-    (Kind::Break, 35, Mood::Links),
-    (Kind::Outage, 13, Mood::All),
-    (Kind::Disconnect, 3, Mood::All),
-    (Kind::RestartServer, 2, Mood::All),
-    (Kind::RestartClient, 3, Mood::All),
-];
-
-/// A schedule before it is played.
-#[derive(Clone, Debug)]
-pub struct Schedule {
-    /// Where it comes from.
-    pub seed: u64,
-    /// The world it is played in.
-    pub knobs: Knobs,
-    /// What happens.
-    pub actions: Vec<Action>,
-}
-
-impl Schedule {
-    /// The schedule of a seed.
-    pub fn of(seed: u64) -> Self {
-        let mut rng = Rng::new(seed);
-        let mood = rng.pick(&[Mood::Mild, Mood::Links, Mood::Links, Mood::All, Mood::All]);
-        let buffers = [8, 16, 32, 64, 256, 1024, 4096, 32_768];
-        let buffer = [rng.pick(&buffers), rng.pick(&buffers)];
-        // What passes through a small buffer in small pieces takes its time.
-        let memory = rng.pick(&[0, 100, 1 << 20, 1 << 30]);
-        let most = buffer[0].min(buffer[1]) * 16;
-        let most = if memory < 1000 { most.min(400) } else { most };
-        let knobs = Knobs {
-            buffer,
-            max_flows: [rng.pick(&[2, 4, 6]), rng.pick(&[2, 4, 6])],
-            ring: rng.pick(&[1, 3, 6, 40, 600, 20_000]).min(most),
-            send_queue: rng.pick(&[60, 400, 5000, 200_000]),
-            memory,
-        };
-        let count = rng.pick(&[60, 150, 300, 600]);
-        let actions = (0..count)
-            .map(|index| draw(&mut rng, index, mood))
-            .collect();
-        Self {
-            seed,
-            knobs,
-            actions,
-        }
-    }
-}
-
-fn draw(rng: &mut Rng, index: usize, mood: Mood) -> Action {
-    let has = |needs: Mood| match needs {
-        Mood::Mild => true,
-        Mood::Links => mood != Mood::Mild,
-        Mood::All => mood == Mood::All,
-    };
-    let total = WEIGHTS
-        .iter()
-        .filter(|(_, _, needs)| has(*needs))
-        .map(|(_, weight, _)| weight)
-        .sum();
-    let mut at = rng.below(total);
-    let number = rng.draw();
-    for (kind, weight, needs) in WEIGHTS {
-        if !has(needs) {
-            continue;
-        }
-        if at < weight {
-            return Action {
-                index,
-                kind,
-                number,
-            };
-        }
-        at -= weight;
-    }
-    Action {
-        index,
-        kind: Kind::Tick,
-        number,
-    }
-}
 
 impl World {
     /// Lets an action happen.
@@ -175,6 +26,9 @@ impl World {
             }
             Kind::Dial => self.some_dial(rng),
             Kind::Run => self.run_a_while(rng),
+            Kind::Finish => {
+                self.heal_turn();
+            }
             Kind::Overtake => self.overtake(rng),
             Kind::Wait => self.some_wait(rng),
             Kind::Tick => {
@@ -186,6 +40,7 @@ impl World {
             Kind::Break => self.some_break(rng),
             Kind::Outage => self.some_outage(rng),
             Kind::Disconnect => {
+                self.some_vanishing(rng);
                 let idle = self
                     .client
                     .as_ref()
@@ -197,7 +52,10 @@ impl World {
                 });
             }
             Kind::RestartServer => self.restart_server(),
-            Kind::RestartClient => self.restart_client(),
+            Kind::RestartClient => {
+                self.some_vanishing(rng);
+                self.restart_client();
+            }
         }
         self.check();
     }
@@ -342,7 +200,8 @@ impl World {
             return;
         };
         for side in [CLIENT, SERVER, CLIENT, SERVER] {
-            if rng.chance(40) {
+            if rng.chance(60) {
+                self.some_application(rng);
                 self.some_application(rng);
                 self.serve_all(rng);
             }
@@ -382,6 +241,15 @@ impl World {
             0 => self.sleep(span),
             1 => self.pass_running(span),
             _ => self.pass(span),
+        }
+    }
+
+    /// The network is gone, and nobody is told.
+    fn some_vanishing(&mut self, rng: &mut Rng) {
+        if rng.chance(30) {
+            for link in self.pipes.keys().copied().collect::<Vec<_>>() {
+                self.cut(link, &[CLIENT, SERVER], &[]);
+            }
         }
     }
 
@@ -467,9 +335,4 @@ impl World {
         }
         self.drain();
     }
-}
-
-/// Whether an end has a session that works; for stories.
-pub fn is_attached(session: Option<&Session>) -> bool {
-    session.is_some_and(Session::is_attached)
 }

@@ -168,7 +168,7 @@ impl Local {
             self.give_due = socket.room() > 0;
         }
         acted |= self.drain((id, session), socket, now);
-        Ok(self.end((id, session), socket, now) | acted)
+        Ok(self.end((id, session), socket, now)? | acted)
     }
 
     /// Tells the session what has left the ring.
@@ -197,11 +197,14 @@ impl Local {
         (id, session): (FlowId, &mut Session),
         socket: &mut Socket,
         now: Instant,
-    ) -> bool {
+    ) -> Result<bool, String> {
         let mut acted = false;
         loop {
             match session.delivery(id) {
                 Delivery::Fin if session.readable(id).next().is_none() => {
+                    if self.fin_given {
+                        return Err("FIN a second time".to_owned());
+                    }
                     socket.shut_down();
                     self.fin_given = true;
                     session.end_delivered(id, now);
@@ -212,10 +215,10 @@ impl Local {
                     socket.discard_inbound();
                     self.over = true;
                     session.end_delivered(id, now);
-                    return true;
+                    return Ok(true);
                 }
                 Delivery::Fin | Delivery::Reset | Delivery::Open | Delivery::Ended => {
-                    return acted;
+                    return Ok(acted);
                 }
             }
         }

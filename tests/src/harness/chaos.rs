@@ -1,7 +1,7 @@
 //! Plays schedules, and makes those that fail shorter.
 
-use super::action::{Action, Schedule};
 use super::coverage::Coverage;
+use super::schedule::{Action, Schedule};
 use super::world::World;
 use std::cell::{Cell, RefCell};
 use std::fmt;

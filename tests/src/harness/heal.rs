@@ -67,7 +67,7 @@ impl World {
     }
 
     /// Everybody works once; true if anything but small talk happened.
-    fn heal_turn(&mut self) -> bool {
+    pub(super) fn heal_turn(&mut self) -> bool {
         let mut acted = self.run_links();
         let wanted = self.client.as_ref().is_some_and(|client| {
             client.session.wants_link()
@@ -223,7 +223,7 @@ impl World {
         for unit in units {
             if last || !self.is_stuck(&self.units[unit]) {
                 return Some(format!(
-                    "{who:?}: u{unit} is left over: {:?}",
+                    "{who:?}: u{unit} is left over: {}",
                     self.units[unit]
                 ));
             }

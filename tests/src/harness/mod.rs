@@ -1,15 +1,17 @@
 //! Both daemons' cores in virtual time: a world of applications, origins and links, the things
 //! that may happen in it, and what must hold then.
 
-pub mod action;
+mod action;
 pub mod books;
 pub mod chaos;
 pub mod coverage;
 mod events;
 mod heal;
+mod network;
 mod passing;
 pub mod pipe;
 pub mod rng;
+pub mod schedule;
 pub mod socket;
 pub mod story;
 pub mod witness;

@@ -3,6 +3,7 @@
 
 use super::rng::mix;
 use bytes::Bytes;
+use std::fmt;
 
 /// The byte that the writer `stream` writes at `place`. All that is ever written is known
 /// beforehand, so two byte strings are two lengths.
@@ -56,6 +57,25 @@ pub struct Socket {
     pub readable_edge: bool,
     /// The application has read, or is gone: the socket is writable, or has drained.
     pub writable_edge: bool,
+}
+
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let marks = [
+            (self.app_fin, " fin"),
+            (self.app_rst, " rst"),
+            (self.saw_fin, " saw-fin"),
+            (self.saw_rst, " saw-rst"),
+            (self.rst, " reset"),
+            (self.stuck, " stuck"),
+        ];
+        write!(f, "wrote {} taken {}", self.wrote, self.taken)?;
+        write!(f, " put {} got {}", self.put, self.got)?;
+        let marks = marks.iter().filter(|(on, _)| *on);
+        marks
+            .into_iter()
+            .try_for_each(|(_, mark)| f.write_str(mark))
+    }
 }
 
 impl Socket {
