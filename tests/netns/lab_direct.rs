@@ -122,7 +122,7 @@ fn a_reset_by_a_middlebox_reaches_both_ends() {
 
         for end in [&mut near, &mut far] {
             end.set_read_timeout(Some(SHORT)).unwrap();
-            let error = end.read(&mut [0; 9]).unwrap_err();
+            let error = end.read_exact(&mut [0; 9]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         }
         lab.client.connect(to, SHORT).unwrap();
@@ -219,7 +219,7 @@ fn a_rate_limit_holds_both_ways() {
     let to = lab.origin_address(Family::V4, ORIGIN_PORT);
     let length = 25_000_000;
     let seconds = 8.0 * 25.0 / f64::from(MEGABITS);
-    let bounds = seconds * 0.85..seconds * 1.6;
+    let bounds = seconds * 0.85..seconds * 4.0;
 
     let down = Download::start(&lab.client, to, 1, length).finish(LONG);
     let lasted = |points: Vec<(Duration, u64)>| {
@@ -252,7 +252,7 @@ fn a_cut_one_way_lets_the_other_way_through() {
     near.set_read_timeout(Some(Duration::from_millis(500)))
         .unwrap();
     assert_eq!(
-        near.read(&mut [0; 9]).unwrap_err().kind(),
+        near.read_exact(&mut [0; 9]).unwrap_err().kind(),
         io::ErrorKind::WouldBlock
     );
     lab.heal();

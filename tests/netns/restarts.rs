@@ -21,7 +21,7 @@ fn a_killed_server_resets_every_connection_on_its_return_and_new_ones_work() {
     let back = wait::now();
 
     for echo in &mut echoes {
-        let error = echo.stream.read(&mut [0]).unwrap_err();
+        let error = echo.stream.read_exact(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
     assert!(wait::now() - back < BACK, "{:?}", wait::now() - back);
@@ -79,7 +79,7 @@ fn a_server_that_ends_in_order_says_so_to_everybody() {
     let status = scene.tund.server.process.terminate(LATER);
 
     assert!(status.success(), "{status:?}");
-    let error = echo.stream.read(&mut [0]).unwrap_err();
+    let error = echo.stream.read_exact(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     scene.tund.server.start_again(&scene.lab);
     scene.echo();

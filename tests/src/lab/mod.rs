@@ -32,6 +32,7 @@ pub mod wait;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::emulator::{Emulator, Profile};
 
@@ -157,6 +158,7 @@ impl Lab {
         lab.wire(profile);
         lab.router.nft(events::TABLE);
         lab.raise(Access::Wifi);
+        lab.wait_until_ready();
         lab
     }
 
@@ -288,6 +290,25 @@ impl Lab {
             format!("link set dev {near_device} up"),
         ]);
         far.ip_batch(&[format!("link set dev {far_device} up")]);
+    }
+
+    /// Waits until the kernel has noticed that all links are up, which it does a moment later, and
+    /// until then answers "no route to host".
+    fn wait_until_ready(&self) {
+        for host in [&self.client, &self.router, &self.server, &self.origin] {
+            let limit = Duration::from_secs(10);
+            wait::until_true(
+                &format!("the links of {} are up", host.name()),
+                limit,
+                || {
+                    let links = host.run("ip -o link show up");
+                    let tentative = host.run("ip -o -6 addr show tentative");
+                    let waiting =
+                        |line: &str| line.contains("NO-CARRIER") || line.contains("state DOWN");
+                    tentative.is_empty() && !links.lines().any(waiting)
+                },
+            );
+        }
     }
 
     /// Gives a host its addresses and, where there is a gateway, its default routes.
