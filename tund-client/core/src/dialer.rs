@@ -22,6 +22,9 @@ const REFUSED_EVERY: Duration = Duration::from_secs(10);
 const HINT_MAX: Duration = Duration::from_secs(300);
 /// Paths that are tried at once, best first.
 const PATHS: usize = 16;
+/// Attempts on one path that may follow each other at once, as when links are lost soon after they
+/// were made.
+const BURST: u32 = 3;
 /// Unanswered attempts on all paths together, though each may have two.
 const UNANSWERED_IN_ALL: usize = 48;
 
@@ -42,6 +45,23 @@ pub(crate) struct Attempt {
     is_answered: bool,
 }
 
+/// Attempts of late on one path.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recent {
+    count: u32,
+    since: Instant,
+}
+
+impl Recent {
+    /// Forgets one attempt for each `EVERY` that has passed.
+    fn recover(&mut self, now: Instant) {
+        while self.count > 0 && self.since + EVERY <= now {
+            self.count -= 1;
+            self.since = self.since + EVERY;
+        }
+    }
+}
+
 /// What the dialer asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DialOrder {
@@ -55,7 +75,8 @@ pub(crate) enum DialOrder {
 #[derive(Debug)]
 pub(crate) struct Dialer {
     attempts: BTreeMap<LinkId, Attempt>,
-    last_start: BTreeMap<PathId, Instant>,
+    /// Attempts of late on each path: how many, and from when on one less is counted each `EVERY`.
+    recent: BTreeMap<PathId, Recent>,
     /// A link is wanted since then.
     wanted_since: Option<Instant>,
     /// The paths are asked for then.
@@ -72,7 +93,7 @@ impl Dialer {
     pub(crate) fn new(seed: u64) -> Self {
         Self {
             attempts: BTreeMap::new(),
-            last_start: BTreeMap::new(),
+            recent: BTreeMap::new(),
             wanted_since: None,
             next_look: Instant::default(),
             last_look: None,
@@ -151,15 +172,16 @@ impl Dialer {
         }
         let paths = paths.get(..PATHS).unwrap_or(paths);
         let most = (UNANSWERED_IN_ALL / paths.len().max(1)).clamp(2, UNANSWERED);
+        for recent in self.recent.values_mut() {
+            recent.recover(now);
+        }
         for path in paths {
-            if let Some(last) = self.last_start.get(path)
-                && *last + EVERY > now
-            {
-                // Told twice, as when a name was resolved in between.
-                self.next_look = self.next_look.min(*last + EVERY);
+            let on_path = || self.attempts.iter().filter(|(_, a)| a.path == *path);
+            let not_before = self.not_before_on(*path);
+            if not_before > now {
+                self.next_look = self.next_look.min(not_before);
                 continue;
             }
-            let on_path = || self.attempts.iter().filter(|(_, a)| a.path == *path);
             if on_path().filter(|(_, a)| a.is_answered).count() >= ANSWERED {
                 continue;
             }
@@ -173,13 +195,32 @@ impl Dialer {
             }
             self.start(*path, now, orders);
         }
-        self.last_start.retain(|path, _| paths.contains(path));
+        self.recent
+            .retain(|path, recent| recent.count > 0 || paths.contains(path));
+    }
+
+    /// When the next attempt may start on a path: not beside one that has just started, as when a
+    /// name is resolved in between, and not too many in a row.
+    fn not_before_on(&self, path: PathId) -> Instant {
+        let newest = self.attempts.values().filter(|a| a.path == path);
+        let newest = newest.map(|a| a.started + EVERY).max();
+        let spent = self
+            .recent
+            .get(&path)
+            .filter(|recent| recent.count >= BURST);
+        newest
+            .max(spent.map(|recent| recent.since + EVERY))
+            .unwrap_or_default()
     }
 
     fn start(&mut self, path: PathId, now: Instant, orders: &mut Vec<DialOrder>) {
         let link = LinkId(self.next_link);
         self.next_link += 1;
-        self.last_start.insert(path, now);
+        let recent = self.recent.entry(path).or_default();
+        if recent.count == 0 {
+            recent.since = now;
+        }
+        recent.count += 1;
         let attempt = Attempt {
             path,
             started: now,

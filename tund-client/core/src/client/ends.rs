@@ -1,12 +1,12 @@
 //! The end of a session, and what of it goes on.
 
 use super::{Client, ClientEvent};
-use tund_session::{EndReason, Instant};
+use tund_session::{EndReason, Event, Instant};
 
 impl Client {
     /// Every open connection is reset at once; who still waits for one asks the next session.
     pub(super) fn on_ended(&mut self, reason: EndReason, now: Instant) {
-        let Some(session) = self.session.take() else {
+        let Some(mut session) = self.session.take() else {
             return;
         };
         let traffic = session.traffic();
@@ -36,13 +36,13 @@ impl Client {
         }
         self.dialer.give_up_all(&mut self.orders);
         let mut is_parting = false;
-        for (link, _) in session.live_links() {
-            let has_last_words = session.has_transmit(link);
-            is_parting |= has_last_words;
-            self.events.push_back(ClientEvent::CloseLink {
-                link,
-                has_last_words,
-            });
+        // Behind the end, the session names each of its links, attaches under way included.
+        while let Some(event) = session.poll_event() {
+            if let Event::LinkDead { link, .. } = event {
+                let has_last_words = session.has_transmit(link);
+                is_parting |= has_last_words;
+                self.close_link(link, has_last_words);
+            }
         }
         if is_parting {
             self.parting.push(session);

@@ -4,14 +4,14 @@
 use crate::client::{Client, ClientConfig, ClientEvent, Refused};
 use crate::dialer::PathId;
 use crate::netstack::tests::kernel::{Inspector, Kernel};
-use crate::netstack::tests::world::{APP_V4, Collector, Memory, ORIGIN_V4};
-use crate::netstack::{NetstackConfig, RECEIVE_RING_BYTES, SEND_RING_BYTES};
+use crate::netstack::tests::world::{APP_V4, Collector, ORIGIN_V4};
+use crate::netstack::{
+    Arena, NetstackConfig, RECEIVE_RING_BYTES, RingMemory, Rings, SEND_RING_BYTES,
+};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
 use tund_session::wire::frame::{FlowCode, Open, OpenError};
@@ -63,6 +63,24 @@ pub(super) fn registry_config(instance: u8) -> RegistryConfig {
     }
 }
 
+/// Rings from plain memory.
+struct Memory {
+    receive_bytes: usize,
+    send_bytes: usize,
+    slots: usize,
+}
+
+impl Arena for Memory {
+    fn rings(&mut self, slot: usize) -> Option<Rings> {
+        (slot < self.slots).then(|| Rings {
+            receive: RingMemory::Owned(vec![0; self.receive_bytes]),
+            send: RingMemory::Owned(vec![0; self.send_bytes]),
+        })
+    }
+
+    fn idle(&mut self, _slot: usize) {}
+}
+
 /// What becomes of a SYN on its way to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Network {
@@ -108,12 +126,19 @@ pub(super) enum End {
     Reset,
 }
 
+/// A socket of one of many kernels.
+pub(super) type CrowdApp = (usize, SocketHandle);
+const CROWD_SOCKETS: usize = 20;
+const CROWD_PORT: u16 = 20_000;
+
 pub(super) type OriginId = (SessionId, FlowId);
 
 pub(super) struct World {
     pub(super) now: Instant,
     pub(super) client: Client,
     pub(super) kernel: Kernel,
+    /// Further hosts' kernels, as one with many sockets scans them all for each packet.
+    crowd: Vec<Kernel>,
     inspector: Inspector,
     pub(super) registry: Registry,
     pub(super) network: Network,
@@ -148,7 +173,6 @@ impl World {
             receive_bytes: RECEIVE_RING_BYTES,
             send_bytes: SEND_RING_BYTES,
             slots: usize::MAX,
-            idled: Arc::new([const { AtomicUsize::new(0) }; 2]),
         };
         Self::build(Client::new(config, Box::new(memory), now), server, now)
     }
@@ -164,7 +188,6 @@ impl World {
             receive_bytes: ring_bytes,
             send_bytes: ring_bytes,
             slots,
-            idled: Arc::new([const { AtomicUsize::new(0) }; 2]),
         };
         Self::build(Client::new(config, Box::new(memory), now), server, now)
     }
@@ -174,6 +197,7 @@ impl World {
             now,
             client,
             kernel: Kernel::new(1500, now),
+            crowd: Vec::new(),
             inspector: Inspector {
                 offload: true,
                 ..Inspector::default()
@@ -202,6 +226,26 @@ impl World {
         self.next_port += 1;
         let to = SocketAddr::new(ORIGIN_V4, port);
         self.kernel.connect(from, to, ring_bytes)
+    }
+
+    /// The same in one of many kernels.
+    pub(super) fn connect_in_crowd(&mut self, port: u16, ring_bytes: usize) -> CrowdApp {
+        let count = self
+            .crowd
+            .iter()
+            .map(|kernel| kernel.sockets.iter().count());
+        let count: usize = count.sum();
+        if count % CROWD_SOCKETS == 0 {
+            self.crowd.push(Kernel::new(1500, self.now));
+        }
+        let place = count / CROWD_SOCKETS;
+        let from = SocketAddr::new(APP_V4, CROWD_PORT + u16::try_from(count).unwrap());
+        let to = SocketAddr::new(ORIGIN_V4, port);
+        (place, self.crowd[place].connect(from, to, ring_bytes))
+    }
+
+    pub(super) fn crowd_socket(&mut self, (place, app): CrowdApp) -> &mut tcp::Socket<'static> {
+        self.crowd[place].socket(app)
     }
 
     pub(super) fn connect(&mut self, port: u16) -> SocketHandle {
@@ -234,18 +278,7 @@ impl World {
     }
 
     pub(super) fn read_silently(&mut self, app: SocketHandle, most: usize) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let socket = self.kernel.socket(app);
-        while socket.can_recv() && bytes.len() < most {
-            let left = most - bytes.len();
-            let taken = socket.recv(|piece| {
-                let count = piece.len().min(left);
-                bytes.extend_from_slice(&piece[..count]);
-                (count, ())
-            });
-            taken.unwrap();
-        }
-        bytes
+        take(self.kernel.socket(app), most)
     }
 
     pub(super) fn origin(&mut self, id: OriginId) -> &mut Origin {
@@ -279,8 +312,11 @@ impl World {
 
     fn step(&mut self) -> bool {
         let mut sink = Collector::default();
-        self.kernel.poll(self.now);
-        let packets: Vec<_> = self.kernel.wire.from_kernel.drain(..).collect();
+        let mut packets = Vec::new();
+        for kernel in self.crowd.iter_mut().chain([&mut self.kernel]) {
+            kernel.poll(self.now);
+            packets.extend(kernel.wire.from_kernel.drain(..));
+        }
         let mut moved = !packets.is_empty();
         for packet in packets {
             let mut bytes = vec![0; crate::netstack::offload::VNET_HEADER_BYTES];
@@ -305,7 +341,13 @@ impl World {
                 if segment[9] == 1 {
                     self.icmp.push((segment[20], segment[21]));
                 }
-                self.kernel.wire.to_kernel.push_back(segment);
+                let port = u16::from_be_bytes([segment[22], segment[23]]);
+                let place = usize::from(port.saturating_sub(CROWD_PORT)) / CROWD_SOCKETS;
+                let kernel = match self.crowd.get_mut(place) {
+                    Some(kernel) if port >= CROWD_PORT && segment[9] == 6 => kernel,
+                    Some(_) | None => &mut self.kernel,
+                };
+                kernel.wire.to_kernel.push_back(segment);
             }
         }
         self.inspector.seen.clear();
@@ -363,7 +405,12 @@ impl World {
                 }
             }
             ClientEvent::Dial { link, path } => self.dial(link, path),
-            ClientEvent::CloseLink { link, .. } => self.close(link),
+            ClientEvent::CloseLink { link, .. } if self.links.contains_key(&link) => {
+                self.close(link);
+            }
+            ClientEvent::CloseLink { link, .. } => {
+                self.client.handle_link_down(link, false, self.now);
+            }
             ClientEvent::WantProgress { link } => {
                 let progress = Progress::default();
                 self.client.handle_progress(link, progress, self.now);
@@ -430,6 +477,13 @@ impl World {
         }
         self.server(state.path.address).handle_link_down(link, now);
         self.client.handle_link_down(link, false, now);
+    }
+
+    /// Nothing is moved on a link for now, as when its socket takes nothing.
+    pub(super) fn hold(&mut self, link: LinkId, is_held: bool) {
+        if let Some(link) = self.links.get_mut(&link) {
+            link.is_up = !is_held;
+        }
     }
 
     /// Every link goes down, and both ends are told; nothing is reached any more.
@@ -634,7 +688,8 @@ impl World {
                 self.registry.poll_timeout(),
                 self.kernel.poll_at(self.now),
             ];
-            let next = due.into_iter().flatten().min();
+            let of_crowd = self.crowd.iter_mut().filter_map(|k| k.poll_at(self.now));
+            let next = due.into_iter().flatten().chain(of_crowd).min();
             let Some(next) = next.filter(|at| *at <= end) else {
                 self.now = end;
                 return;
@@ -682,6 +737,21 @@ impl World {
         }
         panic!("never: {what}");
     }
+}
+
+/// Takes what a socket has for its application.
+pub(super) fn take(socket: &mut tcp::Socket<'static>, most: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while socket.can_recv() && bytes.len() < most {
+        let left = most - bytes.len();
+        let taken = socket.recv(|piece| {
+            let count = piece.len().min(left);
+            bytes.extend_from_slice(&piece[..count]);
+            (count, ())
+        });
+        taken.unwrap();
+    }
+    bytes
 }
 
 pub(super) fn secret(link: LinkId) -> Secret {
