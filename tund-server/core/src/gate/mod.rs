@@ -14,8 +14,6 @@ pub const MAX_PENDING: usize = 512;
 pub const MAX_PENDING_PER_NETWORK: usize = 64;
 /// How long each may take to authenticate; then it is closed.
 pub const AUTHENTICATION_TIME: Duration = Duration::from_secs(10);
-/// How much each may send until then; then it is closed.
-pub const AUTHENTICATION_BYTES: usize = 16 * 1024;
 /// How long each is safe from being displaced by a newcomer of its own network: an honest
 /// handshake is over by then, an idle connection is not. Shorter and a burst of honest clients of
 /// one network displaces itself; longer and idle connections keep an honest neighbour out.
@@ -51,7 +49,6 @@ struct Pending {
     id: LinkId,
     network: Network,
     since: Instant,
-    bytes: usize,
 }
 
 /// What is counted together: an IPv4 /24 or an IPv6 /64.
@@ -83,11 +80,6 @@ pub enum Verdict {
     Refused,
 }
 
-/// A connection has sent more than [`AUTHENTICATION_BYTES`] without authenticating.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("sent more than {AUTHENTICATION_BYTES} bytes without authenticating")]
-pub struct TooMuch;
-
 /// How many connections were turned away since the last report, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TurnedAway {
@@ -97,9 +89,8 @@ pub struct TurnedAway {
     pub displaced: u64,
     /// Too slow.
     pub expired: u64,
-    /// Sent too much.
-    pub oversized: u64,
-    /// Ended without authenticating: an unlisted key, another protocol, or it went by itself.
+    /// Ended without authenticating: an unlisted key, another protocol, too many bytes, or it went
+    /// by itself.
     pub unauthenticated: u64,
 }
 
@@ -127,7 +118,6 @@ impl Gate {
             id,
             network,
             since: now,
-            bytes: 0,
         });
         *self.networks.entry(network).or_insert(0) += 1;
         debug_assert!(self.pending.len() <= MAX_PENDING, "a place was found");
@@ -171,26 +161,6 @@ impl Gate {
         }
     }
 
-    /// The connection has sent `count` more bytes.
-    ///
-    /// # Errors
-    ///
-    /// [`TooMuch`] if it is to be closed; the owner then calls [`Gate::gone`].
-    pub fn received(&mut self, id: LinkId, count: usize) -> Result<(), TooMuch> {
-        let Some(pending) = self.pending.iter_mut().find(|pending| pending.id == id) else {
-            return Ok(());
-        };
-        let before = pending.bytes;
-        pending.bytes = before.saturating_add(count);
-        if pending.bytes <= AUTHENTICATION_BYTES {
-            return Ok(());
-        }
-        if before <= AUTHENTICATION_BYTES {
-            self.turned_away.oversized += 1;
-        }
-        Err(TooMuch)
-    }
-
     /// The connection has proved a listed key: it counts here no more.
     pub fn authenticated(&mut self, id: LinkId) {
         if let Some(index) = self.index(id) {
@@ -200,15 +170,10 @@ impl Gate {
 
     /// The connection has ended, or is closed, without having proved a listed key.
     pub fn gone(&mut self, id: LinkId) {
-        let Some(index) = self.index(id) else { return };
-        let counted = self
-            .pending
-            .get(index)
-            .is_some_and(|p| p.bytes > AUTHENTICATION_BYTES);
-        if !counted {
+        if let Some(index) = self.index(id) {
             self.turned_away.unauthenticated += 1;
+            self.remove(index);
         }
-        self.remove(index);
     }
 
     /// A connection whose time is over: it is to be closed, and is forgotten here. Ask until none.

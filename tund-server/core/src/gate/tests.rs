@@ -137,35 +137,6 @@ fn time_is_over_at_ten_seconds_and_not_a_nanosecond_before() {
 }
 
 #[test]
-fn bytes_are_too_many_beyond_16_kib_in_any_pieces() {
-    let mut crowd = Crowd::default();
-    let (whole, _) = crowd.come(v4(0, 1), START);
-    let (pieces, _) = crowd.come(v4(0, 1), START);
-
-    assert_eq!(crowd.gate.received(whole, AUTHENTICATION_BYTES), Ok(()));
-    for _ in 0..AUTHENTICATION_BYTES / 16 {
-        assert_eq!(crowd.gate.received(pieces, 16), Ok(()));
-    }
-    assert_eq!(crowd.gate.received(pieces, 1), Err(TooMuch));
-    crowd.gate.authenticated(whole);
-    assert_eq!(
-        crowd.gate.received(whole, usize::MAX),
-        Ok(()),
-        "no longer counted"
-    );
-
-    crowd.gate.gone(pieces);
-    let report = crowd.gate.poll_report(START).unwrap();
-    assert_eq!(
-        report,
-        TurnedAway {
-            oversized: 1,
-            ..TurnedAway::default()
-        }
-    );
-}
-
-#[test]
 fn who_has_authenticated_never_expires_and_makes_room() {
     let mut crowd = Crowd::default();
     crowd.fill(0..1, MAX_PENDING_PER_NETWORK, START);
