@@ -79,8 +79,14 @@ impl Server {
         let id = LinkId(self.next_token);
         match self.gate.admit(id, from.ip(), now) {
             Verdict::Admitted => {}
-            Verdict::Displaces(other) => self.drop_link(other, now),
-            Verdict::Refused => return,
+            Verdict::Displaces(other) => {
+                self.refusals.add("gave way to a newcomer");
+                self.drop_link(other, now);
+            }
+            Verdict::Refused => {
+                self.refusals.add("too many handshakes at once");
+                return;
+            }
         }
         match Link::accept(stream, &self.tls, &SocketOptions::default()) {
             Ok(link) => {

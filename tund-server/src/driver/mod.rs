@@ -282,7 +282,8 @@ impl Server {
         }
         self.registry.handle_timeout(now);
         if let Some(report) = self.gate.poll_report(now) {
-            tracing::warn!(?report, "connections without a listed key were turned away");
+            // Each was counted with its reason, and those are told in one line a minute.
+            tracing::debug!(?report, "connections without a listed key were turned away");
         }
         if let Some(summary) = self.refusals.poll_summary(now) {
             tracing::warn!(%summary, "refused in the last minute");
