@@ -67,6 +67,8 @@ struct Server {
     listeners: Vec<Listener>,
     links: FxHashMap<LinkId, LinkSlot>,
     origins: BTreeMap<(SessionId, FlowId), flows::OriginSlot>,
+    opens: flows::Opens,
+    denials: flows::Denials,
     /// What each token stands for; tokens are never used twice.
     sources: FxHashMap<u64, Source>,
     next_token: u64,
@@ -149,6 +151,8 @@ impl Server {
             listeners: Vec::new(),
             links: FxHashMap::default(),
             origins: BTreeMap::new(),
+            opens: flows::Opens::default(),
+            denials: flows::Denials::default(),
             sources: FxHashMap::default(),
             next_token: 1,
             ready,
@@ -225,6 +229,8 @@ impl Server {
             }
             self.woken = woken;
             self.on_time(now);
+            self.opens.next_turn();
+            self.open_waiting(now);
             self.drain(now);
             if self
                 .stopping
@@ -232,7 +238,7 @@ impl Server {
             {
                 return Poll::Ready(());
             }
-            if !(ready || failed || expired) {
+            if !(ready || failed || expired) && self.opens.is_empty() {
                 self.sleep(cx);
                 return Poll::Pending;
             }
