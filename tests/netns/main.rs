@@ -16,6 +16,7 @@ mod lab_removal;
 mod outages;
 mod reach;
 mod restarts;
+mod rogues;
 mod strangers;
 mod support;
 mod transfers;

@@ -101,9 +101,8 @@ pub(super) struct Member {
     application: Application,
     device: Device,
     outbox: Outbox,
-    /// Links that the application of the crowd's thread was woken for.
+    /// Links that have news.
     woken: Vec<LinkId>,
-    is_touched: bool,
     view: View,
 }
 
@@ -150,7 +149,6 @@ impl Member {
             device: Device::default(),
             outbox: Outbox::new(),
             woken: Vec::new(),
-            is_touched: true,
             view: View::default(),
         }
     }
@@ -165,16 +163,14 @@ impl Member {
         }
     }
 
-    pub(super) fn exchange(&mut self, _now: Instant) {
+    pub(super) fn exchange(&mut self) {
         if self.application.is_open() {
             self.application.request(false);
-            self.is_touched = true;
         }
     }
 
-    pub(super) fn wake(&mut self, link: LinkId, _now: Instant) {
+    pub(super) fn wake(&mut self, link: LinkId) {
         self.woken.push(link);
-        self.is_touched = true;
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -182,13 +178,8 @@ impl Member {
         both.into_iter().flatten().min()
     }
 
-    /// Does what there is to do; true if there was anything.
-    pub(super) fn turn(&mut self, ready: &ReadySet, now: Instant) -> bool {
-        let is_due = self.poll_timeout().is_some_and(|at| at <= now);
-        if !self.is_touched && !is_due {
-            return false;
-        }
-        self.is_touched = false;
+    /// Does what there is to do.
+    pub(super) fn turn(&mut self, ready: &ReadySet, now: Instant) {
         self.application.handle_timeout(now);
         self.client.handle_timeout(now, &mut self.device);
         for link in std::mem::take(&mut self.woken) {
@@ -207,7 +198,7 @@ impl Member {
                 self.on_event(event, ready, now);
             }
             if !moved {
-                return true;
+                return;
             }
         }
     }

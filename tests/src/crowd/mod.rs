@@ -159,6 +159,8 @@ impl Drop for Crowd {
 /// What the thread owns.
 struct Body {
     members: Vec<Member>,
+    /// When each member wants to be called, as it said last.
+    deadlines: Vec<Option<Instant>>,
     ready: ReadySet,
     woken: Vec<u64>,
     alarm: Alarm,
@@ -172,8 +174,10 @@ impl Body {
             let number = u64::try_from(index).expect("at most 1,000");
             Member::new(target, &pair.private, (number, address_of(index)), now)
         });
+        let members: Vec<_> = members.collect();
         Self {
-            members: members.collect(),
+            deadlines: vec![Some(now); members.len()],
+            members,
             ready: ReadySet::new(),
             woken: Vec::new(),
             alarm: Alarm::new().expect("a timer can be made"),
@@ -187,8 +191,9 @@ impl Body {
             match inbox.poll_recv(cx) {
                 Poll::Ready(None) => return Poll::Ready(()),
                 Poll::Ready(Some(Order::Exchange)) => {
-                    for member in &mut self.members {
-                        member.exchange(now);
+                    for (member, deadline) in self.members.iter_mut().zip(&mut self.deadlines) {
+                        member.exchange();
+                        *deadline = Some(now);
                     }
                     cx.waker().wake_by_ref();
                 }
@@ -200,21 +205,25 @@ impl Body {
             for token in woken.drain(..) {
                 let member = usize::try_from(token >> LINK_BITS).expect("a member's number");
                 let link = LinkId(token & ((1 << LINK_BITS) - 1));
-                self.members[member].wake(link, now);
+                self.members[member].wake(link);
+                self.deadlines[member] = Some(now);
             }
             self.woken = woken;
             self.turn(now);
             if !(ready || expired) {
-                let next = self.members.iter().filter_map(Member::poll_timeout).min();
+                let next = self.deadlines.iter().flatten().min().copied();
                 self.alarm.set(next).expect("the timer can be set");
                 return Poll::Pending;
             }
         }
     }
 
+    /// A turn of everybody who has something to do.
     fn turn(&mut self, now: Instant) {
         for (index, member) in self.members.iter_mut().enumerate() {
-            if member.turn(&self.ready, now) {
+            if self.deadlines[index].is_some_and(|at| at <= now) {
+                member.turn(&self.ready, now);
+                self.deadlines[index] = member.poll_timeout();
                 let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
                 views[index] = member.view();
             }
