@@ -1,8 +1,8 @@
 //! What once went wrong: symptom, cause, and what would be seen without the fix.
 
 use std::time::Duration;
-use tund_session::EndReason;
 use tund_session::wire::frame::{CloseCode, RejectReason};
+use tund_session::{EndReason, FlowId};
 use tund_tests::harness::world::{CLIENT, Knobs, SERVER, Who, World};
 
 fn world() -> World {
@@ -153,4 +153,34 @@ fn a_session_that_is_confirmed_late_does_not_end_a_newer_one() {
 
     assert!(world.socket(1, CLIENT).connected);
     assert!(!told(&world, "Superseded"));
+}
+
+/// A writer finishes and resets, and its reader stands still with the last bit of credit used up.
+/// RESET ended behind the FIN, which had no credit to go out; so "everything before it is here"
+/// never came true, and the reset was held for as long as the reader stood still.
+#[test]
+fn a_fin_that_was_never_sent_does_not_hold_a_reset() {
+    let mut world = World::calm(Knobs {
+        buffer: [4096, 8],
+        max_flows: [4, 4],
+        ring: 3,
+        ..Knobs::ROOMY
+    });
+    world.connect();
+    world.socket(0, SERVER).stuck = true;
+    for place in 1..20 {
+        world.socket(0, CLIENT).write(1);
+        world.work(false);
+        if world.witness.granted(1, FlowId(1), SERVER) == place {
+            break;
+        }
+    }
+    assert_eq!(world.socket(0, CLIENT).inbound(), 0);
+
+    world.socket(0, CLIENT).finish();
+    world.work(false);
+    world.socket(0, CLIENT).reset_by_app();
+    world.work_for(Duration::from_secs(6));
+
+    assert!(world.socket(0, SERVER).is_reset());
 }

@@ -82,6 +82,12 @@ impl SendBuffer {
         self.fin = true;
     }
 
+    /// RESET takes the place of a FIN that was never sent: waiting for credit it would hold the
+    /// reset behind a reader that stands still.
+    pub(crate) fn withdraw_unsent_fin(&mut self) {
+        self.fin &= self.high > self.end;
+    }
+
     pub(crate) fn raise_limit(&mut self, limit: Offset) {
         self.limit = self.limit.max(limit);
     }

@@ -477,6 +477,19 @@ fn restarted_counts_only_where_the_session_was_made() {
 }
 
 #[test]
+fn what_expires_is_counted_as_lost() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.lose_link();
+    assert_eq!(pair.write(CLIENT, flow, 5000), 5000);
+
+    pair.seconds(61);
+
+    assert!(pair.ends[CLIENT].is_ended());
+    assert_eq!(pair.ends[CLIENT].lost(), 5000);
+}
+
+#[test]
 fn early_timeouts_are_harmless() {
     let mut pair = Pair::new();
     let before = pair.ends[CLIENT].poll_timeout();

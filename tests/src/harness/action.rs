@@ -203,10 +203,21 @@ impl World {
             if rng.chance(60) {
                 self.some_application(rng);
                 self.some_application(rng);
+                if rng.chance(30) {
+                    self.some_finish(rng);
+                }
                 self.serve_all(rng);
             }
             self.transmit(new, side, rng.pick(&[1, 100, 2000]));
             self.deliver(new, side, usize::MAX);
+        }
+    }
+
+    fn some_finish(&mut self, rng: &mut Rng) {
+        let unit = rng.below(self.units.len());
+        let side = rng.pick(&[CLIENT, SERVER]);
+        if let Some(Some(socket)) = self.units.get_mut(unit).map(|u| u.sockets[side].as_mut()) {
+            socket.finish();
         }
     }
 

@@ -1,8 +1,9 @@
 //! After chaos: the network works, readers read, writers finish; and what must be true then.
 
 use super::coverage::Situation;
-use super::socket::Socket;
+use super::socket::{Socket, wide};
 use super::world::{CLIENT, SERVER, Unit, Who, World};
+use bytes::Bytes;
 use std::time::Duration;
 use tund_session::FlowId;
 
@@ -198,6 +199,25 @@ impl World {
         }
     }
 
+    /// A flow whose writer has reset, of which all that was written is here, and which goes on.
+    fn held_reset(&self, who: Who) -> Option<usize> {
+        let books = match who {
+            Who::Client => self.client.as_ref().map(|client| &client.books),
+            Who::Server(id) => self.books.get(&id),
+        };
+        let session = self.session(who)?;
+        let held = books?.locals.iter().find(|(flow, local)| {
+            let sockets = &self.units[local.unit].sockets;
+            let (here, there) = (&sockets[who.side()], &sockets[1 - who.side()]);
+            let (Some(here), Some(there)) = (here, there) else {
+                return false;
+            };
+            let waiting: usize = session.readable(**flow).map(Bytes::len).sum();
+            there.app_rst && !here.is_told() && here.put + wide(waiting) >= there.wrote
+        });
+        held.map(|(_, local)| local.unit)
+    }
+
     fn left_over(&self, who: Who, last: bool) -> Option<String> {
         let current = self.client.as_ref().and_then(|client| client.session.id());
         let orphan = matches!(who, Who::Server(id) if Some(id) != current);
@@ -220,6 +240,11 @@ impl World {
                 .map(|l| l.unit)
                 .collect(),
         };
+        if let Some(unit) = self.held_reset(who) {
+            return Some(format!(
+                "{who:?}: a stuck reader holds the reset of u{unit}"
+            ));
+        }
         for unit in units {
             if last || !self.is_stuck(&self.units[unit]) {
                 return Some(format!(

@@ -17,7 +17,7 @@ impl Session {
             return;
         }
         self.ended = Some(reason);
-        self.lost = self.buffered().0;
+        self.lost += self.buffered().0;
         self.flows.clear();
         self.acks.clear();
         self.fresh.clear();

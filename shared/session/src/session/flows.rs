@@ -140,6 +140,7 @@ impl Session {
         flow.detached_socket = true;
         let finished = flow.send_done && flow.receive_done;
         if !finished && flow.reset_sent.is_none() && flow.reset_received.is_none() {
+            flow.tx.withdraw_unsent_fin();
             let end = flow.tx.send_end();
             flow.reset_sent = Some(end);
             self.lane.say(Control::Reset {

@@ -89,7 +89,7 @@ pub struct Session {
     acks: VecDeque<FlowId>,
     events: VecDeque<Event>,
     traffic: Traffic,
-    /// Bytes dropped at the end.
+    /// Bytes dropped at the end, or when a flow expired before.
     lost: u64,
 }
 
@@ -306,7 +306,8 @@ impl Session {
         self.born
     }
 
-    /// After the end: bytes taken that the peer never released, as it was then.
+    /// After the end: bytes taken that the peer never released, as it was then; those of flows that
+    /// expired before are among them.
     pub fn lost(&self) -> u64 {
         self.lost
     }
