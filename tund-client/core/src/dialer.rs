@@ -16,6 +16,9 @@ const LIFETIME: Duration = Duration::from_secs(15);
 const UNANSWERED: usize = 6;
 /// Attempts on one path whose SYN is answered; never displaced, and none new starts beside them.
 const ANSWERED: usize = 4;
+/// An attempt whose SYN was answered has so long before another starts beside it: its path works,
+/// and a server that was just restarted meets all of its clients at once.
+const HEAD_START: Duration = Duration::from_secs(2);
 /// After an error that needs a person, the daemon looks again so often.
 const REFUSED_EVERY: Duration = Duration::from_secs(10);
 /// The longest that a server's hint is believed.
@@ -43,6 +46,13 @@ pub(crate) struct Attempt {
     pub(crate) path: PathId,
     pub(crate) started: Instant,
     is_answered: bool,
+}
+
+impl Attempt {
+    /// How long no other attempt starts on its path.
+    const fn head_start(&self) -> Duration {
+        if self.is_answered { HEAD_START } else { EVERY }
+    }
 }
 
 /// Attempts of late on one path.
@@ -203,7 +213,7 @@ impl Dialer {
     /// name is resolved in between, and not too many in a row.
     fn not_before_on(&self, path: PathId) -> Instant {
         let newest = self.attempts.values().filter(|a| a.path == path);
-        let newest = newest.map(|a| a.started + EVERY).max();
+        let newest = newest.map(|a| a.started + a.head_start()).max();
         let spent = self
             .recent
             .get(&path)
@@ -336,7 +346,7 @@ mod tests {
         dialer.want(true, at(0));
         for tick in 0..20 {
             dialer.paths(&[WIFI], at(tick * 500), &mut orders);
-            dialer.answered(LinkId(tick + 1));
+            (1..=tick + 1).for_each(|link| dialer.answered(LinkId(link)));
         }
 
         assert_eq!(started(&orders), ANSWERED);
@@ -353,6 +363,20 @@ mod tests {
         );
         dialer.handle_timeout(at(15_000), &mut orders);
         assert!(orders.contains(&DialOrder::GiveUp(LinkId(1))));
+    }
+
+    #[test]
+    fn a_server_that_answers_late_is_not_dialled_twice_within_two_seconds() {
+        let mut dialer = Dialer::new(1);
+        let mut orders = Vec::new();
+        dialer.want(true, at(0));
+        dialer.paths(&[WIFI], at(0), &mut orders);
+        dialer.answered(LinkId(1));
+
+        dialer.paths(&[WIFI], at(1999), &mut orders);
+        assert_eq!(started(&orders), 1);
+        dialer.paths(&[WIFI], at(2000), &mut orders);
+        assert_eq!(started(&orders), 2);
     }
 
     #[test]
