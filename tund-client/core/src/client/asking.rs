@@ -68,7 +68,7 @@ impl Asking {
     }
 
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn kept(&self) -> usize {
         self.queue.len().max(self.places.len())
     }
 

@@ -16,9 +16,9 @@ impl Client {
         self.home = None;
         self.is_insisted_on = false;
         self.unwanted_since = None;
-        let lost_bytes = self.table.buffered(&mut self.netstack).0 + session.lost();
+        let (mut flows, in_rings) = std::mem::take(&mut self.expired);
+        let lost_bytes = self.table.buffered(&mut self.netstack).0 + in_rings + session.lost();
         let go_on = asks_the_next(reason) && self.refused.is_none();
-        let mut flows = 0;
         for known in self.table.drain() {
             if go_on && !known.is_open {
                 let (from, to) = (known.source, known.destination);

@@ -2,8 +2,8 @@
 
 use super::{Client, ClientEvent, Refused, State};
 use crate::dialer::Attempt;
-use tund_session::wire::frame::RejectReason;
-use tund_session::{Event, Instant, LinkDeath, LinkId, LinkNumber};
+use tund_session::wire::frame::{FlowCode, RejectReason};
+use tund_session::{Event, FlowId, Instant, LinkDeath, LinkId, LinkNumber};
 
 impl Client {
     pub(super) fn on_session_event(&mut self, event: Event, now: Instant) {
@@ -37,17 +37,25 @@ impl Client {
             Event::FlowRefused { flow, error } => self.turn_down(flow, error, now),
             Event::FlowReadable { flow } => self.pump_down(flow, now),
             Event::FlowWritable { flow } => self.pump_up(flow, now),
-            Event::FlowAborted { flow, .. } => {
-                if let Some(known) = self.table.remove(flow) {
-                    self.netstack.reset(known.connection);
-                }
-            }
+            Event::FlowAborted { flow, code } => self.on_aborted(flow, code),
             Event::FlowForgotten { flow } => {
                 self.table.remove(flow);
                 self.asking.hurry(now);
             }
             Event::Confirmed | Event::FlowOpened { .. } => {}
         }
+    }
+
+    fn on_aborted(&mut self, flow: FlowId, code: FlowCode) {
+        let Some(known) = self.table.remove(flow) else {
+            return;
+        };
+        if code == FlowCode::Expired {
+            let waiting = self.netstack.readable(known.connection);
+            self.expired.0 += 1;
+            self.expired.1 += u64::try_from(waiting).unwrap_or(0);
+        }
+        self.netstack.reset(known.connection);
     }
 
     fn on_attached(&mut self, link: LinkId, number: LinkNumber, first: bool, now: Instant) {

@@ -153,6 +153,9 @@ pub struct Client {
     last_heard: Option<Instant>,
     /// The last byte heard before the outage that goes on.
     outage_from: Option<Instant>,
+    /// Flows of this session that were reset when their own grace was over, and the bytes that
+    /// waited in their rings.
+    expired: (usize, u64),
     /// Traffic of sessions that are over.
     past: Traffic,
     /// Ended sessions whose last words are still to be sent; each goes with its last link.
@@ -178,6 +181,7 @@ impl Client {
             outages: Outages::default(),
             last_heard: None,
             outage_from: None,
+            expired: (0, 0),
             past: Traffic::default(),
             parting: Vec::new(),
             config,

@@ -3,7 +3,7 @@
 use super::world::{
     End, KEY, Network, SECOND, World, client_config, registry_config, session_config,
 };
-use crate::client::{ClientConfig, ClientEvent, State};
+use crate::client::{ClientConfig, State};
 use crate::netstack::tests::world::pattern;
 use crate::packet::Reason;
 use smoltcp::socket::tcp;
@@ -194,7 +194,7 @@ fn beyond_max_flows_applications_wait_for_their_turn() {
     // One of them gives up, and one flow ends.
     world.kernel.sockets.remove(gone);
     world.pass(SECOND * 8);
-    assert_eq!(world.client.asking.len(), 2);
+    assert_eq!(world.client.asking.kept(), 2);
     let (app, id) = open[0];
     world.kernel.socket(app).close();
     world.origin(id).then = Some(End::Fin);
@@ -206,7 +206,7 @@ fn beyond_max_flows_applications_wait_for_their_turn() {
         "the first in line"
     );
     assert_eq!(world.state(waiting[2]), tcp::State::SynSent);
-    assert_eq!(world.client.asking.len(), 1);
+    assert_eq!(world.client.asking.kept(), 1);
     world.client.disconnect(world.now);
     world.run();
     assert_eq!(world.state(waiting[2]), tcp::State::Closed);
@@ -380,9 +380,5 @@ fn stop_from_the_server_resets_the_application_at_once() {
     assert_eq!(world.state(app), tcp::State::Closed);
     assert_eq!(world.client.flows().kept(), 0);
     assert_eq!(world.client.netstack().stats().untaken(Reason::Stray), 0);
-    let ended = world.outcome(|event| match event {
-        ClientEvent::Ended { .. } => Some(()),
-        _ => None,
-    });
-    assert_eq!(ended, None, "the session goes on");
+    assert_eq!(world.ended(), None, "the session goes on");
 }

@@ -1,11 +1,12 @@
 //! How connections end: each end is told what happened, and nothing is left behind.
 
 use super::world::{End, OriginId, SECOND, World};
-use crate::client::{ClientEvent, State};
+use crate::client::State;
 use crate::netstack::tests::world::{Collector, pattern};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 use std::time::Duration;
+use tund_session::EndReason;
 use tund_session::wire::frame::CloseCode;
 
 #[test]
@@ -130,15 +131,10 @@ fn disconnect_resets_every_application_and_tells_the_server() {
     assert_eq!(world.link_count(), 0);
     assert_eq!(world.registry.sessions().count(), 0);
     assert!(world.client.parting.is_empty());
-    let told = world.outcome(|event| match event {
-        ClientEvent::Ended {
-            flows, lost_bytes, ..
-        } => Some((*flows, *lost_bytes)),
-        _ => None,
-    });
+    let asked = EndReason::Local(CloseCode::Asked);
     assert_eq!(
-        told,
-        Some((4, 5000)),
+        world.ended(),
+        Some((asked, 4, 5000)),
         "flows, and bytes the origin never took"
     );
     world.pass(SECOND * 10);

@@ -275,13 +275,7 @@ fn when_grace_is_over_the_application_is_reset_and_the_loss_is_told() {
     world.pass(MILLISECOND);
 
     assert_eq!(world.state(app), tcp::State::Closed);
-    let told = world.outcome(|event| match event {
-        ClientEvent::Ended {
-            reason, lost_bytes, ..
-        } => Some((*reason, *lost_bytes)),
-        _ => None,
-    });
-    assert_eq!(told.map(|told| told.0), Some(EndReason::Expired));
+    assert_eq!(world.ended(), Some((EndReason::Expired, 1, 1000)));
     assert_eq!(world.client.state(), State::Ready);
     assert_eq!(world.client.flows().kept(), 0);
     world.pass(SECOND * 31);
@@ -305,12 +299,8 @@ fn a_restarted_server_resets_what_was_open_and_serves_who_still_waits() {
     assert_eq!(world.state(app), tcp::State::Closed);
     assert_eq!(world.state(waiting), tcp::State::Established);
     assert_eq!(world.client.state(), State::Attached);
-    let told = world.outcome(|event| match event {
-        ClientEvent::Ended { reason, flows, .. } => Some((*reason, *flows)),
-        _ => None,
-    });
     let restarted = EndReason::Rejected(RejectReason::Restarted);
-    assert_eq!(told, Some((restarted, 1)));
+    assert_eq!(world.ended(), Some((restarted, 1, 0)));
 }
 
 #[test]

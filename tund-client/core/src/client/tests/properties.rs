@@ -29,14 +29,20 @@ enum Step {
     Lose,
     Cut,
     Restart,
-    Say(u64, Frame),
-    Up(u64),
-    Down(u64, bool),
-    Garbage(u64, Vec<u8>),
+    ByHand(LinkId, Hand),
     Pour(usize, bool),
     Pass(u64),
     Disconnect,
     Reconnect,
+}
+
+/// What no server of ours does to a link.
+#[derive(Clone, Debug)]
+enum Hand {
+    Say(Frame),
+    Garbage(Vec<u8>),
+    Up,
+    Down(bool),
 }
 
 fn frame() -> impl Strategy<Value = Frame> {
@@ -92,6 +98,12 @@ fn frame() -> impl Strategy<Value = Frame> {
 fn step() -> impl Strategy<Value = Step> {
     let app = 0..6_usize;
     let link = 1..12_u64;
+    let hand = prop_oneof![
+        3 => frame().prop_map(Hand::Say),
+        2 => Just(Hand::Up),
+        2 => any::<bool>().prop_map(Hand::Down),
+        1 => proptest::collection::vec(any::<u8>(), 0..30).prop_map(Hand::Garbage),
+    ];
     let network = prop_oneof![
         6 => Just(Network::Up),
         2 => Just(Network::Silent),
@@ -111,11 +123,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Lose),
         2 => Just(Step::Cut),
         1 => Just(Step::Restart),
-        3 => (link.clone(), frame()).prop_map(|(link, frame)| Step::Say(link, frame)),
-        2 => link.clone().prop_map(Step::Up),
-        2 => (link.clone(), any::<bool>()).prop_map(|(link, refused)| Step::Down(link, refused)),
-        1 => (link, proptest::collection::vec(any::<u8>(), 0..30))
-            .prop_map(|(link, bytes)| Step::Garbage(link, bytes)),
+        8 => (link, hand).prop_map(|(link, hand)| Step::ByHand(LinkId(link), hand)),
         4 => (app, any::<bool>()).prop_map(|(app, ends)| Step::Pour(app, ends)),
         8 => prop_oneof![1..700_u64, 1000..70_000_u64].prop_map(Step::Pass),
         1 => Just(Step::Disconnect),
@@ -135,7 +143,6 @@ impl Play {
 
     fn step(&mut self, step: Step) {
         let world = &mut self.world;
-        let now = world.now;
         match step {
             Step::Connect(port) => {
                 let app = world.connect_to(port, 20_000);
@@ -175,23 +182,12 @@ impl Play {
                 });
                 world.paths = paths.take(1).chain([WIFI]).collect();
                 let paths = world.paths.clone();
-                world.client.handle_paths(&paths, now);
+                world.client.handle_paths(&paths, world.now);
             }
             Step::Lose => world.lose(),
             Step::Cut => world.cut(),
             Step::Restart => world.restart_server(),
-            Step::Say(link, frame) => {
-                let mut bytes = Vec::new();
-                codec::encode(&frame, &mut bytes);
-                world.client.handle_bytes(LinkId(link), bytes.into(), now);
-            }
-            Step::Up(link) => world
-                .client
-                .handle_link_up(LinkId(link), secret(LinkId(link)), now),
-            Step::Down(link, refused) => world.client.handle_link_down(LinkId(link), refused, now),
-            Step::Garbage(link, bytes) => {
-                world.client.handle_bytes(LinkId(link), bytes.into(), now);
-            }
+            Step::ByHand(link, hand) => by_hand(world, link, hand),
             Step::Pour(n, ends) => {
                 let nth = world.origins.len().checked_sub(1).map(|last| n.min(last));
                 let id = nth.and_then(|n| world.origins.keys().nth(n).copied());
@@ -202,9 +198,23 @@ impl Play {
                 }
             }
             Step::Pass(millis) => world.pass(Duration::from_millis(millis)),
-            Step::Disconnect => world.client.disconnect(now),
-            Step::Reconnect => world.client.reconnect(now),
+            Step::Disconnect => world.client.disconnect(world.now),
+            Step::Reconnect => world.client.reconnect(world.now),
         }
+    }
+}
+
+fn by_hand(world: &mut World, link: LinkId, hand: Hand) {
+    let now = world.now;
+    match hand {
+        Hand::Say(frame) => {
+            let mut bytes = Vec::new();
+            codec::encode(&frame, &mut bytes);
+            world.client.handle_bytes(link, bytes.into(), now);
+        }
+        Hand::Garbage(bytes) => world.client.handle_bytes(link, bytes.into(), now),
+        Hand::Up => world.client.handle_link_up(link, secret(link), now),
+        Hand::Down(refused) => world.client.handle_link_down(link, refused, now),
     }
 }
 
@@ -248,7 +258,7 @@ proptest! {
 
         prop_assert_eq!(world.client.state(), State::Ready);
         prop_assert_eq!(world.client.flows().kept(), 0);
-        prop_assert!(world.client.asking.is_empty() && world.client.asking.len() == 0);
+        prop_assert_eq!(world.client.asking.kept(), 0);
         prop_assert!(world.client.parting.is_empty() && world.client.session.is_none());
         prop_assert_eq!(world.client.dialer.poll_timeout(), None);
         prop_assert_eq!(world.link_count(), 0);

@@ -3,7 +3,7 @@
 use super::world::{
     GRACE, KEY, LINGER, Network, SECOND, World, client_config, registry_config, secret,
 };
-use crate::client::{ClientConfig, ClientEvent, Refused, State};
+use crate::client::{ClientConfig, Refused, State};
 use smoltcp::socket::tcp;
 use std::time::Duration;
 use tund_session::wire::codec;
@@ -11,11 +11,6 @@ use tund_session::wire::frame::{Frame, RejectReason, ResumeReject};
 use tund_session::{LinkId, Outbox, Session, SessionId};
 
 const PROHIBITED: (u8, u8) = (3, 13);
-
-fn told(world: &World) -> usize {
-    let refused = |event: &&(_, ClientEvent)| matches!(event.1, ClientEvent::Refused(_));
-    world.events.iter().filter(refused).count()
-}
 
 #[test]
 fn an_unlisted_key_is_shown_once_and_applications_are_refused_at_once() {
@@ -31,7 +26,7 @@ fn an_unlisted_key_is_shown_once_and_applications_are_refused_at_once() {
     assert_eq!(world.icmp, [PROHIBITED; 2]);
     assert_eq!(world.client.flows().kept(), 0);
     world.pass(SECOND * 60);
-    assert_eq!(told(&world), 1);
+    assert_eq!(world.refusals().len(), 1);
 }
 
 #[test]
@@ -163,7 +158,7 @@ fn a_server_of_another_version_is_a_refusal() {
     world.client.handle_bytes(link, bytes.into(), world.now);
     world.run();
 
-    assert_eq!(world.was_refused(), Some(Refused::Version));
+    assert_eq!(world.refusals(), [Refused::Version]);
     assert_eq!(world.icmp, [PROHIBITED]);
 }
 
@@ -240,7 +235,7 @@ fn a_key_in_use_is_shown_and_works_once_the_other_client_is_gone() {
     assert_eq!(world.icmp.first(), Some(&PROHIBITED));
     assert!(rival.session.is_attached(), "the first is untouched");
     rival.pass(&mut world, SECOND * 40);
-    assert_eq!(told(&world), 1);
+    assert_eq!(world.refusals().len(), 1);
     assert_eq!(world.client.state(), State::Refused);
 
     world.registry.handle_link_down(rival.link, world.now);

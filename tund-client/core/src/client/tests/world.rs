@@ -16,7 +16,8 @@ use std::time::Duration;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
 use tund_session::wire::frame::{FlowCode, Open, OpenError};
 use tund_session::{
-    Config, Delivery, Event, FlowId, Instance, Instant, LinkId, Outbox, Progress, Secret, SessionId,
+    Config, Delivery, EndReason, Event, FlowId, Instance, Instant, LinkId, Outbox, Progress,
+    Secret, SessionId,
 };
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
@@ -235,7 +236,7 @@ impl World {
             .iter()
             .map(|kernel| kernel.sockets.iter().count());
         let count: usize = count.sum();
-        if count % CROWD_SOCKETS == 0 {
+        if count.is_multiple_of(CROWD_SOCKETS) {
             self.crowd.push(Kernel::new(1500, self.now));
         }
         let place = count / CROWD_SOCKETS;
@@ -285,15 +286,30 @@ impl World {
         self.origins.get_mut(&id).expect("the origin was asked for")
     }
 
-    pub(super) fn outcome<T>(&self, find: impl Fn(&ClientEvent) -> Option<T>) -> Option<T> {
-        self.events.iter().rev().find_map(|(_, event)| find(event))
+    /// How the last session ended: why, flows that were reset, bytes that were lost.
+    pub(super) fn ended(&self) -> Option<(EndReason, usize, u64)> {
+        self.events.iter().rev().find_map(|(_, event)| {
+            let ClientEvent::Ended {
+                reason,
+                flows,
+                lost_bytes,
+            } = event
+            else {
+                return None;
+            };
+            Some((*reason, *flows, *lost_bytes))
+        })
     }
 
-    pub(super) fn was_refused(&self) -> Option<Refused> {
-        self.outcome(|event| match event {
-            ClientEvent::Refused(why) => Some(*why),
-            _ => None,
-        })
+    /// Every final no that was told.
+    pub(super) fn refusals(&self) -> Vec<Refused> {
+        let refusals = self.events.iter().filter_map(|(_, event)| {
+            let ClientEvent::Refused(why) = event else {
+                return None;
+            };
+            Some(*why)
+        });
+        refusals.collect()
     }
 
     pub(super) fn link_count(&self) -> usize {
