@@ -1,7 +1,6 @@
 //! Clients whose key is listed and who mean no good: refused, ended, and alone in that.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tund_session::wire::codec;
@@ -67,14 +66,15 @@ fn answer(rogue: &mut Rogue, flow: u64) -> Control {
     loop {
         let frame = rogue.receive().expect("the session goes on");
         if let Frame::Control { message, .. } = frame {
-            match message {
-                Control::OpenOk { flow: of, .. } | Control::OpenErr { flow: of, .. }
-                    if of == FlowId(flow) =>
-                {
-                    return message;
-                }
-                other => panic!("flow {flow}: {other:?}"),
-            }
+            assert!(
+                matches!(
+                    message,
+                    Control::OpenOk { flow: of, .. } | Control::OpenErr { flow: of, .. }
+                        if of == FlowId(flow)
+                ),
+                "flow {flow}: {message:?}"
+            );
+            return message;
         }
     }
 }
@@ -194,10 +194,11 @@ fn forged_opens_reach_no_spelling_of_the_server_and_the_log_names_the_setting() 
 /// An echo flow of the rogue, and the offset up to which it may send there.
 fn echo_flow(scene: &Scene, rogue: &mut Rogue) -> Offset {
     rogue.open(1, scene.target());
-    match answer(rogue, 1) {
-        Control::OpenOk { limit, .. } => limit,
-        other => panic!("{other:?}"),
-    }
+    let answer = answer(rogue, 1);
+    let Control::OpenOk { limit, .. } = answer else {
+        panic!("{answer:?}");
+    };
+    limit
 }
 
 fn ack(accepted: u64) -> Ack {
@@ -209,8 +210,11 @@ fn ack(accepted: u64) -> Ack {
     }
 }
 
-/// What a peer must not do, each on a session of its own.
-const MISDEEDS: [(&str, fn(&Scene, &mut Rogue)); 9] = [
+/// Something that a peer must not do, and how it is done.
+type Misdeed = (&'static str, fn(&Scene, &mut Rogue));
+
+/// Each on a session of its own.
+const MISDEEDS: [Misdeed; 9] = [
     ("an ACK beyond what was sent", |scene, rogue| {
         echo_flow(scene, rogue);
         rogue.send(&Frame::Ack(ack(1000)));
