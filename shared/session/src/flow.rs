@@ -47,6 +47,8 @@ pub(crate) struct Flow {
     /// Drained offset at the last growth of the target.
     pub(crate) credit_grown_at: Offset,
     pub(crate) intake_grown_at: Offset,
+    /// The local socket was reset behind bytes that are still to be taken from it.
+    pub(crate) is_failing: bool,
     /// Waits in the line for intake, or for credit.
     pub(crate) intake_starved: bool,
     pub(crate) credit_starved: bool,
@@ -94,6 +96,7 @@ impl Flow {
             credit_target: 0,
             credit_grown_at: Offset(0),
             intake_grown_at: Offset(0),
+            is_failing: false,
             intake_starved: false,
             credit_starved: false,
             readable_told: false,

@@ -518,3 +518,30 @@ fn a_claim_that_was_never_possible_ends_the_session_only() {
         older_than: LinkNumber(1),
     };
 }
+
+#[test]
+fn a_reset_behind_more_than_the_credit_is_not_held_by_a_stuck_reader() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    // The reader stands still from the start: no credit beyond the first.
+    while pair.write(SERVER, flow, 50_000) > 0 {
+        pair.run();
+    }
+    pair.ends[SERVER].fail(flow);
+    let more = pair.write(SERVER, flow, 300_000);
+    assert!(more > 100_000, "{more}");
+    pair.ends[SERVER].reset(flow, FlowCode::PeerReset, pair.now);
+    pair.run();
+
+    pair.seconds(4);
+    let reset = Event::FlowAborted {
+        flow,
+        code: FlowCode::PeerReset,
+    };
+    assert!(!pair.saw(CLIENT, &reset));
+    pair.seconds(2);
+
+    assert!(pair.saw(CLIENT, &reset));
+    assert_eq!(pair.ends.each_ref().map(Session::flow_count), [0, 0]);
+    assert_eq!(pair.ends.each_ref().map(Session::lent), [0, 0]);
+}

@@ -249,7 +249,7 @@ impl Server {
         }
     }
 
-    /// An error of a socket that nobody reads from.
+    /// A socket has failed, perhaps while nobody reads from it.
     pub(super) fn on_failed(&mut self, token: u64, now: Instant) {
         let Some(Source::Origin(session, flow)) = self.sources.get(&token).copied() else {
             return;
@@ -257,17 +257,21 @@ impl Server {
         let Some(slot) = self.origins.get_mut(&(session, flow)) else {
             return;
         };
-        if !slot.is_connected || (slot.is_read_over && slot.origin.failure().is_some()) {
+        if !slot.is_connected {
             self.drive_origin(session, flow, now);
+            return;
         }
-        if let Some(slot) = self.origins.get_mut(&(session, flow))
-            && slot.is_connected
-            && slot.is_read_over
-            && slot.origin.failure().is_some()
-        {
+        if slot.origin.failure().is_none() {
+            return;
+        }
+        if slot.is_read_over {
             self.registry
                 .with(session, now, |s| s.reset(flow, FlowCode::PeerReset, now));
             self.take_origin(session, flow);
+        } else {
+            // What came before the failure is read first.
+            self.registry.with(session, now, |s| s.fail(flow));
+            self.drive_origin(session, flow, now);
         }
     }
 

@@ -154,6 +154,17 @@ impl Session {
         self.settle(id, now);
     }
 
+    /// The local socket was reset by its peer, and has bytes that came before: they may be taken
+    /// as far as the pool goes, so that the reset behind them is not held by a reader far away.
+    pub fn fail(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && !flow.is_failing
+        {
+            flow.is_failing = true;
+            self.extend_intake(id);
+        }
+    }
+
     /// Aborts a flow: the far socket is reset at once; an OPEN not yet answered is cancelled.
     pub fn abort(&mut self, id: FlowId, code: FlowCode, now: Instant) {
         let Some(flow) = self.flows.get_mut(&id) else {

@@ -300,7 +300,8 @@ impl Session {
             self.settle(id, now);
         } else {
             self.resetting.insert(id);
-            if flow.delivery() == Delivery::Reset {
+            self.extend_credit(id);
+            if self.delivery(id) == Delivery::Reset {
                 self.tell_readable(id);
             }
         }

@@ -56,10 +56,13 @@ impl Session {
             flow.credit_share,
             &self.credit,
         );
-        if outstanding > *target / 2 {
+        // Behind a known RESET all that is left is taken, so that a reader that stands still does
+        // not hold it (rule 13).
+        let rest = flow.reset_received.map_or(0, |end| end.since(drained));
+        if outstanding > *target / 2 && outstanding >= rest {
             return;
         }
-        let wanted = *target;
+        let wanted = rest.max(*target);
         let held = self.credit.resize(&mut flow.credit_share, wanted);
         let limit = drained.plus(held);
         let short = held < wanted && !flow.credit_starved;
@@ -103,7 +106,7 @@ impl Session {
             flow.intake_share,
             &self.intake,
         );
-        let most = if detached {
+        let most = if detached || flow.is_failing {
             Offset(u64::MAX)
         } else {
             base.plus(*target)
