@@ -48,7 +48,8 @@ pub enum NetEvent {
         /// Which.
         connection: ConnectionId,
     },
-    /// There is more to read than when this was last said.
+    /// There is more to read than when this was last said; or what is left to be read holds back
+    /// the news of a reset (`is_reset`).
     Readable {
         /// Which.
         connection: ConnectionId,

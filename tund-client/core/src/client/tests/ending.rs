@@ -87,6 +87,30 @@ fn a_stuck_reader_does_not_hold_a_reset_for_ever() {
     assert_eq!(world.registry.lent(), 0);
 }
 
+/// An application resets a connection whose origin takes nothing. What it had written waits in
+/// three places: at the server, in the client's session, and in the ring of connection A, where
+/// nobody would look without room in the session.
+#[test]
+fn a_stuck_origin_does_not_hold_an_applications_reset_for_ever() {
+    let mut world = World::new();
+    let (app, id) = world.open();
+    world.origin(id).is_stalled = true;
+    while world.write(app, &pattern(50_000, 3)) > 0 {
+        world.run();
+    }
+    assert!(!world.origin(id).reset);
+
+    world.kernel.socket(app).abort();
+    world.pass(SECOND * 3);
+    assert!(!world.origin(id).reset);
+    world.pass(SECOND * 4);
+
+    assert!(world.origin(id).reset);
+    assert_eq!(world.client.flows().kept(), 0);
+    assert_eq!(world.client.netstack().connections(), 0);
+    assert_eq!(world.registry.lent(), 0);
+}
+
 #[test]
 fn an_empty_connection_is_reset_as_soon_as_the_origin_does() {
     let (mut world, app, _) = sent_and_reset(0);
