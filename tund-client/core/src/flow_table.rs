@@ -206,9 +206,6 @@ impl Client {
             return;
         };
         let connection = known.connection;
-        if self.netstack.is_reset(connection) {
-            session.fail(flow);
-        }
         loop {
             let waiting = u64::try_from(self.netstack.readable(connection)).unwrap_or(0);
             let count = waiting.min(session.intake(flow)).min(PIECE_BYTES);

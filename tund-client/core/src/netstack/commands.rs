@@ -151,12 +151,6 @@ impl Netstack {
             .map_or(0, |socket| socket.recv_queue())
     }
 
-    /// The application has reset the connection; `ResetByApp` comes once all before it is read.
-    pub fn is_reset(&mut self, connection: ConnectionId) -> bool {
-        let live = self.table.owned_live(connection);
-        live.is_some_and(|live| live.reset_by_app != Notice::None)
-    }
-
     /// Takes up to `max` bytes out of the receive ring, in one or two pieces; returns how many.
     pub fn recv(
         &mut self,

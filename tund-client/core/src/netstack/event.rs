@@ -48,8 +48,7 @@ pub enum NetEvent {
         /// Which.
         connection: ConnectionId,
     },
-    /// There is more to read than when this was last said; or what is left to be read holds back
-    /// the news of a reset (`is_reset`).
+    /// There is more to read than when this was last said.
     Readable {
         /// Which.
         connection: ConnectionId,

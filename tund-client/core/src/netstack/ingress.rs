@@ -296,8 +296,7 @@ impl Netstack {
             live.drained = Notice::Given;
             self.events.push_back(NetEvent::Drained { connection });
         }
-        let is_unread_reset = live.reset_by_app == Notice::Due && socket.recv_queue() > 0;
-        if (socket.recv_queue() > queued_before || is_unread_reset)
+        if socket.recv_queue() > queued_before
             && !live.readable_queued
             && let Some(connection) = id
         {

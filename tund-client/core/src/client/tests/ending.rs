@@ -87,9 +87,8 @@ fn a_stuck_reader_does_not_hold_a_reset_for_ever() {
     assert_eq!(world.registry.lent(), 0);
 }
 
-/// An application resets a connection whose origin takes nothing. What it had written waits in
-/// three places: at the server, in the client's session, and in the ring of connection A, where
-/// nobody would look without room in the session.
+/// What the application had written waits at the server and in the client's session; nothing waits
+/// in the ring of connection A, since its window promises only what the session takes.
 #[test]
 fn a_stuck_origin_does_not_hold_an_applications_reset_for_ever() {
     let mut world = World::new();
