@@ -8,7 +8,7 @@ use std::time::Duration;
 use tund_session::FlowId;
 
 /// Turns until everything must be quiet.
-const TURNS: usize = 4_000;
+const TURNS: usize = 20_000;
 /// Quiet means so long without anything but PINGs: longer than any end waits for a dead link.
 const QUIET: Duration = Duration::from_secs(150);
 /// What every application writes at least before it finishes.
