@@ -12,6 +12,8 @@ use tund_daemon::config::{Endpoint, Host};
 
 /// The most addresses of all names together.
 const ADDRESSES_MAX: usize = 16;
+/// Addresses that keep their number; beyond it, those that no name leads to any more lose theirs.
+const NUMBERS_MAX: usize = 256;
 
 /// What is known of the ways to the server.
 pub(super) struct Paths {
@@ -21,6 +23,9 @@ pub(super) struct Paths {
     fwmark: u32,
     /// What the names resolved to last, in the order of the configuration.
     addresses: Vec<SocketAddr>,
+    /// Every address ever met; its place is its number, whatever order names resolve to, as the
+    /// core remembers at which address its session was made.
+    numbers: Vec<SocketAddr>,
     resolving: JoinSet<Vec<SocketAddr>>,
     known: BTreeMap<PathId, (Path, SocketAddr)>,
 }
@@ -40,6 +45,7 @@ impl Paths {
             fwmark: config.fwmark,
             tun,
             endpoints,
+            numbers: Vec::new(),
             resolving: JoinSet::new(),
             known: BTreeMap::new(),
         }
@@ -90,7 +96,8 @@ impl Paths {
         self.known.clear();
         let mut order = Vec::new();
         let mut failure = None;
-        for (index, server) in self.addresses.iter().enumerate() {
+        for server in &self.addresses {
+            let address = number_of(*server, &mut self.numbers, &self.addresses);
             let query = PathQuery {
                 server: *server,
                 tun: &self.tun,
@@ -100,7 +107,6 @@ impl Paths {
             match paths(&query) {
                 Ok(found) => {
                     for path in found {
-                        let address = u16::try_from(index).unwrap_or(u16::MAX);
                         let id = PathId {
                             interface: path.index,
                             address,
@@ -128,5 +134,57 @@ impl Paths {
 
     pub(super) fn fwmark(&self) -> u32 {
         self.fwmark
+    }
+}
+
+/// The number of an address, a new one if it was never met.
+fn number_of(server: SocketAddr, numbers: &mut Vec<SocketAddr>, current: &[SocketAddr]) -> u16 {
+    let known = numbers.iter().position(|of| *of == server);
+    let place = known.unwrap_or_else(|| {
+        if numbers.len() < NUMBERS_MAX {
+            numbers.push(server);
+            return numbers.len() - 1;
+        }
+        let stale = numbers.iter().position(|of| !current.contains(of));
+        let place = stale.unwrap_or(0);
+        if let Some(number) = numbers.get_mut(place) {
+            *number = server;
+        }
+        place
+    });
+    u16::try_from(place).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(n: usize) -> SocketAddr {
+        let low = u16::try_from(n).unwrap();
+        SocketAddr::from(([192, 0, 2, 1], low))
+    }
+
+    #[test]
+    fn an_address_keeps_its_number_in_whatever_order_names_resolve() {
+        let mut numbers = Vec::new();
+        let (one, two) = (address(1), address(2));
+        assert_eq!(number_of(one, &mut numbers, &[one, two]), 0);
+        assert_eq!(number_of(two, &mut numbers, &[one, two]), 1);
+
+        assert_eq!(number_of(two, &mut numbers, &[two, one]), 1);
+        assert_eq!(number_of(one, &mut numbers, &[two, one]), 0);
+    }
+
+    #[test]
+    fn numbers_are_bounded_and_current_addresses_keep_theirs() {
+        let mut numbers = Vec::new();
+        let kept = address(0);
+        for n in 0..2 * NUMBERS_MAX {
+            let current = [kept, address(n)];
+            assert_eq!(number_of(kept, &mut numbers, &current), 0);
+            let number = number_of(address(n), &mut numbers, &current);
+            assert!(usize::from(number) < NUMBERS_MAX);
+        }
+        assert_eq!(numbers.len(), NUMBERS_MAX);
     }
 }
