@@ -130,6 +130,8 @@ async fn knock(server: SocketAddr, server_key: PublicKey) -> Fate {
         let socket = Socket::new(Domain::for_address(server), kind, Some(Protocol::TCP))?;
         let mut link = Link::connect(socket, server, &tls, &SocketOptions::default())?;
         poll_fn(|cx| link.poll_handshake(cx)).await?;
+        // The proof of its key goes out with this.
+        poll_fn(|cx| link.poll_flush(cx)).await?;
         while poll_fn(|cx| link.poll_recv(cx, 1024)).await?.is_some() {}
         Ok::<(), LinkError>(())
     };
