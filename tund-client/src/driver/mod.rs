@@ -315,6 +315,7 @@ impl Daemon {
         self.close_overdue(now);
         if self.addresses_at + ADDRESSES_EVERY <= now {
             self.addresses_at = now;
+            self.look_for_wear(now);
             let addresses = own_addresses();
             if addresses != self.addresses {
                 self.client
@@ -322,6 +323,17 @@ impl Daemon {
                     .set_local_addresses(addresses.clone());
                 self.addresses = addresses;
             }
+        }
+    }
+
+    /// No link keeps its keys for longer than they are good for.
+    fn look_for_wear(&mut self, now: Instant) {
+        let carrier = self.client.links().next();
+        let slot = carrier.and_then(|link| self.links.get(&link));
+        if let (Some(link), Some(slot)) = (carrier, slot)
+            && slot.link.wear(now).is_due()
+        {
+            self.client.handle_worn(link);
         }
     }
 

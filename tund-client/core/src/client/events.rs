@@ -61,6 +61,7 @@ impl Client {
     fn on_attached(&mut self, link: LinkId, number: LinkNumber, first: bool, now: Instant) {
         self.refused = None;
         self.is_insisted_on = false;
+        self.worn = None;
         let attempt = self.dialer.ended(link);
         if first {
             self.home = attempt.map(|attempt| attempt.path.address);

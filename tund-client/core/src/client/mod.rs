@@ -142,6 +142,8 @@ pub struct Client {
     refused: Option<Refused>,
     /// An application has asked since: worth another attempt, however it was answered.
     is_insisted_on: bool,
+    /// The link whose keys have been used long enough.
+    worn: Option<LinkId>,
     /// The user has asked to disconnect; nothing is dialled before an application asks.
     is_parted: bool,
     /// No application has wanted the session since then, and it never attached.
@@ -175,6 +177,7 @@ impl Client {
             events: VecDeque::new(),
             refused: None,
             is_insisted_on: false,
+            worn: None,
             is_parted: false,
             unwanted_since: None,
             home: None,
@@ -255,6 +258,12 @@ impl Client {
         if let Some(session) = &mut self.session {
             session.handle_progress(link, progress, now);
         }
+    }
+
+    /// The keys of a link have been used long enough: another one shall take its place, without an
+    /// outage.
+    pub fn handle_worn(&mut self, link: LinkId) {
+        self.worn = Some(link);
     }
 
     /// Does what is due.
@@ -363,7 +372,8 @@ impl Client {
         let session = self.session.as_ref();
         let wanted = session.is_some_and(|s| {
             let needed = always || self.is_insisted_on || s.wants_link();
-            needed && !s.is_ended() && !s.is_attached()
+            let is_worn = self.worn.is_some() && self.worn == s.carrier();
+            needed && !s.is_ended() && (!s.is_attached() || is_worn)
         });
         self.dialer.want(wanted, now);
         if self.dialer.is_look_due(now) {

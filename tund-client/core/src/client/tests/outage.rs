@@ -43,6 +43,27 @@ fn bytes_of_both_sides_wait_for_the_network_and_arrive_once_and_in_order() {
 }
 
 #[test]
+fn a_worn_link_is_replaced_without_an_outage() {
+    let mut world = World::new();
+    let (app, id) = world.open();
+    world.write(app, b"one");
+    let old = world.client.links().next().unwrap();
+
+    world.client.handle_worn(old);
+    world.pass(SECOND);
+    world.write(app, b"two");
+    world.run();
+
+    let links: Vec<_> = world.client.links().collect();
+    assert!(links.len() == 1 && links[0] != old, "{links:?}");
+    assert_eq!(world.client.outages().count, 0);
+    assert_eq!(world.origin(id).received, b"onetwo");
+    let from = world.dials.len();
+    world.pass(SECOND * 10);
+    assert_eq!(dialled(&world, from), 0);
+}
+
+#[test]
 fn an_outage_is_counted_and_measured() {
     let mut world = World::new();
     let (app, _) = world.open();
