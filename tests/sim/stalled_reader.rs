@@ -14,7 +14,7 @@ fn moved_beside(stuck: bool, from: usize) -> u64 {
         world.connect();
     }
     world.socket(0, to).stuck = stuck;
-    for _ in 0..400 {
+    for _ in 0..60 {
         for unit in 0..4 {
             world.socket(unit, from).write(64 * 1024);
             world.socket(unit, to).read(u64::MAX);

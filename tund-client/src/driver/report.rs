@@ -48,7 +48,8 @@ impl Daemon {
 
     fn status(&mut self, now: Instant) -> ClientStatus {
         let state = self.client.state();
-        let ids: Vec<_> = self.client.links().collect();
+        let live = self.client.links().filter(|id| self.client.is_working(*id));
+        let ids: Vec<_> = live.collect();
         let links: Vec<_> = ids
             .iter()
             .filter_map(|id| report(self.links.get(id)?, now))

@@ -101,6 +101,7 @@ impl Server {
         let traffic = session.traffic();
         let links = session
             .live_links()
+            .filter(|(link, _)| session.is_working(*link))
             .filter_map(|(link, _)| self.links.get(&link).and_then(|slot| report(slot, now)));
         SessionRow {
             session_id: id.to_string(),

@@ -250,6 +250,11 @@ impl Session {
         usable.max_by_key(|link| rank(link)).map(|link| link.id)
     }
 
+    /// That link is attached and answers.
+    pub fn is_working(&self, link: LinkId) -> bool {
+        self.links.get(&link).is_some_and(Link::is_working)
+    }
+
     /// When any link was heard last.
     pub fn last_heard(&self) -> Option<Instant> {
         self.links

@@ -481,6 +481,11 @@ impl Client {
             .chain(live.filter(move |link| Some(*link) != carrier))
     }
 
+    /// That link is attached and answers.
+    pub fn is_working(&self, link: LinkId) -> bool {
+        self.session.as_ref().is_some_and(|s| s.is_working(link))
+    }
+
     /// Outages since the start.
     pub fn outages(&self) -> Outages {
         self.outages

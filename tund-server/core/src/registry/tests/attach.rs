@@ -98,6 +98,24 @@ fn a_silent_rival_gives_way_once_the_newcomer_is_confirmed() {
 }
 
 #[test]
+fn a_client_that_hangs_while_its_kernel_answers_gives_way_too() {
+    let mut world = World::new(config());
+    let (first, _) = world.attached(1, key(1));
+    world.pass(SECOND * 3);
+    world.cut(first);
+    world.is_moving = true;
+    let second = world.client(2);
+
+    world.dial(second, key(1));
+    world.pass(KEY_IN_USE_WAIT - NANOSECOND);
+    assert!(!world.clients[second].is_attached());
+    world.pass(NANOSECOND);
+
+    assert!(world.clients[second].is_attached());
+    world.expect_nothing_kept();
+}
+
+#[test]
 fn a_newcomer_that_never_confirms_takes_nothing_over() {
     let mut world = World::new(config());
     let (first, old) = world.attached(1, key(1));
@@ -128,6 +146,41 @@ fn a_killed_client_is_replaced_at_once_although_bytes_of_it_were_under_way() {
 
     let id = world.clients[second].id().expect("it did not have to wait");
     assert_eq!(world.live(), [id]);
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_newcomer_gets_in_at_once_when_the_first_disconnects() {
+    let mut world = World::new(config());
+    let (first, _) = world.attached(1, key(1));
+    let second = world.client(2);
+    world.dial(second, key(1));
+    assert!(!world.clients[second].is_attached());
+
+    world.clients[first].close(CloseCode::Asked, world.now);
+    world.run();
+
+    assert!(world.clients[second].is_attached());
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn a_rival_that_changes_links_meanwhile_has_no_longer_to_answer() {
+    let mut world = World::new(config());
+    let (first, id) = world.attached(1, key(1));
+    world.open(first);
+    let old = world.registry.session(id).unwrap().carrier().unwrap();
+    world.dial_silently(first, key(1));
+    let second = world.client(2);
+    let link = world.dial(second, key(1));
+    world.pass(SECOND);
+
+    world.close(old);
+    world.run();
+    world.pass(SECOND);
+
+    assert_eq!(world.turned_away(link), Some(TurnedAway::KeyInUse));
+    assert!(world.clients[first].is_attached());
     world.expect_nothing_kept();
 }
 
@@ -307,15 +360,18 @@ fn each_resume_that_fails_is_told_why() {
         RejectReason::Expired
     );
 
+    // One that has ended and still has its link is as good as gone.
     let (_, next) = world.attached(2, key(1));
-    world.registry.close(next, CloseCode::Asked, world.now);
+    let now = world.now;
+    world.registry.close(next, CloseCode::Superseded, now);
     assert_eq!(
         resume_by_hand(&mut world, 1, next, 200),
-        RejectReason::Ended
+        RejectReason::Superseded
     );
-    world.run();
+    let (_, last) = world.attached(3, key(1));
+    world.registry.close(last, CloseCode::Asked, now);
     assert_eq!(
-        resume_by_hand(&mut world, 1, next, 200),
+        resume_by_hand(&mut world, 1, last, 200),
         RejectReason::Ended
     );
     world.expect_nothing_kept();
@@ -398,13 +454,20 @@ fn nothing_may_come_behind_the_first_frame_before_its_answer() {
     world.say(behind_hello, [encoded(&hello(1)), ping.clone()].concat());
     let while_waiting = world.raw(key(1));
     world.say(while_waiting, encoded(&hello(2)));
-    world.say(while_waiting, ping);
+    world.say(while_waiting, ping.clone());
+    let (client, id) = world.attached(1, key(3));
+    let behind_resume = world.raw(key(3));
+    world.clients[client].handle_link_up(behind_resume, secret(behind_resume), world.now);
+    let mut out = tund_session::Outbox::new();
+    world.clients[client].poll_transmit(behind_resume, 9999, &mut out, world.now);
+    world.say(behind_resume, [out.to_vec(), ping].concat());
     world.run();
 
-    for link in [behind_hello, while_waiting] {
+    assert_eq!(world.registry.session(id).unwrap().link_count(), 1);
+    for link in [behind_hello, while_waiting, behind_resume] {
         assert_eq!(world.turned_away(link), Some(TurnedAway::NotUnderstood));
     }
-    assert_eq!(world.live().len(), 1, "no session was made");
+    assert_eq!(world.live().len(), 2, "no session was made");
     world.expect_nothing_kept();
 }
 

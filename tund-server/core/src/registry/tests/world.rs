@@ -61,6 +61,9 @@ pub(super) struct World {
     /// The same of each client.
     pub(super) client_events: Vec<Vec<Event>>,
     last_link: u64,
+    /// The kernels of the clients' hosts go on acknowledging.
+    pub(super) is_moving: bool,
+    acknowledged: u64,
 }
 
 impl World {
@@ -73,6 +76,8 @@ impl World {
             events: Vec::new(),
             client_events: Vec::new(),
             last_link: 0,
+            is_moving: false,
+            acknowledged: 0,
         }
     }
 
@@ -256,8 +261,12 @@ impl World {
                     event: Event::WantProgress { link },
                     ..
                 } => {
-                    self.registry
-                        .handle_progress(*link, Progress::default(), self.now);
+                    self.acknowledged += u64::from(self.is_moving);
+                    let progress = Progress {
+                        bytes_acked: self.acknowledged,
+                        ..Progress::default()
+                    };
+                    self.registry.handle_progress(*link, progress, self.now);
                     continue;
                 }
                 RegistryEvent::Session { .. } => {}
