@@ -14,7 +14,7 @@ fn moved_beside(stuck: bool, from: usize) -> u64 {
         world.connect();
     }
     world.socket(0, to).stuck = stuck;
-    for _ in 0..60 {
+    for _ in 0..100 {
         for unit in 0..4 {
             world.socket(unit, from).write(64 * 1024);
             world.socket(unit, to).read(u64::MAX);
@@ -68,5 +68,44 @@ fn a_flow_whose_reader_never_read_gets_no_more_of_the_buffer() {
             taken < 256 * 1024,
             "{taken} bytes of one stalled flow, buffer 1 MiB"
         );
+    }
+}
+
+/// During an outage one flow may take the buffer. If its reader stands still afterwards, others
+/// must still be able to grow: with their floors alone they would crawl.
+#[test]
+fn a_flow_that_filled_the_buffer_in_an_outage_leaves_others_room_to_grow() {
+    for from in [CLIENT, SERVER] {
+        let mut world = World::calm(Knobs {
+            max_flows: [1024, 1024],
+            ring: 2 << 20,
+            ..Knobs::ROOMY
+        });
+        world.connect();
+        world.connect();
+        world.lose(tund_session::LinkId(1));
+        world.socket(0, 1 - from).stuck = true;
+        world.socket(0, from).write(2 << 20);
+        world.work_for(std::time::Duration::from_secs(5));
+        assert!(world.socket(0, from).taken() > 900 * 1024);
+        let link = world.attach();
+
+        world.socket(1, from).write(2 << 20);
+        for _ in 0..100 {
+            for who in world.ends() {
+                for flow in world.flows(who) {
+                    world.pump(who, flow, 1 << 20);
+                }
+            }
+            for side in [from, 1 - from] {
+                world.transmit(link, side, 1 << 20);
+                world.deliver(link, side, usize::MAX);
+            }
+            world.socket(1, 1 - from).read(u64::MAX);
+            world.demand();
+        }
+
+        let got = world.socket(1, 1 - from).got;
+        assert!(got > 500_000, "{got} bytes in 100 round trips");
     }
 }

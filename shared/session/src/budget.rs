@@ -48,6 +48,12 @@ impl Budget {
         self.pool.min(self.bound).saturating_sub(self.lent)
     }
 
+    /// What is left of the pool for flows that grow without draining.
+    pub(crate) fn spare(&self) -> u64 {
+        self.free()
+            .saturating_sub(self.pool / limits::GROWING_SHARE)
+    }
+
     /// Bytes lent out of the pool.
     pub(crate) fn lent(&self) -> u64 {
         self.lent

@@ -54,6 +54,11 @@ impl ControlLane {
         !self.said.is_empty()
     }
 
+    /// How many messages were said and are not acknowledged.
+    pub(crate) fn outstanding(&self) -> u64 {
+        u64::try_from(self.said.len()).unwrap_or(u64::MAX)
+    }
+
     /// Something could be sent at once.
     pub(crate) fn is_ready(&self) -> bool {
         self.ack_due || self.next_unsent().is_some()

@@ -11,6 +11,10 @@ pub const FLOOR_MAX: u64 = 16 * 1024;
 pub const INITIAL_SHARE: u64 = 16 * 1024;
 /// The same when less is free: 9,500 idle flows still leave room for one that works.
 pub const INITIAL_SHARE_SCARCE: u64 = 2 * 1024;
+/// Share of the pool, as a divisor, that flows do not take in an outage: what was taken then may
+/// have no reader afterwards, and others must be able to grow. Chosen: together with the floors it
+/// is 1/16 of the buffer.
+pub const GROWING_SHARE: u64 = 32;
 /// How far beyond what was taken a local window is promised: the receive ring of connection A.
 pub const INTAKE_AHEAD: u64 = 256 * 1024;
 /// Control messages under way without acknowledgement, and held out of order; push back.

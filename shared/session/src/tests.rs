@@ -545,3 +545,38 @@ fn a_reset_behind_more_than_the_credit_is_not_held_by_a_stuck_reader() {
     assert_eq!(pair.ends.each_ref().map(Session::flow_count), [0, 0]);
     assert_eq!(pair.ends.each_ref().map(Session::lent), [0, 0]);
 }
+
+#[test]
+fn who_opens_and_never_acknowledges_breaks_the_protocol() {
+    let mut pair = Pair::new();
+    let mut bytes = Vec::new();
+    let most = 64 * 4 + limits::CONTROL_WINDOW;
+    let mut opened = 0;
+
+    while !pair.ends[SERVER].is_ended() {
+        opened += 1;
+        assert!(opened <= most + 2, "{opened} OPENs");
+        bytes.clear();
+        let flow = FlowId(opened);
+        let message = Control::Open(wire::frame::Open {
+            flow,
+            protocol: Protocol::Tcp,
+            source: "10.0.0.1:1000".parse().unwrap(),
+            destination: "192.0.2.1:80".parse().unwrap(),
+            limit: Offset(1),
+            grace: Duration::from_secs(60),
+            on_expiry: OnExpiry::Reset,
+        });
+        wire::codec::encode(
+            &Frame::Control {
+                number: opened,
+                message,
+            },
+            &mut bytes,
+        );
+        pair.ends[SERVER].handle_bytes(LinkId(1), Bytes::copy_from_slice(&bytes), pair.now);
+        pair.ends[SERVER].refuse_flow(flow, OpenError::Refused, pair.now);
+    }
+
+    assert!(opened > most, "{opened} OPENs");
+}

@@ -115,6 +115,9 @@ impl Local {
         }
         let mut acted = count > 0;
         self.take_due = socket.inbound() > 0 && session.intake(id) > 0;
+        if socket.app_rst && socket.inbound() > 0 {
+            session.fail(id);
+        }
         self.blocked = socket.inbound() > 0 && session.intake(id) == 0;
         if socket.inbound() == 0 {
             if socket.app_rst {

@@ -253,6 +253,16 @@ impl Session {
             return Err("OPEN of a flow id that was used before");
         }
         self.last_flow = open.flow;
+        // A flow that is refused is forgotten at once, its OPEN_ERR is not: who never acknowledges
+        // would make the lane grow without end. A flow has at most four messages.
+        let most = self
+            .config
+            .max_flows
+            .saturating_mul(4)
+            .saturating_add(limits::CONTROL_WINDOW);
+        if self.lane.outstanding() > most {
+            return Err("OPENs without acknowledging what they were answered");
+        }
         let full = u64::try_from(self.flows.len()).is_ok_and(|n| n >= self.config.max_flows);
         if full {
             let (flow, error) = (open.flow, OpenError::TooManyFlows);

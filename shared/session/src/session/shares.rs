@@ -107,7 +107,9 @@ impl Session {
             &self.intake,
         );
         let most = if detached || flow.is_failing {
-            Offset(u64::MAX)
+            // Not to the last byte: what is set aside lets others work when links are back, though
+            // the reader of this flow may stand still then.
+            base.plus(flow.intake_share.held() + self.intake.spare())
         } else {
             base.plus(*target)
         };
