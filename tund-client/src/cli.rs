@@ -70,7 +70,7 @@ when it serves (Type=notify).";
 struct Run {
     #[command(flatten)]
     file: WithConfig,
-    /// How log lines look; their level is [log] level, or RUST_LOG
+    /// How log lines look; their level is that of the configuration, or RUST_LOG
     #[arg(long, value_enum, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
 }

@@ -74,7 +74,7 @@ from the configuration and send SIGHUP.";
 struct Run {
     #[command(flatten)]
     file: WithConfig,
-    /// How log lines look; their level is [log] level, or RUST_LOG
+    /// How log lines look; their level is that of the configuration, or RUST_LOG
     #[arg(long, value_enum, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
 }
