@@ -97,3 +97,32 @@ fn several_outages_in_the_middle_of_frames_lose_nothing() {
         assert!(world.socket(0, side).saw_fin);
     }
 }
+
+/// At the beginning of an outage every flow was promised what it might write. A few hundred idle
+/// ones took the whole pool so, and the one that did write was stopped at once.
+#[test]
+fn idle_flows_leave_the_buffer_to_the_one_that_writes() {
+    let mut world = World::calm(Knobs {
+        buffer: [16 << 20, 16 << 20],
+        max_flows: [512, 512],
+        ring: 32 << 20,
+        send_queue: 1 << 24,
+        ..Knobs::ROOMY
+    });
+    world.connect();
+    for _ in 1..200 {
+        world.open(Duration::from_secs(300)).unwrap();
+    }
+    world.work(false);
+    world.lose(LinkId(1));
+    for side in [CLIENT, SERVER] {
+        world.socket(0, side).write(32 << 20);
+    }
+
+    world.work_for(Duration::from_secs(5));
+
+    for side in [CLIENT, SERVER] {
+        let taken = world.socket(0, side).taken();
+        assert!(taken > 11 << 20, "{taken} of 16 MiB");
+    }
+}

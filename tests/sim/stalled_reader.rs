@@ -87,7 +87,8 @@ fn a_flow_that_filled_the_buffer_in_an_outage_leaves_others_room_to_grow() {
         world.socket(0, 1 - from).stuck = true;
         world.socket(0, from).write(2 << 20);
         world.work_for(std::time::Duration::from_secs(5));
-        assert!(world.socket(0, from).taken() > 900 * 1024);
+        let taken = world.socket(0, from).taken();
+        assert!(taken > 900 * 1024, "{taken} bytes taken from {from}");
         let link = world.attach();
 
         world.socket(1, from).write(2 << 20);

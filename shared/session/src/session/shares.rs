@@ -106,14 +106,16 @@ impl Session {
             flow.intake_share,
             &self.intake,
         );
-        let most = if detached || flow.is_failing {
-            // Not to the last byte: what is set aside lets others work when links are back, though
-            // the reader of this flow may stand still then.
-            base.plus(flow.intake_share.held() + self.intake.spare())
+        let wanted = if detached || flow.is_failing {
+            // A flow that writes gets more the more it has written; one that does not leaves the
+            // pool to others. Nor is it taken to the last byte: what is set aside lets others work
+            // when links are back, though the reader of this flow may stand still then.
+            let ahead = flow.tx.retained().max(*target).min(limits::INTAKE_AHEAD);
+            let most = flow.intake_share.held() + self.intake.spare();
+            end.plus(ahead).min(base.plus(most))
         } else {
-            base.plus(*target)
+            end.plus(limits::INTAKE_AHEAD).min(base.plus(*target))
         };
-        let wanted = end.plus(limits::INTAKE_AHEAD).min(most);
         if wanted <= flow.intake_limit {
             return;
         }
