@@ -48,10 +48,11 @@ impl Budget {
         self.pool.min(self.bound).saturating_sub(self.lent)
     }
 
-    /// What is left of the pool for flows that grow without draining.
-    pub(crate) fn spare(&self) -> u64 {
-        self.free()
-            .saturating_sub(self.pool / limits::GROWING_SHARE)
+    /// What a flow that grows without draining may hold: its floor, and what is left of the pool
+    /// up to a part that is set aside.
+    pub(crate) fn spare(&self, share: Share) -> u64 {
+        let set_aside = self.pool / limits::GROWING_SHARE;
+        share.0.max(self.floor) + self.free().saturating_sub(set_aside)
     }
 
     /// Bytes lent out of the pool.

@@ -111,7 +111,7 @@ impl Session {
             // pool to others. Nor is it taken to the last byte: what is set aside lets others work
             // when links are back, though the reader of this flow may stand still then.
             let ahead = flow.tx.retained().max(*target).min(limits::INTAKE_AHEAD);
-            let most = flow.intake_share.held() + self.intake.spare();
+            let most = self.intake.spare(flow.intake_share);
             end.plus(ahead).min(base.plus(most))
         } else {
             end.plus(limits::INTAKE_AHEAD).min(base.plus(*target))
