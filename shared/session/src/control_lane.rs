@@ -1,11 +1,11 @@
 //! The reliable, numbered control lane: nothing about a flow's life is fire-and-forget.
 
-use crate::id::LinkId;
+use crate::id::{FlowId, LinkId};
 use crate::limits::CONTROL_WINDOW;
 use crate::wire::frame::Control;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// A message said and not yet acknowledged.
+/// A message sent and not yet acknowledged.
 #[derive(Debug)]
 struct Said {
     message: Control,
@@ -16,15 +16,15 @@ struct Said {
 /// Both directions of one end's control lane.
 #[derive(Debug, Default)]
 pub(crate) struct ControlLane {
+    /// Said and never sent; each gets its number when it goes out first.
+    fresh: VecDeque<Control>,
     said: BTreeMap<u64, Said>,
-    /// The highest number given out.
-    last: u64,
     /// The highest number acknowledged.
     acknowledged: u64,
     /// The highest number ever sent (rule 2).
     high: u64,
-    /// Numbers waiting to be sent; a superset of those without a link.
-    unsent: BTreeMap<u64, ()>,
+    /// Numbers to be sent again.
+    unsent: BTreeSet<u64>,
     /// The highest number taken in order.
     taken: u64,
     /// Taken ahead of their turn, never dropped (rule 7).
@@ -38,45 +38,65 @@ pub(crate) struct ControlLane {
 impl ControlLane {
     /// Queues a message.
     pub(crate) fn say(&mut self, message: Control) {
-        self.last += 1;
-        self.said.insert(
-            self.last,
-            Said {
-                message,
-                link: None,
-            },
-        );
-        self.unsent.insert(self.last, ());
+        self.fresh.push_back(message);
+    }
+
+    /// The session has ended: of what was never sent, only this is still worth a word.
+    pub(crate) fn say_last(&mut self, message: Control) {
+        self.fresh.clear();
+        self.fresh.push_back(message);
+    }
+
+    /// Takes OPEN of a flow back; false if it was sent, and the peer may know of the flow.
+    pub(crate) fn unsay_open(&mut self, flow: FlowId) -> bool {
+        let is_it = |message: &Control| matches!(message, Control::Open(open) if open.flow == flow);
+        let place = self.fresh.iter().position(is_it);
+        place.is_some_and(|place| self.fresh.remove(place).is_some())
     }
 
     /// Something said is not acknowledged.
     pub(crate) fn is_outstanding(&self) -> bool {
-        !self.said.is_empty()
+        !(self.said.is_empty() && self.fresh.is_empty())
     }
 
     /// How many messages were said and are not acknowledged.
     pub(crate) fn outstanding(&self) -> u64 {
-        u64::try_from(self.said.len()).unwrap_or(u64::MAX)
+        let count = self.said.len().saturating_add(self.fresh.len());
+        u64::try_from(count).unwrap_or(u64::MAX)
     }
 
     /// Something could be sent at once.
     pub(crate) fn is_ready(&self) -> bool {
-        self.ack_due || self.next_unsent().is_some()
+        self.ack_due || !self.unsent.is_empty() || self.may_number()
     }
 
-    fn next_unsent(&self) -> Option<u64> {
-        let number = *self.unsent.first_key_value()?.0;
-        (number <= self.acknowledged.saturating_add(CONTROL_WINDOW)).then_some(number)
+    /// The next message that was never sent may go out. The last words of a session wait for no
+    /// acknowledgement: there will be none.
+    fn may_number(&self) -> bool {
+        self.fresh.front().is_some_and(|message| {
+            self.high < self.acknowledged.saturating_add(CONTROL_WINDOW)
+                || matches!(message, Control::SessionClose { .. })
+        })
     }
 
     /// The next message to be sent on `link`.
     pub(crate) fn take(&mut self, link: LinkId) -> Option<(u64, Control)> {
-        let number = self.next_unsent()?;
-        self.unsent.remove(&number);
-        self.high = self.high.max(number);
-        let said = self.said.get_mut(&number)?;
-        said.link = Some(link);
-        Some((number, said.message.clone()))
+        if let Some(number) = self.unsent.pop_first() {
+            let said = self.said.get_mut(&number)?;
+            said.link = Some(link);
+            return Some((number, said.message.clone()));
+        }
+        if !self.may_number() {
+            return None;
+        }
+        let message = self.fresh.pop_front()?;
+        self.high += 1;
+        let said = Said {
+            message: message.clone(),
+            link: Some(link),
+        };
+        self.said.insert(self.high, said);
+        Some((self.high, message))
     }
 
     /// The acknowledgement to be sent on `link`, if one is due.
@@ -137,7 +157,7 @@ impl ControlLane {
         for (number, said) in &mut self.said {
             if said.link == Some(link) {
                 said.link = None;
-                self.unsent.insert(*number, ());
+                self.unsent.insert(*number);
             }
         }
         if self.ack_on == Some(link) {

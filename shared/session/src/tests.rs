@@ -490,6 +490,84 @@ fn what_expires_is_counted_as_lost() {
 }
 
 #[test]
+fn a_flow_given_up_before_its_open_was_sent_leaves_nothing() {
+    let mut pair = Pair::new();
+    pair.open_accepted();
+    pair.lose_link();
+    for _ in 0..1000 {
+        let flow = pair.open();
+        pair.ends[CLIENT].abort(flow, FlowCode::Cancelled, pair.now);
+        pair.run();
+        assert_eq!(
+            pair.events[CLIENT].pop_back(),
+            Some(Event::FlowForgotten { flow })
+        );
+    }
+    assert_eq!(pair.ends[CLIENT].flow_count(), 1);
+
+    let kept = pair.open();
+    pair.resume();
+
+    let opened = pair.events[SERVER].iter().filter_map(|event| {
+        let Event::FlowOpened { open } = event else {
+            return None;
+        };
+        Some(open.flow)
+    });
+    assert_eq!(opened.collect::<Vec<_>>(), [FlowId(1), kept]);
+}
+
+#[test]
+fn the_last_words_of_a_session_wait_for_nothing() {
+    let now = Instant::from_nanos(1_000_000_000);
+    let config = Config {
+        max_flows: 5000,
+        ..config(Role::Client)
+    };
+    let mut client = Session::new_client(&config, now);
+    client.handle_link_up(LinkId(1), secret(1), now);
+    let mut bytes = Vec::new();
+    let welcome = wire::frame::Welcome {
+        version: session::VERSION,
+        capabilities: 0,
+        session: SessionId([7; 16]),
+        instance: Instance([2; 16]),
+        limits: wire::frame::Limits {
+            max_flows: 5000,
+            buffer_bytes: 1 << 20,
+            floor_bytes: 1,
+        },
+    };
+    wire::codec::encode(&Frame::Welcome(welcome), &mut bytes);
+    client.handle_bytes(LinkId(1), bytes.into(), now);
+    let target = Target {
+        protocol: Protocol::Tcp,
+        source: "10.0.0.1:1000".parse().unwrap(),
+        destination: "192.0.2.1:80".parse().unwrap(),
+        grace: Duration::from_secs(60),
+        on_expiry: OnExpiry::Reset,
+    };
+    for _ in 0..3000 {
+        client.open_flow(&target, now).unwrap();
+    }
+    let mut out = Outbox::new();
+    while client.poll_transmit(LinkId(1), 1 << 20, &mut out, now) {
+        out.clear();
+    }
+
+    client.close(CloseCode::Asked, now);
+    assert!(client.has_transmit(LinkId(1)));
+    client.poll_transmit(LinkId(1), 1 << 20, &mut out, now);
+
+    let message = Control::SessionClose {
+        code: CloseCode::Asked,
+    };
+    let number = limits::CONTROL_WINDOW + 1;
+    let last = wire::codec::decode(&mut out.to_vec().into());
+    assert_eq!(last, Ok(Some(Frame::Control { number, message })));
+}
+
+#[test]
 fn early_timeouts_are_harmless() {
     let mut pair = Pair::new();
     let before = pair.ends[CLIENT].poll_timeout();

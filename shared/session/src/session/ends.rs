@@ -27,7 +27,7 @@ impl Session {
         self.resetting.clear();
         self.secrets.clear();
         if let Some(code) = say {
-            self.lane.say(Control::SessionClose { code });
+            self.lane.say_last(Control::SessionClose { code });
         }
         self.events.push_back(Event::Ended { reason });
         let links: Vec<_> = self.links.keys().copied().collect();

@@ -1,6 +1,6 @@
 //! What the owner of the local sockets orders (PROTOCOL.md §5, §8).
 
-use super::{OpenRefused, Role, Session};
+use super::{Event, OpenRefused, Role, Session};
 use crate::flow::{Flow, Stage};
 use crate::id::{FlowId, Offset};
 use crate::time::Instant;
@@ -165,11 +165,18 @@ impl Session {
         }
     }
 
-    /// Aborts a flow: the far socket is reset at once; an OPEN not yet answered is cancelled.
+    /// Aborts a flow: the far socket is reset at once; an OPEN not yet answered is cancelled, or
+    /// never sent.
     pub fn abort(&mut self, id: FlowId, code: FlowCode, now: Instant) {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
+        if flow.stage == Stage::Opening && self.lane.unsay_open(id) {
+            // The peer never heard of it.
+            self.forget(id, now);
+            self.events.push_back(Event::FlowForgotten { flow: id });
+            return;
+        }
         flow.detached_socket = true;
         if !flow.done_sent {
             self.lane.say(Control::Stop { flow: id, code });
@@ -215,7 +222,7 @@ impl Session {
         self.feed_starved();
     }
 
-    /// While [`Delivery::Reset`] waits for the local socket to send everything: its queue shrank.
+    /// While [`Delivery::Reset`](super::Delivery::Reset) waits for the local socket to send everything: its queue shrank.
     pub fn drain_progress(&mut self, id: FlowId, now: Instant) {
         if let Some(flow) = self.flows.get_mut(&id) {
             flow.progress_at = now;
