@@ -343,7 +343,9 @@ impl World {
         };
         let side = who.side();
         let open = books.locals.iter().filter(|(flow, local)| {
-            !local.over && session.delivery(**flow) != tund_session::Delivery::Ended
+            !local.over
+                && !local.fin_given()
+                && session.delivery(**flow) != tund_session::Delivery::Ended
         });
         open.map(|(flow, local)| {
             let drained = if side == CLIENT {
