@@ -177,7 +177,7 @@ impl Pair {
         }
     }
 
-    fn saw(&mut self, end: usize, wanted: &Event) -> bool {
+    fn saw(&self, end: usize, wanted: &Event) -> bool {
         self.events[end].contains(wanted)
     }
 }

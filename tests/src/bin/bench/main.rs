@@ -4,10 +4,10 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser;
-use tund_tests::lab::{Family, Lab, Namespace, Settings, Tund};
+use tund_tests::lab::{Family, Lab, Namespace, Settings, Tund, wait};
 
 /// Port of the source and sink at the origin.
 const PORT: u16 = 7100;
@@ -52,7 +52,7 @@ fn measure(client: &Namespace, to: SocketAddr, way: Way, length: Duration) -> io
     let mut stream = client.connect(to, Duration::from_secs(5))?;
     let mut block = vec![0; BLOCK_BYTES];
     stream.write_all(if way == Way::Up { b"u" } else { b"d" })?;
-    let begin = Instant::now();
+    let begin = wait::now();
     let mut counted = 0_u64;
     let mut from = begin;
     let mut is_warm = false;
@@ -65,7 +65,7 @@ fn measure(client: &Namespace, to: SocketAddr, way: Way, length: Duration) -> io
             counted += u64::try_from(count).unwrap_or(0);
         } else if begin.elapsed() >= WARM_UP {
             is_warm = true;
-            from = Instant::now();
+            from = wait::now();
         }
     }
     let bits = counted.saturating_mul(8);
@@ -120,7 +120,7 @@ fn main() -> anyhow::Result<()> {
         for _ in 0..arguments.pairs {
             let plain = measure(&lab.client, direct, way, length)?;
             let before: f64 = pids.iter().map(|pid| cpu_seconds(*pid)).sum();
-            let began = Instant::now();
+            let began = wait::now();
             let ours = measure(&lab.client, through, way, length)?;
             let spent = pids.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>() - before;
             let gigabytes = ours / 8e9 * began.elapsed().as_secs_f64();
