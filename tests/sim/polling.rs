@@ -5,51 +5,51 @@ use tund_session::{LinkId, Outbox};
 use tund_tests::harness::rng::Rng;
 use tund_tests::harness::world::{CLIENT, Knobs, SERVER, Who, World};
 
+/// Moves all that can be moved, in pieces as told.
+fn exchange(world: &mut World, piece: &mut impl FnMut() -> usize) {
+    loop {
+        let mut moved = false;
+        for link in world.pipes.keys().copied().collect::<Vec<_>>() {
+            for side in [CLIENT, SERVER] {
+                if world.wants_to_send(link, side) {
+                    moved = true;
+                    world.transmit(link, side, 50_000);
+                }
+                let waits = |world: &World| {
+                    let pipe = world.pipes.get(&link);
+                    pipe.is_some_and(|pipe| pipe.lanes[side].is_deliverable())
+                };
+                while waits(world) {
+                    moved = true;
+                    world.deliver(link, side, piece());
+                }
+            }
+        }
+        for who in world.ends() {
+            for flow in world.flows(who) {
+                if let Who::Server(id) = who {
+                    world.answer(id, flow, false);
+                }
+                moved |= world.pump(who, flow, 1 << 20);
+            }
+        }
+        if !moved {
+            return;
+        }
+    }
+}
+
 /// The same small life, cut into pieces and looked at as told; what both ends said and learned.
 fn life(mut piece: impl FnMut() -> usize, tick: Option<Duration>) -> Vec<String> {
     let mut world = World::calm(Knobs::ROOMY);
     world.story = Some(Vec::new());
     world.open(Duration::from_secs(60)).unwrap();
     world.dial();
-    let mut exchange = |world: &mut World| {
-        loop {
-            let mut moved = false;
-            for link in world.pipes.keys().copied().collect::<Vec<_>>() {
-                for side in [CLIENT, SERVER] {
-                    if world.wants_to_send(link, side) {
-                        moved = true;
-                        world.transmit(link, side, 50_000);
-                    }
-                    while world
-                        .pipes
-                        .get(&link)
-                        .is_some_and(|p| p.lanes[side].is_deliverable())
-                    {
-                        moved = true;
-                        world.deliver(link, side, piece());
-                    }
-                }
-            }
-            for who in world.ends() {
-                for flow in world.flows(who) {
-                    if let Who::Server(id) = who {
-                        world.answer(id, flow, false);
-                    }
-                    moved |= world.pump(who, flow, 1 << 20);
-                }
-            }
-            if !moved {
-                return;
-            }
-        }
-    };
     let mut pass = |world: &mut World, span: Duration| {
         let until = world.now + span;
         while world.now < until {
-            let next = world
-                .next_deadline()
-                .filter(|at| *at < until)
-                .unwrap_or(until);
+            let next = world.next_deadline().filter(|at| *at < until);
+            let next = next.unwrap_or(until);
             while let Some(tick) = tick
                 && world.now + tick < next
             {
@@ -59,7 +59,7 @@ fn life(mut piece: impl FnMut() -> usize, tick: Option<Duration>) -> Vec<String>
             world.now = next.max(world.now + Duration::from_nanos(1));
             world.timeouts();
             world.demand();
-            exchange(world);
+            exchange(world, &mut piece);
         }
     };
     let moment = Duration::from_nanos(1);
@@ -80,10 +80,10 @@ fn life(mut piece: impl FnMut() -> usize, tick: Option<Duration>) -> Vec<String>
         }
     }
     let lines = world.story.take().unwrap_or_default();
-    lines
+    let told = lines
         .into_iter()
-        .filter(|line| !line.contains(" reads on "))
-        .collect()
+        .filter(|line| !line.contains(" reads on "));
+    told.collect()
 }
 
 #[test]
