@@ -380,6 +380,16 @@ mod tests {
     }
 
     #[test]
+    fn a_hint_is_believed_for_minutes_and_not_for_days() {
+        let mut dialer = Dialer::new(1);
+        dialer.want(true, at(0));
+        dialer.wait(Some(Duration::from_secs(100_000)), at(0));
+
+        assert!(!dialer.is_look_due(at(299_000)));
+        assert!(dialer.is_look_due(at(450_000)));
+    }
+
+    #[test]
     fn nothing_is_dialled_that_nobody_wants() {
         let mut dialer = Dialer::new(1);
         let mut orders = Vec::new();

@@ -172,10 +172,8 @@ impl Client {
         let connection = known.connection;
         self.netstack.set_intake(connection, session.intake(flow));
         match self.netstack.accept(connection) {
-            Ok(()) => {
-                known.is_open = true;
-                self.pump_down(flow, now);
-            }
+            // What has come already goes on with `Writable`, once the handshake is complete.
+            Ok(()) => known.is_open = true,
             Err(AcceptError::Gone) => {
                 self.table.remove(flow);
                 session.abort(flow, FlowCode::Cancelled, now);

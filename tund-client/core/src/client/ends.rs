@@ -18,7 +18,7 @@ impl Client {
         self.unwanted_since = None;
         let (mut flows, in_rings) = std::mem::take(&mut self.expired);
         let lost_bytes = self.table.buffered(&mut self.netstack).0 + in_rings + session.lost();
-        let go_on = asks_the_next(reason) && self.refused.is_none();
+        let go_on = asks_the_next(reason);
         for known in self.table.drain() {
             if go_on && !known.is_open {
                 let (from, to) = (known.source, known.destination);

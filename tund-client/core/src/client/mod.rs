@@ -371,7 +371,8 @@ impl Client {
         }
         let session = self.session.as_ref();
         let wanted = session.is_some_and(|s| {
-            let needed = always || self.is_insisted_on || s.wants_link();
+            let insisted = self.is_insisted_on || self.unwanted_since.is_some();
+            let needed = always || insisted || s.wants_link();
             let is_worn = self.worn.is_some() && self.worn == s.carrier();
             needed && !s.is_ended() && (!s.is_attached() || is_worn)
         });

@@ -365,6 +365,9 @@ fn a_server_without_room_is_left_alone_for_as_long_as_it_asks() {
     let before = world.dials.len();
 
     world.pass(BUSY_HINT - MILLISECOND);
+    // Not even when a name is resolved meanwhile.
+    world.client.handle_paths(&[WIFI], world.now);
+    world.run();
     assert_eq!(dialled(&world, before), 0);
     assert_eq!(world.client.state(), State::Connecting);
     world.until("asked again", |w| w.dials.len() > before);
@@ -372,6 +375,27 @@ fn a_server_without_room_is_left_alone_for_as_long_as_it_asks() {
     let waited = world.now.saturating_duration_since(at);
     assert!(waited <= BUSY_HINT * 3 / 2, "{waited:?}");
     assert_eq!(world.state(app), tcp::State::SynSent);
+}
+
+#[test]
+fn what_a_server_without_room_asked_for_is_over_once_another_has_room() {
+    let mut world = World::new();
+    let other = PathId { address: 1, ..WIFI };
+    world.paths = vec![other, WIFI];
+    let full = RegistryConfig {
+        max_sessions: 0,
+        ..registry_config(99)
+    };
+    world.elsewhere.insert(1, Registry::new(full));
+    world.open();
+    world.pass(SECOND);
+    let before = world.dials.len();
+    assert_eq!(before, 2);
+
+    world.lose();
+    world.pass(MILLISECOND * 500);
+
+    assert_eq!(world.client.state(), State::Attached);
 }
 
 #[test]
@@ -413,12 +437,70 @@ fn a_session_that_never_attached_and_nobody_wants_is_given_up() {
     world.pass(SECOND * 5);
     assert_eq!(world.client.state(), State::Connecting);
     world.kernel.sockets.remove(app);
+    // The SYN is forgotten when its next repetition does not come.
+    world.until("forgotten", |w| w.client.flows().is_empty());
+    let session = world.client.session.as_ref().unwrap();
+    assert_eq!(session.flow_count(), 0, "the server never heard of it");
 
-    world.pass(SECOND * 60);
+    let before = world.dials.len();
+    world.pass(SECOND * 29);
+    assert_eq!(world.client.state(), State::Connecting);
+    assert!(
+        dialled(&world, before) >= 50,
+        "who asks again finds it dialling"
+    );
+    world.pass(SECOND * 2);
 
     assert_eq!(world.client.state(), State::Ready);
     assert_eq!(world.link_count(), 0);
     let before = world.dials.len();
     world.pass(Duration::from_secs(600));
     assert_eq!(dialled(&world, before), 0);
+}
+
+#[test]
+fn the_session_stays_at_home_where_it_was_made() {
+    let mut world = World::new();
+    let other = PathId { address: 1, ..WIFI };
+    let (app, id) = world.open();
+    // Another address of the same machine.
+    world.paths = vec![other];
+    world.lose();
+    assert_eq!(world.client.state(), State::Attached);
+    assert_eq!(world.client.session_id(), Some(id.0));
+
+    world.restart_server();
+    world.pass(SECOND * 5);
+    assert_eq!(
+        world.state(app),
+        tcp::State::Established,
+        "it may be another one"
+    );
+    world.paths = vec![WIFI];
+    world.pass(SECOND);
+
+    assert_eq!(world.state(app), tcp::State::Closed);
+}
+
+#[test]
+fn applications_that_come_and_go_in_an_outage_leave_nothing() {
+    let mut world = World::new();
+    world.open();
+    world.fail();
+    for _ in 0..100 {
+        let app = world.connect(80);
+        world.kernel.sockets.remove(app);
+        world.pass(MILLISECOND * 200);
+    }
+    world.pass(SECOND * 5);
+
+    assert_eq!(world.client.flows().kept(), 1);
+    assert_eq!(world.client.session.as_ref().unwrap().flow_count(), 1);
+    world.heal();
+    world.pass(SECOND);
+    assert_eq!(
+        world.opened.len(),
+        1,
+        "the server is not asked for any of them"
+    );
 }

@@ -42,6 +42,27 @@ fn once_the_key_is_listed_the_client_recovers_by_itself() {
     assert!(took <= SECOND * 16, "{took:?}");
     assert_eq!(world.client.refused(), None);
     world.open();
+    world.client.disconnect(world.now);
+    world.run();
+    assert_eq!(world.client.state(), State::Ready);
+}
+
+#[test]
+fn once_attached_again_an_idle_client_insists_on_nothing() {
+    let mut world = World::new();
+    world.network = Network::NotListed;
+    for _ in 0..2 {
+        let app = world.connect(80);
+        world.kernel.sockets.remove(app);
+    }
+    world.heal();
+    world.until("attached", |w| w.client.state() == State::Attached);
+    let before = world.dials.len();
+
+    world.lose();
+    world.pass(SECOND * 20);
+
+    assert_eq!(world.dials.len(), before);
 }
 
 #[test]
@@ -91,8 +112,10 @@ fn with_connect_always_a_refused_client_recovers_without_an_application() {
 fn reconnect_after_a_refusal_asks_at_once() {
     let mut world = World::new();
     world.network = Network::NotListed;
-    world.connect(80);
+    let app = world.connect(80);
+    world.kernel.sockets.remove(app);
     world.pass(SECOND * 200);
+    assert!(world.client.session.is_none());
     world.heal();
 
     world.client.reconnect(world.now);

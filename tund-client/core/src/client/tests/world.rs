@@ -340,6 +340,7 @@ impl World {
             self.client.handle_packet(&mut bytes, self.now, &mut sink);
         }
         self.client.flush(self.now, &mut sink);
+        self.expect_nothing_pending();
         moved |= !sink.0.is_empty();
         self.deliver(sink);
         moved |= self.transmit();
@@ -349,6 +350,15 @@ impl World {
         }
         moved |= self.serve();
         moved
+    }
+
+    /// One flush carries everything: nothing may wait for the next packet or deadline.
+    fn expect_nothing_pending(&mut self) {
+        let pending = self.client.netstack().poll_event();
+        assert_eq!(pending, None, "connection A has something to tell");
+        let session = self.client.session.as_mut();
+        let pending = session.and_then(tund_session::Session::poll_event);
+        assert_eq!(pending, None, "the session has something to tell");
     }
 
     fn deliver(&mut self, sink: Collector) {
