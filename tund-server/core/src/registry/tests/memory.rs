@@ -13,7 +13,7 @@ fn world() -> World {
     let base = config();
     World::new(RegistryConfig {
         session: Config {
-            buffer_bytes: 8 * MEBIBYTE,
+            buffer_bytes: 2 * MEBIBYTE,
             ..base.session
         },
         memory_bytes: MEMORY,
@@ -56,7 +56,7 @@ fn a_greedy_session_leaves_room_and_later_ones_get_a_fair_share() {
     let poured: Vec<u64> = (1..=6).map(|n| greedy(&mut world, n).2).collect();
 
     assert!(
-        poured[0] >= MEMORY / 4 && poured[0] <= MEMORY / 2,
+        poured[0] >= MEMORY / 5 && poured[0] <= MEMORY / 2,
         "{poured:?}"
     );
     assert!(
@@ -65,7 +65,7 @@ fn a_greedy_session_leaves_room_and_later_ones_get_a_fair_share() {
     );
     let held: u64 = poured.iter().sum();
     assert!(
-        world.registry.lent() <= MEMORY && held > MEMORY * 3 / 4,
+        world.registry.lent() <= MEMORY && held > MEMORY * 3 / 5,
         "{poured:?}"
     );
     world.expect_nothing_kept();
