@@ -148,6 +148,8 @@ pub(super) struct World {
     pub(super) elsewhere: BTreeMap<u16, Registry>,
     links: BTreeMap<LinkId, Link>,
     pub(super) origins: BTreeMap<OriginId, Origin>,
+    /// Origins with something to do.
+    woken: BTreeSet<OriginId>,
     /// Answers by destination port; others are accepted.
     pub(super) answers: BTreeMap<u16, OpenError>,
     /// Ports whose origin says nothing yet.
@@ -209,6 +211,7 @@ impl World {
             elsewhere: BTreeMap::new(),
             links: BTreeMap::new(),
             origins: BTreeMap::new(),
+            woken: BTreeSet::new(),
             answers: BTreeMap::new(),
             quiet_ports: BTreeSet::new(),
             opened: Vec::new(),
@@ -283,6 +286,7 @@ impl World {
     }
 
     pub(super) fn origin(&mut self, id: OriginId) -> &mut Origin {
+        self.woken.insert(id);
         self.origins.get_mut(&id).expect("the origin was asked for")
     }
 
@@ -574,8 +578,11 @@ impl World {
         for link in closing {
             self.finish_and_close(link);
         }
-        for id in self.origins.keys().copied().collect::<Vec<_>>() {
-            moved |= self.drive(id);
+        for id in std::mem::take(&mut self.woken) {
+            if self.drive(id) {
+                moved = true;
+                self.woken.insert(id);
+            }
         }
         moved
     }
@@ -627,6 +634,9 @@ impl World {
                     .filter(|((of, _), _)| *of == session);
                 of_session.for_each(|(_, origin)| origin.reset = true);
             }
+            Event::FlowReadable { flow } | Event::FlowWritable { flow } => {
+                self.woken.insert((session, flow));
+            }
             Event::LinkDead { link, .. } => self.finish_and_close(link),
             Event::WantProgress { link } => {
                 self.registry
@@ -640,8 +650,6 @@ impl World {
             | Event::AttachRefused { .. }
             | Event::FlowAccepted { .. }
             | Event::FlowRefused { .. }
-            | Event::FlowReadable { .. }
-            | Event::FlowWritable { .. }
             | Event::FlowForgotten { .. } => {}
         }
     }
@@ -654,6 +662,7 @@ impl World {
             ..Origin::default()
         };
         self.origins.insert(id, origin);
+        self.woken.insert(id);
         self.registry.with(id.0, now, |s| s.accept_flow(id.1, now));
     }
 
