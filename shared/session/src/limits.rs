@@ -25,7 +25,7 @@ pub const PIECES_OUT_OF_ORDER: usize = 65_536;
 pub const COPY_BELOW: usize = 4 * 1024;
 /// Links of one session at once, attaches under way included; more are refused.
 pub const LINKS: usize = 32;
-/// Link secrets kept at the server for one session; more attaches are refused.
+/// Link secrets kept at the server for one session; the oldest never confirmed is forgotten.
 pub const SECRETS: usize = 256;
 /// Link-level frames waiting on one link (PONGs to a peer that does not read); close the link.
 pub const LINK_FRAMES: usize = 64;

@@ -139,14 +139,30 @@ impl Session {
         proof_mac(known, id, self.config.instance, &secret)
             .and_then(|mac| mac.verify_slice(&resume.proof).ok())
             .ok_or(RejectReason::Proof)?;
-        if self.links.len() >= limits::LINKS || self.secrets.len() >= limits::SECRETS {
+        if self.links.len() >= limits::LINKS {
             return Err(RejectReason::Busy);
         }
+        self.make_room_for_a_secret(resume.proved);
         let number = self.next_number;
         self.add_unconfirmed(link, secret, Frame::ResumeOk(ResumeOk { number }), now);
         self.bury_suspects(now);
         self.repeat_unsettled_acks();
         Ok(())
+    }
+
+    /// Forgets the secret of the oldest link that was never confirmed, when there are too many. A
+    /// network that lets RESUME through and no answer makes many; a session must outlive that too.
+    /// The client most likely holds the confirmed one, the one that it has just proved, or one of
+    /// the newest.
+    fn make_room_for_a_secret(&mut self, proved: LinkNumber) {
+        if self.secrets.len() < limits::SECRETS {
+            return;
+        }
+        let confirmed = self.confirmed_number;
+        let mut numbers = self.secrets.keys().copied();
+        if let Some(oldest) = numbers.find(|n| *n != confirmed && *n != proved) {
+            self.secrets.remove(&oldest);
+        }
     }
 
     /// The current ACK of every flow whose last one is not known to have arrived (rule 4).
