@@ -1,8 +1,7 @@
 //! What is held for applications stays within the buffer, rings included, and nobody is starved.
 
-use super::world::{
-    CrowdApp, End, MILLISECOND, OriginId, SECOND, World, client_config, registry_config, take,
-};
+use super::server::{End, OriginId};
+use super::world::{CrowdApp, MILLISECOND, SECOND, World, client_config, registry_config, take};
 use crate::client::ClientConfig;
 use crate::netstack::tests::world::pattern;
 use smoltcp::socket::tcp;

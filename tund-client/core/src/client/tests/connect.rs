@@ -1,8 +1,7 @@
 //! From `connect` to bytes both ways, and what a refusal looks like.
 
-use super::world::{
-    End, KEY, Network, SECOND, World, client_config, registry_config, session_config,
-};
+use super::server::End;
+use super::world::{KEY, Network, SECOND, World, client_config, registry_config, session_config};
 use crate::client::{ClientConfig, State};
 use crate::netstack::tests::world::pattern;
 use crate::packet::Reason;

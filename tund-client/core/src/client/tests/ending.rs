@@ -1,6 +1,7 @@
 //! How connections end: each end is told what happened, and nothing is left behind.
 
-use super::world::{End, OriginId, SECOND, World};
+use super::server::{End, OriginId};
+use super::world::{SECOND, World};
 use crate::client::State;
 use crate::netstack::tests::world::{Collector, pattern};
 use smoltcp::iface::SocketHandle;

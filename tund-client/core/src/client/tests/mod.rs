@@ -6,4 +6,5 @@ mod ending;
 mod outage;
 mod properties;
 mod refused;
+mod server;
 mod world;

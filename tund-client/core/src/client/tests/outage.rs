@@ -1,7 +1,8 @@
 //! What applications notice of an outage, and how the client gets out of it.
 
+use super::server::End;
 use super::world::{
-    BUFFER, End, GRACE, MILLISECOND, Network, SECOND, WIFI, World, client_config, registry_config,
+    BUFFER, GRACE, MILLISECOND, Network, SECOND, WIFI, World, client_config, registry_config,
 };
 use crate::client::{ClientConfig, ClientEvent, State};
 use crate::dialer::PathId;

@@ -194,7 +194,7 @@ impl Play {
                 if let Some(id) = id {
                     let origin = world.origin(id);
                     origin.to_send.extend(vec![2; 30_000]);
-                    origin.then = ends.then_some(super::world::End::Fin);
+                    origin.then = ends.then_some(super::server::End::Fin);
                 }
             }
             Step::Pass(millis) => world.pass(Duration::from_millis(millis)),

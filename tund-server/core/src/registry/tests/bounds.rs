@@ -1,13 +1,13 @@
 //! Limits of numbers, and what many at once cost.
 
-use super::world::{GRACE, SECOND, World, config, encoded, key, session_config};
+use super::world::{GRACE, SECOND, World, config, encoded, hello, key, session_config};
 use crate::registry::{
     BUSY_HINT, ClientKey, GREETINGS_PER_KEY, PROVISIONAL_PER_KEY, Registry, RegistryConfig,
     TOMBSTONES, TurnedAway,
 };
 use std::time::Duration;
-use tund_session::wire::frame::{CloseCode, Frame, Hello, Limits, RejectReason};
-use tund_session::{EndReason, Event, Instance, LinkId, Session, SessionId};
+use tund_session::wire::frame::{CloseCode, RejectReason};
+use tund_session::{EndReason, Event, LinkId, Session, SessionId};
 
 const BUSY: Option<TurnedAway> = Some(TurnedAway::Rejected(RejectReason::Busy));
 
@@ -54,26 +54,13 @@ fn a_restarted_client_gets_its_place_back_on_a_full_server() {
     world.expect_nothing_kept();
 }
 
-fn hello(instance: u8) -> Vec<u8> {
-    encoded(&Frame::Hello(Hello {
-        versions: (1, 1),
-        capabilities: 0,
-        instance: Instance([instance; 16]),
-        limits: Limits {
-            max_flows: 10,
-            buffer_bytes: 1 << 20,
-            floor_bytes: 1,
-        },
-    }))
-}
-
 #[test]
 fn one_key_has_a_bound_on_what_it_never_confirms() {
     let mut world = World::new(config());
     let links: Vec<LinkId> = (0..PROVISIONAL_PER_KEY + 3)
         .map(|_| {
             let link = world.raw(key(1));
-            world.say(link, hello(1));
+            world.say(link, encoded(&hello(1)));
             link
         })
         .collect();

@@ -3,5 +3,6 @@
 mod attach;
 mod bounds;
 mod memory;
+mod newcomers;
 mod properties;
 mod world;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tund_session::wire::codec;
-use tund_session::wire::frame::{Frame, OnExpiry, Protocol};
+use tund_session::wire::frame::{Frame, Hello, Limits, OnExpiry, Protocol};
 use tund_session::{
     Config, EndReason, Event, FlowId, Instance, Instant, LinkId, Outbox, Progress, Secret, Session,
     SessionId, Target,
@@ -397,4 +397,18 @@ pub(super) fn encoded(frame: &Frame) -> Vec<u8> {
     let mut bytes = Vec::new();
     codec::encode(frame, &mut bytes);
     bytes
+}
+
+/// HELLO of a start of a client.
+pub(super) fn hello(instance: u8) -> Frame {
+    Frame::Hello(Hello {
+        versions: (1, 1),
+        capabilities: 0,
+        instance: Instance([instance; 16]),
+        limits: Limits {
+            max_flows: 10,
+            buffer_bytes: 1 << 20,
+            floor_bytes: 1,
+        },
+    })
 }

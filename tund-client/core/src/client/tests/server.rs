@@ -1,0 +1,195 @@
+//! The server's side of the client's tests: a driver around the registry, and origins.
+
+use super::world::World;
+use std::mem;
+use tund_server_core::registry::{Registry, RegistryEvent};
+use tund_session::wire::frame::FlowCode;
+use tund_session::{Delivery, Event, FlowId, LinkId, Outbox, Progress, SessionId};
+
+/// An origin's end of connection C.
+#[derive(Debug, Default)]
+pub(super) struct Origin {
+    pub(super) received: Vec<u8>,
+    pub(super) has_fin: bool,
+    /// How it ended from the client's side, if not by FIN.
+    pub(super) reset: bool,
+    /// It takes nothing.
+    pub(super) is_stalled: bool,
+    /// What it sends as room comes.
+    pub(super) to_send: Vec<u8>,
+    /// Then FIN, or RST.
+    pub(super) then: Option<End>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Fin,
+    Reset,
+}
+
+pub(super) type OriginId = (SessionId, FlowId);
+
+impl World {
+    pub(super) fn server(&mut self, address: u16) -> &mut Registry {
+        match self.elsewhere.get_mut(&address) {
+            Some(other) => other,
+            None => &mut self.registry,
+        }
+    }
+
+    pub(super) fn serve(&mut self) -> bool {
+        let mut moved = false;
+        while let Some(event) = self.registry.poll_event() {
+            moved = true;
+            match event {
+                RegistryEvent::Session { session, event } => self.on_server_event(session, event),
+                RegistryEvent::TurnedAway { link, .. } => self.finish_and_close(link),
+            }
+        }
+        let mut closing = Vec::new();
+        for other in self.elsewhere.values_mut() {
+            while let Some(event) = other.poll_event() {
+                moved = true;
+                if let RegistryEvent::TurnedAway { link, .. } = event {
+                    closing.push(link);
+                }
+            }
+        }
+        for link in closing {
+            self.finish_and_close(link);
+        }
+        for id in mem::take(&mut self.woken) {
+            if self.drive(id) {
+                moved = true;
+                self.woken.insert(id);
+            }
+        }
+        moved
+    }
+
+    /// The server's last words on a link arrive before it is closed.
+    fn finish_and_close(&mut self, link: LinkId) {
+        let Some(state) = self.links.get(&link) else {
+            return;
+        };
+        let (path, passes, now) = (state.path, !state.is_cut, self.now);
+        let mut out = Outbox::new();
+        while self
+            .server(path.address)
+            .poll_transmit(link, 60_000, &mut out, now)
+        {
+            if passes {
+                self.client.handle_bytes(link, out.to_vec().into(), now);
+            }
+            out.clear();
+        }
+        self.close(link);
+    }
+
+    fn on_server_event(&mut self, session: SessionId, event: Event) {
+        let now = self.now;
+        match event {
+            Event::FlowOpened { open } => {
+                let (flow, port) = (open.flow, open.destination.port());
+                self.opened.push(((session, flow), open));
+                if self.quiet_ports.contains(&port) {
+                    return;
+                }
+                if let Some(error) = self.answers.get(&port).copied() {
+                    self.registry
+                        .with(session, now, |s| s.refuse_flow(flow, error, now));
+                } else {
+                    self.accept((session, flow));
+                }
+            }
+            Event::FlowAborted { flow, .. } => {
+                if let Some(origin) = self.origins.get_mut(&(session, flow)) {
+                    origin.reset = true;
+                }
+            }
+            Event::Ended { .. } => {
+                let of_session = self
+                    .origins
+                    .iter_mut()
+                    .filter(|((of, _), _)| *of == session);
+                of_session.for_each(|(_, origin)| origin.reset = true);
+            }
+            Event::FlowReadable { flow } | Event::FlowWritable { flow } => {
+                self.woken.insert((session, flow));
+            }
+            Event::LinkDead { link, .. } => self.finish_and_close(link),
+            Event::WantProgress { link } => {
+                self.registry
+                    .handle_progress(link, Progress::default(), now);
+            }
+            Event::Attached { .. }
+            | Event::Detached
+            | Event::Reattached { .. }
+            | Event::Confirmed
+            | Event::KeyInUse
+            | Event::AttachRefused { .. }
+            | Event::FlowAccepted { .. }
+            | Event::FlowRefused { .. }
+            | Event::FlowForgotten { .. } => {}
+        }
+    }
+
+    /// The origin answers.
+    pub(super) fn accept(&mut self, id: OriginId) {
+        let now = self.now;
+        let origin = Origin {
+            is_stalled: self.stall_new_origins,
+            ..Origin::default()
+        };
+        self.origins.insert(id, origin);
+        self.woken.insert(id);
+        self.registry.with(id.0, now, |s| s.accept_flow(id.1, now));
+    }
+
+    /// Moves what can be moved between a flow and its origin; true if anything did.
+    fn drive(&mut self, id: OriginId) -> bool {
+        let (now, flow) = (self.now, id.1);
+        let Some(origin) = self.origins.get_mut(&id).filter(|origin| !origin.reset) else {
+            return false;
+        };
+        let Some(session) = self.registry.session(id.0) else {
+            return false;
+        };
+        let readable = !origin.is_stalled && session.readable(flow).next().is_some();
+        let ends = !origin.is_stalled
+            && session.readable(flow).next().is_none()
+            && matches!(session.delivery(flow), Delivery::Fin | Delivery::Reset);
+        let writes = !origin.to_send.is_empty() && session.intake(flow) > 0;
+        let closes = origin.to_send.is_empty() && origin.then.is_some();
+        if !(readable || ends || writes || closes) {
+            return false;
+        }
+        self.registry.with(id.0, now, |session| {
+            if readable {
+                let before = origin.received.len();
+                let pieces = session.readable(flow);
+                pieces.for_each(|piece| origin.received.extend_from_slice(piece));
+                session.release(flow, origin.received.len() - before, now);
+            }
+            if ends {
+                origin.has_fin |= session.delivery(flow) == Delivery::Fin;
+                origin.reset |= session.delivery(flow) == Delivery::Reset;
+                session.end_delivered(flow, now);
+            }
+            let most = usize::try_from(session.intake(flow)).unwrap();
+            let count = most.min(origin.to_send.len());
+            if count > 0 {
+                let bytes: Vec<u8> = origin.to_send.drain(..count).collect();
+                session.write(flow, bytes.into(), now);
+            }
+            if origin.to_send.is_empty() {
+                match origin.then.take() {
+                    Some(End::Fin) => session.finish(flow, now),
+                    Some(End::Reset) => session.reset(flow, FlowCode::PeerReset, now),
+                    None => {}
+                }
+            }
+        });
+        true
+    }
+}
