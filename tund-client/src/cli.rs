@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tund_daemon::cli::{Keygen, Pubkey, WithConfig, ask, report_check, show};
-use tund_daemon::control::{ClientCommand, ClientStatus, FlowRow, Page};
+use tund_daemon::control::{ClientCommand, ClientStatus, EndedFlowRow, FlowRow, Page};
 use tund_daemon::telemetry::{self, LogFormat};
 
 use crate::config::{self, CONTROL_SOCKET};
@@ -47,7 +47,7 @@ enum Command {
     /// Show what the daemon is doing
     Status(Reading),
     /// List the flows, one per line (root or the group tund-admin)
-    Flows(Reading),
+    Flows(Flows),
     /// End the session and all its flows; a new session begins with the next flow
     Disconnect(Talking),
     /// Drop the links and dial again now; flows survive
@@ -91,6 +91,15 @@ struct Reading {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct Flows {
+    #[command(flatten)]
+    reading: Reading,
+    /// List the last flows that are over: how, by whom, what they carried and lost
+    #[arg(long)]
+    ended: bool,
+}
+
 /// Does what the command line says.
 pub(crate) fn execute() -> anyhow::Result<()> {
     dispatch(Cli::parse())
@@ -112,9 +121,15 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             let status: ClientStatus = ask(&daemon.control, &ClientCommand::Status)?;
             show(&status, status::text(&status), json)
         }
-        Command::Flows(Reading { daemon, json }) => {
-            let rows = flows(&daemon.control)?;
-            show(&rows, status::flow_table(&rows), json)
+        Command::Flows(Flows { reading, ended }) => {
+            let socket = &reading.daemon.control;
+            if ended {
+                let rows: Vec<EndedFlowRow> = ask(socket, &ClientCommand::EndedFlows)?;
+                show(&rows, status::ended_table(&rows), reading.json)
+            } else {
+                let rows = flows(socket)?;
+                show(&rows, status::flow_table(&rows), reading.json)
+            }
         }
         Command::Disconnect(daemon) => ask(&daemon.control, &ClientCommand::Disconnect),
         Command::Reconnect(daemon) => ask(&daemon.control, &ClientCommand::Reconnect),

@@ -2,7 +2,7 @@
 
 use tund_daemon::cli::{both_ways, columns, elapsed, flow_counts, link_line, state_name};
 use tund_daemon::config::format_size;
-use tund_daemon::control::{ClientStatus, FlowRow, OutageReport};
+use tund_daemon::control::{ByteCounts, ClientStatus, EndedFlowRow, FlowRow, OutageReport};
 
 /// The status, one fact per line; what carries most comes first among the links.
 pub(crate) fn text(status: &ClientStatus) -> String {
@@ -81,6 +81,51 @@ pub(crate) fn flow_table(flows: &[FlowRow]) -> String {
         ]
     }));
     columns(&rows)
+}
+
+/// The accounts of flows that are over, one row each; a sentence if there are none.
+pub(crate) fn ended_table(flows: &[EndedFlowRow]) -> String {
+    if flows.is_empty() {
+        return "no flows have ended\n".to_owned();
+    }
+    let heading = [
+        "ID",
+        "PROTOCOL",
+        "SOURCE",
+        "DESTINATION",
+        "ENDED",
+        "UP",
+        "DOWN",
+        "LOST",
+        "AGE",
+        "OUTAGES",
+        "SILENCE",
+    ];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    rows.extend(flows.iter().map(|flow| {
+        vec![
+            flow.id.to_string(),
+            flow.protocol.clone(),
+            flow.source.to_string(),
+            flow.destination.to_string(),
+            format!("{} by {}", flow.how, flow.ended_by),
+            format_size(flow.bytes.up),
+            format_size(flow.bytes.down),
+            lost(flow.lost_bytes),
+            elapsed(flow.age_ms),
+            flow.outages.to_string(),
+            elapsed(flow.longest_silence_ms),
+        ]
+    }));
+    columns(&rows)
+}
+
+fn lost(bytes: ByteCounts) -> String {
+    if bytes == ByteCounts::default() {
+        "nothing".to_owned()
+    } else {
+        both_ways(bytes)
+    }
 }
 
 #[cfg(test)]
@@ -261,6 +306,7 @@ mod tests {
             buffered_bytes: ByteCounts::default(),
             age_ms: 5_000,
             outages: 1,
+            longest_silence_ms: 0,
         };
 
         assert_eq!(
@@ -271,5 +317,35 @@ mod tests {
              5.0s  1\n"
         );
         assert_eq!(flow_table(&[]), "no flows\n");
+    }
+
+    #[test]
+    fn accounts_are_a_table_that_says_what_was_lost() {
+        let flow = EndedFlowRow {
+            id: 7,
+            protocol: "tcp".to_owned(),
+            source: "10.111.0.2:50000".parse().expect("an address"),
+            destination: "192.0.2.80:80".parse().expect("an address"),
+            ended_by: "client".to_owned(),
+            how: "expired".to_owned(),
+            bytes: ByteCounts { up: 100, down: 0 },
+            lost_bytes: ByteCounts { up: 40, down: 0 },
+            age_ms: 5_000,
+            outages: 0,
+            longest_silence_ms: 4_000,
+        };
+        let whole = EndedFlowRow {
+            lost_bytes: ByteCounts::default(),
+            ..flow.clone()
+        };
+
+        let table = ended_table(&[flow, whole]);
+
+        let rows: Vec<_> = table.lines().collect();
+        assert_eq!(rows.len(), 3);
+        assert!(rows[1].contains("expired by client"), "{table}");
+        assert!(rows[1].contains("40B up, 0B down"), "{table}");
+        assert!(rows[2].contains("nothing"), "{table}");
+        assert_eq!(ended_table(&[]), "no flows have ended\n");
     }
 }

@@ -67,6 +67,8 @@ pub(crate) struct Flow {
     pub(crate) reset_due: bool,
     pub(crate) done_sent: bool,
     pub(crate) done_received: bool,
+    /// Bytes that were taken here and dropped unreleased: by a RESET, a STOP or the end.
+    pub(crate) lost: u64,
     /// The local socket is gone: no event about it any more.
     pub(crate) detached_socket: bool,
     /// Last time the local socket took something, or something arrived (rule 13's 5 s).
@@ -108,6 +110,7 @@ impl Flow {
             reset_due: false,
             done_sent: false,
             done_received: false,
+            lost: 0,
             detached_socket: false,
             progress_at: now,
             ack_due: false,
@@ -116,6 +119,15 @@ impl Flow {
             turn: Turn::Idle,
             deficit: crate::limits::QUANTUM,
         }
+    }
+
+    /// Nothing more is sent: what the peer has not released is lost.
+    pub(crate) fn abandon_sending(&mut self) {
+        if !self.send_done {
+            self.lost += self.tx.retained();
+        }
+        self.send_done = true;
+        self.tx.abandon();
     }
 
     /// The ACK that describes this end.

@@ -500,7 +500,7 @@ fn a_flow_given_up_before_its_open_was_sent_leaves_nothing() {
         pair.run();
         assert_eq!(
             pair.events[CLIENT].pop_back(),
-            Some(Event::FlowForgotten { flow })
+            Some(Event::FlowForgotten { flow, lost: 0 })
         );
     }
     assert_eq!(pair.ends[CLIENT].flow_count(), 1);

@@ -101,7 +101,7 @@ impl World {
                 }
             }
             Event::FlowAborted { flow, code } => self.on_aborted(who, flow, code),
-            Event::FlowForgotten { flow } => {
+            Event::FlowForgotten { flow, .. } => {
                 if let Some(books) = self.books(who) {
                     books.locals.remove(&flow);
                 }

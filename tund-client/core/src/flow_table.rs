@@ -1,11 +1,13 @@
 //! Which connection A belongs to which flow, and how bytes get from one to the other.
 
-use crate::client::Client;
+use crate::account::{End, EndedBy, FlowAccount, HowEnded, LostBytes, Recent};
+use crate::client::{Client, ClientEvent};
 use crate::netstack::{ConnectionId, NetEvent, Netstack};
 use bytes::BytesMut;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 use tund_session::wire::frame::FlowCode;
 use tund_session::{Delivery, FlowId, Instant, Session};
 
@@ -34,6 +36,12 @@ pub struct ClientFlow {
     in_ring: u64,
     /// RST waits for the send ring.
     is_resetting: bool,
+    /// Whose FIN came first.
+    first_fin: Option<EndedBy>,
+    /// When a byte of it moved last.
+    moved_at: Instant,
+    /// The longest time without one before that.
+    silence: Duration,
 }
 
 impl ClientFlow {
@@ -54,6 +62,32 @@ impl ClientFlow {
             down_bytes: 0,
             in_ring: 0,
             is_resetting: false,
+            first_fin: None,
+            moved_at: since,
+            silence: Duration::ZERO,
+        }
+    }
+
+    /// The longest time in which no byte of it moved here, up to now.
+    pub fn longest_silence(&self, now: Instant) -> Duration {
+        self.silence
+            .max(now.saturating_duration_since(self.moved_at))
+    }
+
+    const fn moved(&mut self, now: Instant) {
+        let silence = now.saturating_duration_since(self.moved_at);
+        if silence.as_nanos() > self.silence.as_nanos() {
+            self.silence = silence;
+        }
+        self.moved_at = now;
+    }
+
+    /// How it ends when both directions have come to theirs.
+    const fn own_end(&self) -> End {
+        match self.first_fin {
+            _ if self.is_resetting => (EndedBy::Origin, HowEnded::Reset),
+            Some(by) => (by, HowEnded::Closed),
+            None => (EndedBy::Origin, HowEnded::Reset),
         }
     }
 }
@@ -63,6 +97,9 @@ impl ClientFlow {
 pub struct FlowTable {
     flows: BTreeMap<FlowId, ClientFlow>,
     by_connection: FxHashMap<ConnectionId, FlowId>,
+    /// Flows whose connection A is gone and whose last bytes are still on their way.
+    leaving: BTreeMap<FlowId, (ClientFlow, End, LostBytes)>,
+    recent: Recent,
 }
 
 impl FlowTable {
@@ -96,25 +133,53 @@ impl FlowTable {
         self.flows.get_mut(&id)
     }
 
-    /// Forgets all flows.
-    pub(crate) fn drain(&mut self) -> impl Iterator<Item = ClientFlow> + use<> {
-        self.by_connection.clear();
-        std::mem::take(&mut self.flows).into_values()
+    /// Forgets the connection of a flow; its account stays open until the session has forgotten the
+    /// flow, too.
+    pub(crate) fn leave(&mut self, id: FlowId, end: End, lost: LostBytes) -> Option<ClientFlow> {
+        let flow = self.remove(id)?;
+        self.leaving.insert(id, (flow, end, lost));
+        Some(flow)
     }
 
-    /// Forgets the flows whose origin has not answered.
-    pub(crate) fn take_held(&mut self) -> Vec<(FlowId, ConnectionId)> {
+    /// The account of a flow that the session has forgotten, having lost so many bytes of it.
+    pub(crate) fn settle(&mut self, id: FlowId, lost_up: u64, now: Instant) -> Option<FlowAccount> {
+        let (flow, end, mut lost) = match self.leaving.remove(&id) {
+            Some(left) => left,
+            None => {
+                let flow = self.remove(id)?;
+                (flow, flow.own_end(), LostBytes::default())
+            }
+        };
+        lost.up += lost_up;
+        Some(FlowAccount::new(id, &flow, end, lost, now))
+    }
+
+    /// Forgets all flows that have a connection.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (FlowId, ClientFlow)> + use<> {
+        self.by_connection.clear();
+        std::mem::take(&mut self.flows).into_iter()
+    }
+
+    /// Those that have none any more.
+    pub(crate) fn leaving(&self) -> Vec<FlowId> {
+        self.leaving.keys().copied().collect()
+    }
+
+    /// Accounts of flows that ended of late, the oldest first: at most 1,024.
+    pub fn ended(&self) -> impl Iterator<Item = &FlowAccount> {
+        self.recent.iter()
+    }
+
+    /// The flows whose origin has not answered.
+    pub(crate) fn held(&self) -> Vec<(FlowId, ConnectionId)> {
         let held = self.flows.iter().filter(|(_, flow)| !flow.is_open);
-        let held: Vec<_> = held.map(|(id, flow)| (*id, flow.connection)).collect();
-        for (id, _) in &held {
-            self.remove(*id);
-        }
-        held
+        held.map(|(id, flow)| (*id, flow.connection)).collect()
     }
 
     #[cfg(test)]
     pub(crate) fn kept(&self) -> usize {
-        self.flows.len().max(self.by_connection.len())
+        let live = self.flows.len().max(self.by_connection.len());
+        live + self.leaving.len()
     }
 
     /// An outage is over.
@@ -178,19 +243,32 @@ impl Client {
                     self.with_session(|session| session.end_delivered(flow, now));
                 }
             }
-            NetEvent::Finished { .. } => self.with_session(|session| session.finish(flow, now)),
+            NetEvent::Finished { .. } => {
+                if let Some(known) = self.table.flows.get_mut(&flow) {
+                    known.first_fin.get_or_insert(EndedBy::Application);
+                }
+                self.with_session(|session| session.finish(flow, now));
+            }
             NetEvent::ResetByApp { .. } => {
-                self.table.remove(flow);
+                let end = (EndedBy::Application, HowEnded::Reset);
+                self.table.leave(flow, end, LostBytes::default());
                 self.with_session(|session| session.reset(flow, FlowCode::PeerReset, now));
             }
             NetEvent::SynGone { .. } => {
-                self.table.remove(flow);
+                let end = (EndedBy::Application, HowEnded::Cancelled);
+                self.table.leave(flow, end, LostBytes::default());
                 self.with_session(|session| session.abort(flow, FlowCode::Cancelled, now));
             }
             NetEvent::Closed { .. } | NetEvent::Syn { .. } => {
                 self.count_drained(flow, now);
             }
         }
+    }
+
+    /// A flow has ended: its account is told and kept.
+    pub(crate) fn account(&mut self, account: FlowAccount) {
+        self.table.recent.add(account);
+        self.events.push_back(ClientEvent::FlowEnded(account));
     }
 
     fn with_session(&mut self, work: impl FnOnce(&mut Session)) {
@@ -223,6 +301,7 @@ impl Client {
                 break;
             }
             known.up_bytes += u64::try_from(taken).unwrap_or(0);
+            known.moved(now);
             session.write(flow, piece.freeze(), now);
         }
         self.netstack.set_intake(connection, session.intake(flow));
@@ -251,6 +330,7 @@ impl Client {
             let count = u64::try_from(taken).unwrap_or(u64::MAX);
             known.in_ring += count;
             known.down_bytes += count;
+            known.moved(now);
             session.release(flow, taken, now);
         }
         if session.readable(flow).next().is_some() {
@@ -258,6 +338,7 @@ impl Client {
         }
         if session.delivery(flow) == Delivery::Fin {
             self.netstack.finish(connection);
+            known.first_fin.get_or_insert(EndedBy::Origin);
             session.end_delivered(flow, now);
         }
         if session.delivery(flow) == Delivery::Reset && !known.is_resetting {

@@ -1,11 +1,13 @@
 //! The client daemon without I/O: packets and frames in, packets and frames out.
 
+mod account;
 pub mod client;
 mod dialer;
 mod flow_table;
 pub mod netstack;
 pub mod packet;
 
+pub use account::{EndedBy, FlowAccount, HowEnded, LostBytes};
 pub use client::{Client, ClientConfig, ClientEvent, Outages, Refused, State};
 pub use dialer::PathId;
 pub use flow_table::{ClientFlow, FlowTable};

@@ -1,5 +1,6 @@
 //! The client's one loop: moves bytes between TUN, links and the core, and decides nothing.
 
+mod accounts;
 mod arena;
 mod links;
 mod paths;
@@ -8,6 +9,7 @@ mod report;
 use crate::config::{Config, Connect, ConnectDuringOutage};
 use crate::sys::address::InterfaceAddress;
 use crate::sys::tun::{Offload, READ_BYTES, TunDevice, TunName, TunOptions};
+use accounts::AccountLog;
 use anyhow::Context as _;
 use links::LinkSlot;
 use paths::Paths;
@@ -78,6 +80,7 @@ struct Daemon {
     /// What last went wrong with an attempt, for `status`.
     last_error: Option<(&'static str, String)>,
     stopping: Option<Instant>,
+    accounts: AccountLog,
 }
 
 /// The token of the TUN device; those of links are their ids.
@@ -218,6 +221,7 @@ impl Daemon {
             addresses_at: now,
             last_error: None,
             stopping: None,
+            accounts: AccountLog::default(),
             ready,
             tun,
             config_file,
@@ -415,6 +419,7 @@ impl Daemon {
                 );
             }
             ClientEvent::Ended { reason, .. } => tracing::info!(?reason, "session ended"),
+            ClientEvent::FlowEnded(account) => self.accounts.tell(&account, now),
             ClientEvent::Refused(why) => {
                 tracing::error!("{}", report::refusal(why).1);
             }

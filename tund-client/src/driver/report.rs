@@ -1,12 +1,12 @@
 //! What the client tells and does over its control socket.
 
-use super::Daemon;
 use super::links::LinkSlot;
+use super::{Daemon, accounts};
 use std::time::Duration;
-use tund_client_core::{ClientFlow, Refused, State};
+use tund_client_core::{ClientFlow, FlowAccount, Refused, State};
 use tund_daemon::control::{
-    ByteCounts, ClientCommand, ClientState, ClientStatus, ErrorReport, FLOW_ROWS_MAX, FlowCounts,
-    FlowRow, LinkReport, OutageReport, Page, Request,
+    ByteCounts, ClientCommand, ClientState, ClientStatus, EndedFlowRow, ErrorReport, FLOW_ROWS_MAX,
+    FlowCounts, FlowRow, LinkReport, OutageReport, Page, Request,
 };
 use tund_session::{FlowId, Instant};
 
@@ -35,6 +35,7 @@ impl Daemon {
         match request.command.clone() {
             ClientCommand::Status => request.answer(&self.status(now)),
             ClientCommand::Flows { after } => request.answer(&self.flow_rows(after, now)),
+            ClientCommand::EndedFlows => request.answer(&self.ended_rows()),
             ClientCommand::Disconnect => {
                 self.client.disconnect(now);
                 request.answer(&());
@@ -122,7 +123,35 @@ impl Daemon {
             buffered_bytes: ByteCounts { up, down },
             age_ms: millis(now.saturating_duration_since(flow.since)),
             outages: flow.outages,
+            longest_silence_ms: millis(flow.longest_silence(now)),
         }
+    }
+
+    fn ended_rows(&self) -> Vec<EndedFlowRow> {
+        let ended = self.client.flows().ended();
+        ended.map(ended_row).collect()
+    }
+}
+
+fn ended_row(account: &FlowAccount) -> EndedFlowRow {
+    EndedFlowRow {
+        id: account.id.0,
+        protocol: "tcp".to_owned(),
+        source: account.source,
+        destination: account.destination,
+        ended_by: accounts::by(account.by).to_owned(),
+        how: accounts::how(account.how).to_owned(),
+        bytes: ByteCounts {
+            up: account.up_bytes,
+            down: account.down_bytes,
+        },
+        lost_bytes: ByteCounts {
+            up: account.lost.up,
+            down: account.lost.down,
+        },
+        age_ms: millis(account.age),
+        outages: account.outages,
+        longest_silence_ms: millis(account.longest_silence),
     }
 }
 
@@ -138,7 +167,7 @@ fn report(slot: &LinkSlot, now: Instant) -> Option<LinkReport> {
     })
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

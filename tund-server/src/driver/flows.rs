@@ -123,7 +123,7 @@ impl Server {
                 self.opens.queue.remove(&(session, flow));
                 self.reset_origin(session, flow);
             }
-            Event::FlowForgotten { flow } => {
+            Event::FlowForgotten { flow, .. } => {
                 self.opens.queue.remove(&(session, flow));
                 self.take_origin(session, flow);
             }

@@ -25,6 +25,8 @@ pub trait Command: Debug + Serialize + DeserializeOwned + Send + 'static {
 pub enum ClientCommand {
     /// The user asks to disconnect: every flow and the session end. Answer: null.
     Disconnect,
+    /// The last 1,024 flows that are over, the oldest first. Answer: their rows, 400 bytes each.
+    EndedFlows,
     /// Up to [`FLOW_ROWS_MAX`] flows in the order of their ids. Answer: a page of flow rows.
     Flows {
         /// Only flows with a larger id than this.
@@ -41,7 +43,9 @@ impl Command for ClientCommand {
     fn access(&self) -> Access {
         match self {
             Self::Status => Access::Totals,
-            Self::Disconnect | Self::Flows { .. } | Self::Reconnect => Access::Everything,
+            Self::Disconnect | Self::EndedFlows | Self::Flows { .. } | Self::Reconnect => {
+                Access::Everything
+            }
         }
     }
 }

@@ -16,9 +16,9 @@ pub use ask::{AskError, ask};
 pub use command::{ClientCommand, Command, FLOW_ROWS_MAX, SESSION_ROWS_MAX, ServerCommand};
 pub use peer::{Access, Caller};
 pub use report::{
-    ByteCounts, ClientState, ClientStatus, ErrorReport, FlowCounts, FlowRow, LinkReport,
-    MemoryReport, OutageReport, Page, ServerState, ServerStatus, SessionCounts, SessionRow,
-    SessionState,
+    ByteCounts, ClientState, ClientStatus, EndedFlowRow, ErrorReport, FlowCounts, FlowRow,
+    LinkReport, MemoryReport, OutageReport, Page, ServerState, ServerStatus, SessionCounts,
+    SessionRow, SessionState,
 };
 pub use server::{ControlServer, Request};
 pub use socket::BindError;

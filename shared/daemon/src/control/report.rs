@@ -136,6 +136,36 @@ pub struct FlowRow {
     pub age_ms: u64,
     /// How many outages it has lived through.
     pub outages: u64,
+    /// The longest time in which no byte of it moved.
+    pub longest_silence_ms: u64,
+}
+
+/// One row of `flows --ended --json`: the account of a flow that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedFlowRow {
+    /// Its id within its session.
+    pub id: u64,
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// The application's end.
+    pub source: SocketAddr,
+    /// The origin.
+    pub destination: SocketAddr,
+    /// Who ended it: `application`, `origin`, `client`, `server` or `user`.
+    pub ended_by: String,
+    /// How: `closed`, `reset`, `refused`, `cancelled`, `expired`, `disconnected`, `restarted` or
+    /// `failed`.
+    pub how: String,
+    /// Bytes each way.
+    pub bytes: ByteCounts,
+    /// Bytes that were taken and did not arrive, as far as the client knows.
+    pub lost_bytes: ByteCounts,
+    /// From its opening to its end.
+    pub age_ms: u64,
+    /// How many outages it lived through.
+    pub outages: u64,
+    /// The longest time in which no byte of it moved.
+    pub longest_silence_ms: u64,
 }
 
 /// The state of the server daemon.

@@ -172,6 +172,8 @@ pub enum Event {
     FlowForgotten {
         /// Which.
         flow: FlowId,
+        /// Bytes that were taken here and dropped before the peer had released them.
+        lost: u64,
     },
 }
 

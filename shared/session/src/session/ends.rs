@@ -18,6 +18,11 @@ impl Session {
         }
         self.ended = Some(reason);
         self.lost += self.buffered().0;
+        let lost = self.flows.values_mut().map(|flow| {
+            flow.abandon_sending();
+            (flow.id, flow.lost)
+        });
+        self.lost_by_flow = lost.filter(|(_, lost)| *lost > 0).collect();
         self.flows.clear();
         self.acks.clear();
         self.fresh.clear();
@@ -67,10 +72,9 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
-        flow.send_done = true;
+        flow.abandon_sending();
         flow.receive_done = true;
         flow.reset_due = false;
-        flow.tx.abandon();
         flow.rx.abandon();
         self.resetting.remove(&id);
         self.extend_intake(id);
@@ -98,8 +102,10 @@ impl Session {
             });
         }
         if flow.is_over() {
+            let lost = flow.lost;
             self.forget(id, now);
-            self.events.push_back(Event::FlowForgotten { flow: id });
+            let event = Event::FlowForgotten { flow: id, lost };
+            self.events.push_back(event);
         }
     }
 

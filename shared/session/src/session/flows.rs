@@ -174,7 +174,8 @@ impl Session {
         if flow.stage == Stage::Opening && self.lane.unsay_open(id) {
             // The peer never heard of it.
             self.forget(id, now);
-            self.events.push_back(Event::FlowForgotten { flow: id });
+            let event = Event::FlowForgotten { flow: id, lost: 0 };
+            self.events.push_back(event);
             return;
         }
         flow.detached_socket = true;

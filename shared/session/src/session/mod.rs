@@ -91,6 +91,8 @@ pub struct Session {
     traffic: Traffic,
     /// Bytes dropped at the end, or when a flow expired before.
     lost: u64,
+    /// At the end: flows that lost bytes.
+    lost_by_flow: BTreeMap<FlowId, u64>,
 }
 
 /// Bytes of flows since the session was made.
@@ -141,6 +143,7 @@ impl Session {
             events: VecDeque::new(),
             traffic: Traffic::default(),
             lost: 0,
+            lost_by_flow: BTreeMap::new(),
             config: config.clone(),
         }
     }
@@ -315,6 +318,11 @@ impl Session {
     /// expired before are among them.
     pub fn lost(&self) -> u64 {
         self.lost
+    }
+
+    /// After the end: the same of one flow that lived until then.
+    pub fn lost_of(&self, flow: FlowId) -> u64 {
+        self.lost_by_flow.get(&flow).copied().unwrap_or(0)
     }
 
     /// Bytes of the two pools that flows hold beyond their floors.

@@ -241,7 +241,7 @@ impl Session {
         let gone = flow.detached_socket;
         self.forget(id, now);
         self.events.push_back(if gone {
-            Event::FlowForgotten { flow: id }
+            Event::FlowForgotten { flow: id, lost: 0 }
         } else {
             Event::FlowRefused { flow: id, error }
         });
@@ -293,8 +293,7 @@ impl Session {
         }
         flow.reset_received = Some(end);
         flow.progress_at = now;
-        flow.send_done = true;
-        flow.tx.abandon();
+        flow.abandon_sending();
         self.extend_intake(id);
         let Some(flow) = self.flows.get_mut(&id) else {
             return Ok(());

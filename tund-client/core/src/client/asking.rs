@@ -1,6 +1,7 @@
 //! The verdict on a SYN: held until the origin has answered, refused, or asked for later.
 
 use super::{Client, State};
+use crate::account::{self, EndedBy, FlowAccount, HowEnded, LostBytes};
 use crate::flow_table::ClientFlow;
 use crate::netstack::{AcceptError, ConnectionId, Refusal};
 use crate::packet::Unreachable;
@@ -175,11 +176,13 @@ impl Client {
             // What has come already goes on with `Writable`, once the handshake is complete.
             Ok(()) => known.is_open = true,
             Err(AcceptError::Gone) => {
-                self.table.remove(flow);
+                let end = (EndedBy::Application, HowEnded::Cancelled);
+                self.table.leave(flow, end, LostBytes::default());
                 session.abort(flow, FlowCode::Cancelled, now);
             }
             Err(AcceptError::NoMemory) => {
-                self.table.remove(flow);
+                let end = (EndedBy::Client, HowEnded::Failed);
+                self.table.leave(flow, end, LostBytes::default());
                 self.netstack.refuse(connection, Refusal::Silence);
                 session.abort(flow, FlowCode::SocketError, now);
             }
@@ -193,6 +196,8 @@ impl Client {
             return;
         };
         if let Some(refusal) = refusal(error) {
+            let (end, lost) = (account::of_refusal(error), LostBytes::default());
+            self.account(FlowAccount::new(flow, &known, end, lost, now));
             self.netstack.refuse(known.connection, refusal);
         } else {
             // Behind those that wait already, and not at once.
@@ -209,7 +214,9 @@ impl Client {
         for connection in self.asking.drain() {
             self.netstack.refuse(connection, refusal);
         }
-        for (flow, connection) in self.table.take_held() {
+        for (flow, connection) in self.table.held() {
+            let end = (EndedBy::Server, HowEnded::Refused);
+            self.table.leave(flow, end, LostBytes::default());
             self.netstack.refuse(connection, refusal);
             if let Some(session) = &mut self.session {
                 session.abort(flow, FlowCode::Cancelled, now);

@@ -1,6 +1,7 @@
 //! The end of a session, and what of it goes on.
 
 use super::{Client, ClientEvent};
+use crate::account::{self, FlowAccount};
 use tund_session::{EndReason, Event, Instant};
 
 impl Client {
@@ -19,13 +20,22 @@ impl Client {
         let (mut flows, in_rings) = std::mem::take(&mut self.expired);
         let lost_bytes = self.table.buffered(&mut self.netstack).0 + in_rings + session.lost();
         let go_on = asks_the_next(reason);
-        for known in self.table.drain() {
+        for id in self.table.leaving() {
+            if let Some(account) = self.table.settle(id, session.lost_of(id), now) {
+                self.account(account);
+            }
+        }
+        for (id, known) in self.table.drain() {
             if go_on && !known.is_open {
                 let (from, to) = (known.source, known.destination);
                 self.asking.add(known.connection, from, to, now);
                 self.asking.hurry(now);
             } else {
                 flows += 1;
+                let mut lost = self.in_rings(&known);
+                lost.up += session.lost_of(id);
+                let end = account::of_session(reason);
+                self.account(FlowAccount::new(id, &known, end, lost, now));
                 self.netstack.reset(known.connection);
             }
         }

@@ -1,7 +1,9 @@
 //! What the session tells, and what becomes of it: links, outages, refusals.
 
 use super::{Client, ClientEvent, Refused, State};
+use crate::account::{self, LostBytes};
 use crate::dialer::Attempt;
+use crate::flow_table::ClientFlow;
 use tund_session::wire::frame::{FlowCode, RejectReason};
 use tund_session::{Event, FlowId, Instant, LinkDeath, LinkId, LinkNumber};
 
@@ -38,8 +40,10 @@ impl Client {
             Event::FlowReadable { flow } => self.pump_down(flow, now),
             Event::FlowWritable { flow } => self.pump_up(flow, now),
             Event::FlowAborted { flow, code } => self.on_aborted(flow, code),
-            Event::FlowForgotten { flow } => {
-                self.table.remove(flow);
+            Event::FlowForgotten { flow, lost } => {
+                if let Some(account) = self.table.settle(flow, lost, now) {
+                    self.account(account);
+                }
                 self.asking.hurry(now);
             }
             Event::Confirmed | Event::FlowOpened { .. } => {}
@@ -47,15 +51,25 @@ impl Client {
     }
 
     fn on_aborted(&mut self, flow: FlowId, code: FlowCode) {
-        let Some(known) = self.table.remove(flow) else {
+        let Some(known) = self.table.get_mut(flow).copied() else {
             return;
         };
+        let lost = self.in_rings(&known);
         if code == FlowCode::Expired {
-            let waiting = self.netstack.readable(known.connection);
             self.expired.0 += 1;
-            self.expired.1 += u64::try_from(waiting).unwrap_or(0);
+            self.expired.1 += lost.up;
         }
+        self.table.leave(flow, account::of_abort(code), lost);
         self.netstack.reset(known.connection);
+    }
+
+    /// Bytes in the rings of a connection that is about to be reset.
+    pub(super) fn in_rings(&mut self, flow: &ClientFlow) -> LostBytes {
+        let count = |bytes| u64::try_from(bytes).unwrap_or(u64::MAX);
+        LostBytes {
+            up: count(self.netstack.readable(flow.connection)),
+            down: count(self.netstack.unsent(flow.connection)),
+        }
     }
 
     fn on_attached(&mut self, link: LinkId, number: LinkNumber, first: bool, now: Instant) {

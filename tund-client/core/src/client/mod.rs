@@ -6,6 +6,7 @@ mod events;
 #[cfg(test)]
 mod tests;
 
+use crate::account::FlowAccount;
 use crate::dialer::{DialOrder, Dialer, PathId};
 use crate::flow_table::FlowTable;
 use crate::netstack::{Arena, Netstack, NetstackConfig, Sink};
@@ -83,6 +84,8 @@ pub enum ClientEvent {
         /// Bytes taken from applications that the origin never got, as far as is known.
         lost_bytes: u64,
     },
+    /// A flow has ended.
+    FlowEnded(FlowAccount),
     /// The server lets nobody with our key in, or another client uses it.
     Refused(Refused),
 }
@@ -138,7 +141,7 @@ pub struct Client {
     /// Applications that ask while no flow can be opened for them.
     asking: Asking,
     orders: Vec<DialOrder>,
-    events: VecDeque<ClientEvent>,
+    pub(crate) events: VecDeque<ClientEvent>,
     refused: Option<Refused>,
     /// An application has asked since: worth another attempt, however it was answered.
     is_insisted_on: bool,

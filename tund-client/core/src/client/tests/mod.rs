@@ -1,5 +1,6 @@
 //! The whole client between an application's kernel and a real registry, in virtual time.
 
+mod account;
 mod budget;
 mod connect;
 mod ending;

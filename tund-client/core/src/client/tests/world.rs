@@ -418,6 +418,7 @@ impl World {
             ClientEvent::Attached { .. }
             | ClientEvent::Detached
             | ClientEvent::Ended { .. }
+            | ClientEvent::FlowEnded(_)
             | ClientEvent::Refused(_) => {}
         }
     }

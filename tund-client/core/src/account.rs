@@ -1,0 +1,217 @@
+//! The account of a flow: what it carried, what it lived through, how and by whom it ended.
+
+use crate::flow_table::ClientFlow;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tund_session::wire::frame::{CloseCode, FlowCode, OpenError, RejectReason};
+use tund_session::{EndReason, FlowId, Instant};
+
+/// Accounts kept for whoever asks; of more, the oldest are forgotten.
+const RECENT_MAX: usize = 1024;
+
+/// Who brought a flow to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndedBy {
+    /// The application that asked for it.
+    Application,
+    /// This daemon.
+    Client,
+    /// The origin, or the network before it.
+    Origin,
+    /// The server daemon, or who runs it.
+    Server,
+    /// Whoever asked this daemon to disconnect, or to stop.
+    User,
+}
+
+/// How a flow ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HowEnded {
+    /// The application gave up before the origin had answered.
+    Cancelled,
+    /// FIN both ways; whoever said it first counts as the one who ended it.
+    Closed,
+    /// The session was ended because somebody asked.
+    Disconnected,
+    /// The outage outlasted the flow's grace.
+    Expired,
+    /// A daemon could not go on with it: memory, a socket, the protocol.
+    Failed,
+    /// The origin could not be had, or is not allowed.
+    Refused,
+    /// One side reset its connection.
+    Reset,
+    /// The server daemon has started anew and knows of no session.
+    Restarted,
+}
+
+/// Who and how.
+pub(crate) type End = (EndedBy, HowEnded);
+
+/// Bytes of a flow that were taken and never handed on, as far as this end knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LostBytes {
+    /// Taken from the application, and not known to have reached the origin's socket.
+    pub up: u64,
+    /// Come from the origin, and not taken by the application's kernel.
+    pub down: u64,
+}
+
+/// What is left of a flow when it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowAccount {
+    /// Its id within its session.
+    pub id: FlowId,
+    /// The application's address.
+    pub source: SocketAddr,
+    /// The origin's.
+    pub destination: SocketAddr,
+    /// From the application's asking to the end.
+    pub age: Duration,
+    /// Outages it had lived through.
+    pub outages: u64,
+    /// The longest time in which no byte of it moved here.
+    pub longest_silence: Duration,
+    /// Bytes from the application.
+    pub up_bytes: u64,
+    /// Bytes to the application.
+    pub down_bytes: u64,
+    /// Bytes that did not arrive.
+    pub lost: LostBytes,
+    /// Who ended it.
+    pub by: EndedBy,
+    /// How.
+    pub how: HowEnded,
+}
+
+impl FlowAccount {
+    pub(crate) fn new(
+        id: FlowId,
+        flow: &ClientFlow,
+        (by, how): End,
+        lost: LostBytes,
+        now: Instant,
+    ) -> Self {
+        Self {
+            id,
+            source: flow.source,
+            destination: flow.destination,
+            age: now.saturating_duration_since(flow.since),
+            outages: flow.outages,
+            longest_silence: flow.longest_silence(now),
+            up_bytes: flow.up_bytes,
+            down_bytes: flow.down_bytes,
+            lost,
+            by,
+            how,
+        }
+    }
+
+    /// It lived through an outage, lost bytes, or was ended by neither application nor origin:
+    /// somebody may want to know.
+    pub fn is_eventful(&self) -> bool {
+        let of_its_own = matches!(self.by, EndedBy::Application | EndedBy::Origin);
+        self.outages > 0 || self.lost != LostBytes::default() || !of_its_own
+    }
+}
+
+/// Accounts of flows that ended of late.
+#[derive(Debug, Default)]
+pub(crate) struct Recent {
+    accounts: VecDeque<FlowAccount>,
+}
+
+impl Recent {
+    pub(crate) fn add(&mut self, account: FlowAccount) {
+        if self.accounts.len() >= RECENT_MAX {
+            self.accounts.pop_front();
+        }
+        self.accounts.push_back(account);
+    }
+
+    /// The oldest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &FlowAccount> {
+        self.accounts.iter()
+    }
+}
+
+/// What an origin that cannot be had means.
+pub(crate) const fn of_refusal(error: OpenError) -> End {
+    match error {
+        OpenError::Refused
+        | OpenError::NetworkUnreachable
+        | OpenError::HostUnreachable
+        | OpenError::TimedOut
+        | OpenError::Other(_) => (EndedBy::Origin, HowEnded::Refused),
+        OpenError::Denied(_) | OpenError::Exhausted | OpenError::TooManyFlows => {
+            (EndedBy::Server, HowEnded::Refused)
+        }
+        OpenError::Cancelled => (EndedBy::Application, HowEnded::Cancelled),
+    }
+}
+
+/// What an abort means, told by the session.
+pub(crate) const fn of_abort(code: FlowCode) -> End {
+    match code {
+        FlowCode::PeerReset => (EndedBy::Origin, HowEnded::Reset),
+        FlowCode::SocketError => (EndedBy::Server, HowEnded::Failed),
+        FlowCode::Expired => (EndedBy::Client, HowEnded::Expired),
+        FlowCode::Cancelled => (EndedBy::Application, HowEnded::Cancelled),
+        FlowCode::Asked => (EndedBy::Server, HowEnded::Disconnected),
+    }
+}
+
+/// What the end of the session means for its flows.
+pub(crate) const fn of_session(reason: EndReason) -> End {
+    match reason {
+        EndReason::Local(CloseCode::Asked) => (EndedBy::User, HowEnded::Disconnected),
+        EndReason::Local(_) => (EndedBy::Client, HowEnded::Disconnected),
+        EndReason::Peer(_)
+        | EndReason::Rejected(RejectReason::Ended | RejectReason::Superseded) => {
+            (EndedBy::Server, HowEnded::Disconnected)
+        }
+        EndReason::Rejected(RejectReason::Restarted) => (EndedBy::Server, HowEnded::Restarted),
+        EndReason::Rejected(RejectReason::Expired) => (EndedBy::Server, HowEnded::Expired),
+        EndReason::Rejected(RejectReason::Proof | RejectReason::Version | RejectReason::Busy) => {
+            (EndedBy::Server, HowEnded::Failed)
+        }
+        EndReason::Expired | EndReason::Abandoned => (EndedBy::Client, HowEnded::Expired),
+        EndReason::Violation { .. } => (EndedBy::Client, HowEnded::Failed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netstack::ConnectionId;
+
+    #[test]
+    fn only_the_most_recent_accounts_are_kept() {
+        let connection = ConnectionId {
+            index: 0,
+            generation: 0,
+        };
+        let address: SocketAddr = "192.0.2.1:1".parse().expect("an address");
+        let flow = ClientFlow::new(connection, address, address, Instant::default());
+        let end = (EndedBy::Origin, HowEnded::Closed);
+        let mut recent = Recent::default();
+
+        for id in 0..=1024 {
+            let lost = LostBytes::default();
+            recent.add(FlowAccount::new(
+                FlowId(id),
+                &flow,
+                end,
+                lost,
+                Instant::default(),
+            ));
+        }
+
+        assert_eq!(recent.iter().count(), RECENT_MAX);
+        assert_eq!(
+            recent.iter().next().map(|account| account.id),
+            Some(FlowId(1))
+        );
+    }
+}

@@ -1,0 +1,220 @@
+//! Each flow that ends leaves one account, which says what became of it and by whom.
+
+use super::server::End;
+use super::world::{SECOND, World};
+use crate::account::{EndedBy, FlowAccount, HowEnded, LostBytes};
+use crate::client::ClientEvent;
+use crate::netstack::tests::world::pattern;
+use tund_session::wire::frame::{CloseCode, DeniedBy, OpenError};
+
+/// The accounts told so far; those kept for whoever asks are the same.
+fn accounts(world: &World) -> Vec<FlowAccount> {
+    let told = world.events.iter().filter_map(|(_, event)| match event {
+        ClientEvent::FlowEnded(account) => Some(*account),
+        _ => None,
+    });
+    let told: Vec<_> = told.collect();
+    let kept: Vec<_> = world.client.flows().ended().copied().collect();
+    assert_eq!(told, kept);
+    told
+}
+
+/// The only account there is: its end, and what was lost.
+fn only(world: &World) -> (EndedBy, HowEnded, LostBytes) {
+    let accounts = accounts(world);
+    let [account] = accounts.as_slice() else {
+        panic!("one account is expected, not {accounts:?}");
+    };
+    (account.by, account.how, account.lost)
+}
+
+const NOTHING: LostBytes = LostBytes { up: 0, down: 0 };
+
+#[test]
+fn whoever_says_fin_first_has_closed_the_flow() {
+    let mut world = World::new();
+    let (app, id) = world.open();
+    world.write(app, &pattern(3000, 1));
+    world.origin(id).to_send = pattern(5000, 2);
+    world.run();
+    world.kernel.socket(app).close();
+    world.run();
+    assert!(accounts(&world).is_empty(), "half-closed is not ended");
+    world.origin(id).then = Some(End::Fin);
+    world.run();
+    world.read(app);
+    world.pass(SECOND);
+
+    assert_eq!(
+        only(&world),
+        (EndedBy::Application, HowEnded::Closed, NOTHING)
+    );
+    let account = accounts(&world)[0];
+    assert_eq!((account.up_bytes, account.down_bytes), (3000, 5000));
+    assert!(!account.is_eventful());
+
+    let mut world = World::new();
+    let (app, id) = world.open();
+    world.origin(id).then = Some(End::Fin);
+    world.run();
+    world.kernel.socket(app).close();
+    world.pass(SECOND);
+
+    assert_eq!(only(&world), (EndedBy::Origin, HowEnded::Closed, NOTHING));
+}
+
+#[test]
+fn whoever_resets_is_named_and_loses_nothing_that_came_before() {
+    let mut world = World::new();
+    let (app, _) = world.open();
+    world.write(app, &pattern(200_000, 5));
+    world.kernel.socket(app).abort();
+    world.run();
+
+    assert_eq!(
+        only(&world),
+        (EndedBy::Application, HowEnded::Reset, NOTHING)
+    );
+
+    let mut world = World::new();
+    let (app, id) = world.open();
+    world.origin(id).to_send = pattern(1000, 1);
+    world.origin(id).then = Some(End::Reset);
+    world.run();
+    world.read(app);
+    world.pass(SECOND);
+
+    assert_eq!(only(&world), (EndedBy::Origin, HowEnded::Reset, NOTHING));
+    assert_eq!(accounts(&world)[0].down_bytes, 1000);
+}
+
+#[test]
+fn what_an_origin_that_resets_has_not_taken_is_lost() {
+    let mut world = World::new();
+    let (app, id) = world.open();
+    world.origin(id).is_stalled = true;
+    world.write(app, &pattern(7000, 3));
+    world.run();
+
+    world.origin(id).then = Some(End::Reset);
+    world.run();
+    world.pass(SECOND * 10);
+
+    let lost = LostBytes { up: 7000, down: 0 };
+    assert_eq!(only(&world), (EndedBy::Origin, HowEnded::Reset, lost));
+}
+
+#[test]
+fn a_flow_that_outlives_an_outage_says_so() {
+    let mut world = World::new();
+    let (app, id) = world.open();
+    world.write(app, &pattern(100, 3));
+    world.fail();
+    world.pass(SECOND * 42);
+    world.heal();
+    world.pass(SECOND);
+    world.write(app, &pattern(100, 3));
+    world.origin(id).then = Some(End::Fin);
+    world.run();
+    world.kernel.socket(app).close();
+    world.pass(SECOND);
+
+    let account = accounts(&world)[0];
+    assert_eq!((account.outages, account.lost), (1, NOTHING));
+    assert!(account.longest_silence >= SECOND * 42);
+    assert!(account.longest_silence < SECOND * 45);
+    assert!(account.is_eventful());
+}
+
+#[test]
+fn what_grace_ends_is_expired_and_its_bytes_are_counted() {
+    let mut world = World::new();
+    let (app, _) = world.open();
+    let grace = world.client.config.grace;
+    world.fail();
+    world.write(app, &pattern(4000, 3));
+
+    world.pass(grace + SECOND);
+
+    let lost = LostBytes { up: 4000, down: 0 };
+    assert_eq!(only(&world), (EndedBy::Client, HowEnded::Expired, lost));
+}
+
+#[test]
+fn an_origin_that_cannot_be_had_and_one_that_may_not_are_told_apart() {
+    for (answer, by) in [
+        (OpenError::Refused, EndedBy::Origin),
+        (OpenError::Denied(DeniedBy::Default), EndedBy::Server),
+    ] {
+        let mut world = World::new();
+        world.answers.insert(80, answer);
+        world.connect(80);
+
+        assert_eq!(only(&world), (by, HowEnded::Refused, NOTHING));
+    }
+}
+
+#[test]
+fn an_application_that_gives_up_asking_has_cancelled() {
+    let mut world = World::new();
+    world.quiet_ports.insert(80);
+    let app = world.connect(80);
+
+    world.kernel.socket(app).abort();
+    world.pass(SECOND * 30);
+
+    assert_eq!(
+        only(&world),
+        (EndedBy::Application, HowEnded::Cancelled, NOTHING)
+    );
+    assert_eq!(world.client.flows().kept(), 0);
+}
+
+#[test]
+fn whoever_asks_for_the_end_of_the_session_is_named() {
+    let mut world = World::new();
+    world.open();
+    world.client.disconnect(world.now);
+    world.run();
+    assert_eq!(
+        only(&world),
+        (EndedBy::User, HowEnded::Disconnected, NOTHING)
+    );
+
+    let mut world = World::new();
+    let (_, id) = world.open();
+    let now = world.now;
+    world.registry.close(id.0, CloseCode::Asked, now);
+    world.run();
+    assert_eq!(
+        only(&world),
+        (EndedBy::Server, HowEnded::Disconnected, NOTHING)
+    );
+
+    let mut world = World::new();
+    world.open();
+    world.restart_server();
+    world.pass(SECOND * 10);
+    assert_eq!(
+        only(&world),
+        (EndedBy::Server, HowEnded::Restarted, NOTHING)
+    );
+}
+
+#[test]
+fn the_end_of_a_session_settles_what_was_still_on_its_way() {
+    let mut world = World::new();
+    let (app, _) = world.open();
+    world.fail();
+    world.write(app, &pattern(900, 3));
+    world.kernel.socket(app).abort();
+    world.pass(SECOND);
+    assert!(accounts(&world).is_empty(), "its bytes may still arrive");
+
+    world.client.disconnect(world.now);
+    world.run();
+
+    let lost = LostBytes { up: 900, down: 0 };
+    assert_eq!(only(&world), (EndedBy::Application, HowEnded::Reset, lost));
+    assert_eq!(world.client.flows().kept(), 0);
+}
