@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::outbox::Outbox;
 use super::record::{Opener, Sealer, take_record};
-use super::tls::{ALPN, ClientTls, ServerTls, raw_key};
+use super::tls::{ALPN, ClientKeys, ClientTls, ServerTls, raw_key};
 use crate::identity::PublicKey;
 
 /// The exporter's label (RFC 8446 §7.5) of the secret that a later link proves (PROTOCOL.md).
@@ -19,6 +19,8 @@ const RESUME_SECRET_LABEL: &[u8] = b"EXPORTER-tund-resume";
 /// A handshake in progress.
 pub(super) struct Handshake {
     tls: Connection,
+    /// Server: who may come in.
+    listed: Option<ClientKeys>,
 }
 
 /// What a finished handshake leaves.
@@ -27,6 +29,9 @@ pub(super) struct Keys {
     pub(super) sealer: Sealer,
     pub(super) opener: Opener,
     pub(super) peer: PublicKey,
+    /// Server: the peer's key is still on the list. It was when the peer showed it, which may be
+    /// long before it proved it.
+    pub(super) is_listed: bool,
     pub(super) secret: Secret,
 }
 
@@ -34,12 +39,14 @@ impl Handshake {
     pub(super) fn client(tls: &ClientTls) -> Result<Self, Error> {
         Ok(Self {
             tls: Connection::Client(tls.connection()?),
+            listed: None,
         })
     }
 
     pub(super) fn server(tls: &ServerTls) -> Result<Self, Error> {
         Ok(Self {
             tls: Connection::Server(tls.connection()?),
+            listed: Some(tls.clients.clone()),
         })
     }
 
@@ -105,6 +112,7 @@ impl Handshake {
             sealer: Sealer::new(suite, secrets.tx)?,
             opener: Opener::new(suite, secrets.rx)?,
             peer,
+            is_listed: self.listed.is_none_or(|keys| keys.contains(&peer)),
             secret: Secret::new(*secret),
         })
     }

@@ -195,7 +195,11 @@ impl Link {
                     received_bytes,
                 } => {
                     match tls.advance(&mut self.inbox.bytes, &mut self.outbox) {
-                        Ok(true) => return Poll::Ready(self.finish_handshake()),
+                        Ok(true) => match self.finish_handshake() {
+                            Ok(None) => continue,
+                            Ok(Some(established)) => return Poll::Ready(Ok(established)),
+                            Err(error) => return Poll::Ready(Err(error)),
+                        },
                         Ok(false) if *received_bytes >= HANDSHAKE_BYTES_MAX => {
                             return Poll::Ready(Err(self.too_long()));
                         }
@@ -246,7 +250,8 @@ impl Link {
         }
     }
 
-    fn finish_handshake(&mut self) -> Result<Established, LinkError> {
+    /// None when the peer's key was taken off the list meanwhile, and it is to be told so.
+    fn finish_handshake(&mut self) -> Result<Option<Established>, LinkError> {
         let State::Handshaking { tls, .. } = take_state(&mut self.state) else {
             return Err(not_up());
         };
@@ -254,10 +259,19 @@ impl Link {
             sealer,
             opener,
             peer,
+            is_listed,
             secret,
         } = tls.finish().map_err(|error| self.tls_error(error))?;
         self.state = State::Up(Box::new(Up::new(sealer, opener, clock::now())));
-        Ok(Established { peer, secret })
+        if is_listed {
+            return Ok(Some(Established { peer, secret }));
+        }
+        self.finish_with(2, AlertDescription::AccessDenied);
+        self.state = State::Refusing {
+            key: peer,
+            discard_bytes: REFUSED_BYTES_MAX,
+        };
+        Ok(None)
     }
 
     /// Tells the other side that its handshake failed; a client of ours, so that it reads it.
@@ -408,11 +422,6 @@ impl Link {
     /// Ends our direction in order: with the next flushes the peer reads everything, then the end.
     pub fn shutdown(&mut self) {
         self.finish_with(1, AlertDescription::CloseNotify);
-    }
-
-    /// Server: ends the link by telling the client that its key is not listed, no longer.
-    pub fn refuse_key(&mut self) {
-        self.finish_with(2, AlertDescription::AccessDenied);
     }
 
     fn finish_with(&mut self, level: u8, alert: AlertDescription) {

@@ -114,6 +114,7 @@ impl fmt::Debug for ClientTls {
 #[derive(Clone)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
+    pub(super) clients: ClientKeys,
 }
 
 impl ServerTls {
@@ -129,7 +130,7 @@ impl ServerTls {
     pub(super) fn showing(shown: Arc<CertifiedKey>, clients: ClientKeys) -> Result<Self, Error> {
         let provider = provider();
         let verifier = ListedClient {
-            clients,
+            clients: clients.clone(),
             proof: Proof::new(&provider),
         };
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -143,6 +144,7 @@ impl ServerTls {
         config.enable_secret_extraction = true;
         Ok(Self {
             config: Arc::new(config),
+            clients,
         })
     }
 

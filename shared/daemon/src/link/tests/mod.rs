@@ -1,5 +1,7 @@
 //! Two ends of a link over loopback: what passes, what is refused, and what each end learns.
 
+mod listing;
+
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -268,25 +270,6 @@ async fn no_ticket_is_given_and_the_key_exchange_is_hybrid() {
 
     let first = world.client_tls().config.crypto_provider().kx_groups[0].name();
     assert_eq!(first, rustls::NamedGroup::X25519MLKEM768);
-}
-
-#[tokio::test]
-async fn the_list_of_clients_changes_under_a_running_server() {
-    let world = World::new();
-    let stranger = PrivateKey::generate().unwrap();
-    let tls = ClientTls::new(&stranger, vec![world.server.public()]).unwrap();
-    world.clients.replace([stranger.public()]);
-
-    let (mut near, mut far) = world.pair_with(&tls).await;
-    let (_, server) = world.establish(&mut near, &mut far).await;
-    assert_eq!(server.unwrap().peer, stranger.public());
-
-    far.refuse_key();
-    flush(&mut far).await.unwrap();
-    assert!(matches!(
-        recv(&mut near).await,
-        Err(LinkError::KeyNotListed(None))
-    ));
 }
 
 #[tokio::test]
