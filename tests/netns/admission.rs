@@ -1,7 +1,7 @@
 //! Who may attach: keys that are listed, used once at a time, and nobody else.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -151,6 +151,43 @@ fn random_bytes_and_silence_are_dropped_and_others_are_not_disturbed() {
             );
         }
         echo.round_trip().unwrap();
+    }
+}
+
+/// Both listeners are woken in one turn of the server's loop and find no file to be had; each has to
+/// look again by itself, as nothing wakes it for a connection that it knows of.
+#[test]
+fn every_address_is_served_again_after_a_shortage_of_files() {
+    let listen = Settings::new().server("listen", "address", "[\"[::]:443\", \"[::]:444\"]");
+    let scene = Scene::new("a shortage of files", &listen);
+    let server = &scene.tund.server.process;
+    let limit_files = |soft: &str| {
+        let limit = format!("prlimit --pid {} --nofile={soft}:", server.pid());
+        scene.lab.server.run(&limit);
+    };
+    server.signal(Signal::SIGSTOP);
+    let mut visitors = [443, 444].map(|port| {
+        let ip = scene.lab.server_address(Family::V4).ip();
+        let stream = scene.lab.origin.connect((ip, port).into(), SOON).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream
+    });
+    limit_files("3");
+    server.signal(Signal::SIGCONT);
+    wait::until_true("the server misses files", SOON, || {
+        server.log().contains("accept failed")
+    });
+
+    limit_files("1024");
+
+    for (number, stream) in visitors.iter_mut().enumerate() {
+        stream.write_all(b"no handshake at all\r\n").unwrap();
+        let end = stream.read(&mut [0; 100]);
+        let closed = match &end {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        };
+        assert!(closed, "address {number} takes no connection: {end:?}");
     }
 }
 

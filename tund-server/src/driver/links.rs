@@ -64,8 +64,10 @@ impl Server {
                 Poll::Ready(Err(error)) => {
                     tracing::debug!(%error, "a connection could not be accepted");
                     self.refusals.add("accept failed");
-                    self.timers
-                        .insert((now + ACCEPT_PAUSE, 0), Source::Listener(index));
+                    self.timers.insert(
+                        (now + ACCEPT_PAUSE, listener.token),
+                        Source::Listener(index),
+                    );
                     return;
                 }
             }

@@ -50,6 +50,7 @@ enum Source {
 struct Listener {
     socket: TcpListener,
     waker: Waker,
+    token: u64,
 }
 
 /// The daemon: the cores, and the sockets around them.
@@ -172,9 +173,14 @@ impl Server {
         server.index_clients();
         for address in server.config.listen.clone() {
             let socket = links::listen(address).map_err(|error| cannot_listen(address, error))?;
+            let token = server.next_token;
             let waker = server.register(Source::Listener(server.listeners.len()));
             waker.wake_by_ref();
-            server.listeners.push(Listener { socket, waker });
+            server.listeners.push(Listener {
+                socket,
+                waker,
+                token,
+            });
         }
         Ok(server)
     }
