@@ -1,9 +1,11 @@
 //! What can be reached through tund, and what cannot, from either side.
 
-use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
+use std::{fs, io};
 
-use tund_tests::lab::{Download, Family, ORIGIN_PORT, Origin, Settings, Upload};
+use nix::sys::signal::Signal;
+use tund_tests::lab::{Download, Family, ORIGIN_PORT, Origin, Settings, Upload, wait};
 
 use crate::support::{Echo, LATER, LONG, SOON, Scene};
 
@@ -40,7 +42,7 @@ fn refused_destinations_are_told_at_once_and_name_the_setting() {
         "[ff0e::1]:80",
     ];
     for target in refused {
-        let target: std::net::SocketAddr = target.parse().unwrap();
+        let target: SocketAddr = target.parse().unwrap();
         // Some of these have no route by an ordinary table, whatever stands in it.
         if scene
             .lab
@@ -64,17 +66,40 @@ fn refused_destinations_are_told_at_once_and_name_the_setting() {
 }
 
 #[test]
+fn what_may_be_reached_is_read_again_on_sighup_and_flows_stay() {
+    let scene = Scene::new("a reload of what may be reached", &Settings::new());
+    let mut echo = scene.echo();
+    let _local = Origin::start(&scene.lab.server);
+    scene.lab.client.run("ip route add 10.77.3.2 dev tund0");
+    let own = SocketAddr::new(scene.lab.server_address(Family::V4).ip(), ORIGIN_PORT);
+    let refused = scene.lab.client.connect(own, SOON).unwrap_err();
+    assert!(is_refusal(&refused), "{refused:?}");
+    let config = scene.tund.server.config();
+    let text = fs::read_to_string(config).unwrap();
+    let changed = text
+        .replace("allow = [", "allow = [\"10.77.3.2:8080\", ")
+        .replace("[origin]", "[origin]\ndeny = [\"10.77.4.2\"]");
+    fs::write(config, changed).unwrap();
+
+    scene.tund.server.process.signal(Signal::SIGHUP);
+
+    wait::until_true("what was refused is reached", SOON, || {
+        Echo::open(&scene.lab.client, own).is_ok()
+    });
+    let refused = scene.lab.client.connect(scene.target(), SOON).unwrap_err();
+    assert!(is_refusal(&refused), "{refused:?}");
+    echo.round_trip().unwrap();
+}
+
+#[test]
 fn an_origin_on_the_servers_own_host_is_opened_by_allow_and_survives_an_outage() {
     let settings = Settings::new().server("origin", "allow", "[\"10.77.3.2:8080\"]");
     let scene = Scene::new("origin on the server", &settings);
     let _local = Origin::start(&scene.lab.server);
     scene.lab.client.run("ip route add 10.77.3.2 dev tund0");
     let target = scene.lab.server_address(Family::V4);
-    let mut echo = Echo::open(
-        &scene.lab.client,
-        std::net::SocketAddr::new(target.ip(), ORIGIN_PORT),
-    )
-    .unwrap();
+    let mut echo =
+        Echo::open(&scene.lab.client, SocketAddr::new(target.ip(), ORIGIN_PORT)).unwrap();
 
     scene.lab.cut();
     scene.lab.forget();
@@ -107,7 +132,14 @@ fn steering_everything_into_the_device_makes_no_loop() {
     scene.lab.heal();
     echo.round_trip().unwrap();
     let status = scene.tund.client.wait_attached(LATER);
-    assert_eq!(status.link.unwrap().interface.as_deref(), Some("wifi"));
+    let link = status.link.unwrap();
+    assert_eq!(link.interface.as_deref(), Some("wifi"));
+    let links = &scene.tund.server.sessions().unwrap()[0]["links"];
+    let same = |seen: &serde_json::Value| seen["remote"] == link.local.as_str();
+    assert!(
+        links.as_array().unwrap().iter().any(same),
+        "both ends name it alike: {link:?}, {links}"
+    );
 }
 
 #[test]
@@ -118,7 +150,7 @@ fn a_client_without_any_route_waits_and_attaches_when_there_is_one() {
 
     scene.lab.lower(access);
     scene.tund.client.wait_for("detached", LATER);
-    tund_tests::lab::wait::let_pass(Duration::from_secs(1));
+    wait::let_pass(Duration::from_secs(1));
     scene.lab.raise(access);
 
     echo.round_trip().unwrap();

@@ -61,8 +61,8 @@ const RUN: &str = "\
 Run the daemon in the foreground.
 
 A port below 1024 needs CAP_NET_BIND_SERVICE (root has it). SIGTERM and SIGINT end it in order; \
-SIGHUP reads the configuration again: a client that is no longer listed loses its link and its \
-sessions, the others keep theirs. Under systemd it tells when it serves (Type=notify).";
+SIGHUP reads [[client]], [origin] and [log] again: a client that is no longer listed loses its \
+link and its sessions, the others keep theirs. Under systemd it tells when it serves (Type=notify).";
 
 const DISCONNECT: &str = "\
 End sessions from the server's side: their flows are reset on both ends.

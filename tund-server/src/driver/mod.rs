@@ -345,13 +345,21 @@ impl Server {
         }
     }
 
-    /// Reads the list of clients again; a removed key loses its sessions at once.
+    /// Reads the list of clients and what may be reached again; a removed key loses its sessions
+    /// at once, flows that are open stay.
     fn reload(&mut self, now: Instant) {
         notify_reloading();
         match crate::config::load(&self.config_file) {
             Ok(loaded) => {
                 tund_daemon::telemetry::set_level(loaded.config.log_level);
-                self.config.clients = loaded.config.clients;
+                for warning in &loaded.warnings {
+                    tracing::warn!("{warning}");
+                }
+                let config = loaded.config;
+                self.config.connect_timeout = config.connect_timeout;
+                self.admission
+                    .set_rules(config.origin_allow, config.origin_deny);
+                self.config.clients = config.clients;
                 self.index_clients();
                 let listed = self
                     .config
@@ -364,7 +372,7 @@ impl Server {
                     .retain_keys(|key| clients.contains_key(key), now);
                 tracing::info!(
                     clients = self.config.clients.len(),
-                    "the list of clients was read again"
+                    "[[client]], [origin] and [log] were read again; other settings need a restart"
                 );
             }
             Err(error) => {

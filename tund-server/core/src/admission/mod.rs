@@ -48,6 +48,12 @@ impl Admission {
         admission
     }
 
+    /// Replaces `[origin] allow` and `deny`, for connects to come.
+    pub fn set_rules(&mut self, allow: Vec<Rule>, deny: Vec<Rule>) {
+        self.allow = allow;
+        self.deny = deny;
+    }
+
     /// Replaces the server's own addresses, each with the prefix of its network.
     pub fn set_own_addresses(&mut self, own_addresses: impl IntoIterator<Item = IpNet>) {
         self.own.clear();
