@@ -2,8 +2,7 @@
 //! ends with 77.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -152,28 +151,79 @@ fn a_missing_file_and_a_readable_key_are_named() {
     );
 }
 
+const NOBODY: u32 = 65534;
+
+impl Desk {
+    /// Has a user without any privilege call a daemon; its code, and what it says.
+    fn as_nobody(&self, name: &str, command: &str, text: &str) -> (Option<i32>, String) {
+        let path = self.directory.path().join("config.toml");
+        fs::write(&path, text).unwrap();
+        chown(self.directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        // The program may lie where only root can go.
+        let copy = self.directory.path().join(name);
+        fs::copy(program(name), &copy).unwrap();
+        // In a network of its own: the host's may leave low ports to everybody.
+        let output = Command::new("unshare")
+            .args([
+                "--net",
+                "setpriv",
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+            ])
+            .arg(copy)
+            .args([command, "--config"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), error)
+    }
+}
+
 #[test]
-fn a_missing_privilege_ends_with_77() {
-    const NOBODY: u32 = 65534;
+fn a_missing_privilege_ends_with_77_also_where_the_key_is_roots() {
     let desk = desk();
-    let path = desk.directory.path().join("config.toml");
-    fs::write(&path, &desk.client).unwrap();
-    let key = desk.directory.path().join("client.key");
-    std::os::unix::fs::chown(&key, Some(NOBODY), Some(NOBODY)).unwrap();
-    std::os::unix::fs::chown(desk.directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-    // The program may lie where only root can go.
-    let copy = desk.directory.path().join("tund-client");
-    fs::copy(program("tund-client"), &copy).unwrap();
+    for owner in [NOBODY, 0] {
+        let key = desk.directory.path().join("client.key");
+        chown(&key, Some(owner), Some(owner)).unwrap();
 
-    let output = Command::new(copy)
-        .args(["run", "--config"])
-        .arg(&path)
-        .uid(NOBODY)
-        .gid(NOBODY)
-        .output()
-        .unwrap();
+        let (code, error) = desk.as_nobody("tund-client", "run", &desk.client);
 
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(77), "{error}");
-    assert!(error.contains("CAP_NET_ADMIN"), "{error}");
+        assert_eq!(code, Some(77), "{error}");
+        assert!(error.contains("CAP_NET_ADMIN"), "{error}");
+        assert!(error.contains("sudo"), "{error}");
+    }
+}
+
+#[test]
+fn a_server_without_the_privilege_for_its_port_ends_with_77() {
+    let desk = desk();
+    let key = desk.directory.path().join("server.key");
+    chown(&key, Some(NOBODY), Some(NOBODY)).unwrap();
+    let socket = desk.directory.path().join("server.sock");
+    let control = format!("\n[control]\nsocket = \"{}\"\n", socket.display());
+
+    let (code, error) = desk.as_nobody("tund-server", "run", &(desk.server.clone() + &control));
+
+    assert_eq!(code, Some(77), "{error}");
+    assert!(error.contains("CAP_NET_BIND_SERVICE"), "{error}");
+}
+
+#[test]
+fn a_key_of_another_user_is_not_taken_for_a_missing_one() {
+    let desk = desk();
+    for (name, text) in [("tund-client", &desk.client), ("tund-server", &desk.server)] {
+        let (code, error) = desk.as_nobody(name, "check", text);
+
+        assert_eq!(code, Some(78), "{error}");
+        assert!(
+            error.contains("config.toml:2: identity.private_key_file"),
+            "{error}"
+        );
+        assert!(
+            error.contains("sudo") && !error.contains("keygen"),
+            "{error}"
+        );
+    }
 }

@@ -6,6 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tund_daemon::cli::{Keygen, Pubkey, WithConfig, ask, report_check, show};
 use tund_daemon::control::{ClientCommand, ClientStatus, EndedFlowRow, FlowRow, Page};
+use tund_daemon::lifecycle::Capability;
 use tund_daemon::telemetry::{self, LogFormat};
 
 use crate::config::{self, CONTROL_SOCKET};
@@ -142,6 +143,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn run(file: &Path, format: LogFormat) -> anyhow::Result<()> {
+    // Before the configuration: without it the key is closed to us too, and that is not the mistake.
+    Capability::NetAdmin.require("to open the TUN device and to bind link sockets")?;
     let loaded = config::load(file)?;
     telemetry::start(loaded.config.log_level, format)?;
     for warning in &loaded.warnings {

@@ -175,10 +175,8 @@ impl PrivateKey {
             .read(true)
             .custom_flags(OFlag::O_NONBLOCK.bits())
             .open(path)
-            .map_err(|error| failed(FileProblem::Open(error)))?;
-        let found = file
-            .metadata()
-            .map_err(|error| failed(FileProblem::Open(error)))?;
+            .map_err(|error| failed(unreadable(error)))?;
+        let found = file.metadata().map_err(|error| failed(unreadable(error)))?;
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
         let place = match credentials {
             Some(directory) if path.starts_with(&directory) => Place::Credentials,
@@ -265,6 +263,15 @@ fn discard(path: &Path) {
     drop(remove_file(path));
 }
 
+/// Who may not read a key needs other rights, not another key.
+fn unreadable(error: io::Error) -> FileProblem {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        FileProblem::Denied(error)
+    } else {
+        FileProblem::Open(error)
+    }
+}
+
 /// Where a key file stands decides what its mode may be.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -305,7 +312,7 @@ fn read_short(file: &mut File) -> Result<Zeroizing<Vec<u8>>, FileProblem> {
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(FileProblem::Open(error)),
+            Err(error) => return Err(unreadable(error)),
         }
     }
     if filled > KEY_FILE_BYTES_MAX {
@@ -366,6 +373,9 @@ pub enum KeyError {
 /// What is wrong with a key file, and what to do.
 #[derive(Debug, Error)]
 pub enum FileProblem {
+    /// There, perhaps, but not for us to read.
+    #[error("cannot be read: {0}; run as root (sudo), or as the user whose key it is")]
+    Denied(io::Error),
     /// There is one already.
     #[error(
         "exists; choose another name, or overwrite it with --force (others then need the new public key)"
@@ -383,7 +393,7 @@ pub enum FileProblem {
     /// Binary, or far too long.
     #[error("holds no key; a key file is one line of 44 characters, as `keygen --out` writes it")]
     NotText,
-    /// Missing, or not for us to read.
+    /// Missing, most likely.
     #[error("cannot be read: {0}; `keygen --out` makes one")]
     Open(io::Error),
     /// A stranger could change it.

@@ -92,7 +92,6 @@ const TUN_TOKEN: u64 = 0;
 ///
 /// When it cannot start: privileges, the device, the control socket.
 pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
-    Capability::NetAdmin.require("to open the TUN device and to bind link sockets")?;
     if let Err(error) = raise_file_limit() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
