@@ -2,6 +2,7 @@
 
 use super::Server;
 use super::links::LinkSlot;
+use std::net::{IpAddr, SocketAddr};
 use tund_daemon::control::{
     ByteCounts, FlowCounts, LinkReport, MemoryReport, Page, Request, SESSION_ROWS_MAX,
     ServerCommand, ServerState, ServerStatus, SessionCounts, SessionRow, SessionState,
@@ -129,13 +130,21 @@ impl Server {
 fn report(slot: &LinkSlot, now: Instant) -> Option<LinkReport> {
     Some(LinkReport {
         transport: "tls".to_owned(),
-        local: slot.link.local_addr().ok()?,
-        remote: slot.link.remote_addr(),
+        local: plain(slot.link.local_addr().ok()?),
+        remote: plain(slot.link.remote_addr()),
         interface: None,
         rtt_us: slot.link.tcp_info().ok().map(|info| micros(info.rtt)),
         up_ms: millis(now, slot.since),
         congestion_control: slot.link.congestion_control().ok(),
     })
+}
+
+/// As the client shows it: a dual-stack socket writes IPv4 addresses as IPv6 ones.
+fn plain(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        IpAddr::V6(_) => address,
+    }
 }
 
 fn millis(now: Instant, since: Instant) -> u64 {
