@@ -9,9 +9,11 @@ use tund_session::wire::frame::{CloseCode, DeniedBy, OpenError};
 
 /// The accounts told so far; those kept for whoever asks are the same.
 fn accounts(world: &World) -> Vec<FlowAccount> {
-    let told = world.events.iter().filter_map(|(_, event)| match event {
-        ClientEvent::FlowEnded(account) => Some(*account),
-        _ => None,
+    let told = world.events.iter().filter_map(|(_, event)| {
+        let ClientEvent::FlowEnded(account) = event else {
+            return None;
+        };
+        Some(*account)
     });
     let told: Vec<_> = told.collect();
     let kept: Vec<_> = world.client.flows().ended().copied().collect();
