@@ -210,6 +210,11 @@ impl PrivateKey {
         .map_err(failed)
     }
 
+    /// What everything else of the key is made from.
+    pub(crate) fn seed(&self) -> &[u8; KEY_BYTES] {
+        &self.seed
+    }
+
     /// The object that signs handshakes.
     pub(crate) fn signer(&self) -> Arc<dyn SigningKey> {
         Arc::clone(&self.signer)

@@ -8,4 +8,5 @@ pub mod identity;
 pub mod lifecycle;
 pub mod link;
 pub mod ready;
+pub mod seal;
 pub mod telemetry;
