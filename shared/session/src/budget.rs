@@ -71,6 +71,20 @@ impl Budget {
         self.floor.max(wish.min(free / 16))
     }
 
+    /// A flow could hold so much, if no other held anything.
+    pub(crate) fn could_hold(&self, bytes: u64) -> bool {
+        bytes <= self.floor + self.pool
+    }
+
+    /// Takes `bytes` for a flow that holds nothing yet, all or nothing.
+    pub(crate) fn reserve(&mut self, share: &mut Share, bytes: u64) -> bool {
+        let has_room = self.resize(share, bytes) >= bytes;
+        if !has_room {
+            self.resize(share, 0);
+        }
+        has_room
+    }
+
     /// Grows or shrinks a share; growth stops where floor and pool end. Returns what it holds then.
     pub(crate) fn resize(&mut self, share: &mut Share, wanted: u64) -> u64 {
         let beyond = share.0.saturating_sub(self.floor);
@@ -111,6 +125,19 @@ mod tests {
 
         assert_eq!(held, 1000 - 9 * floor);
         assert_eq!(rest, floor);
+    }
+
+    #[test]
+    fn what_is_reserved_is_all_or_nothing() {
+        let mut budget = Budget::new(1000, 10);
+        let (mut one, mut two) = (Share::default(), Share::default());
+
+        assert!(budget.reserve(&mut one, 600));
+        assert!(!budget.reserve(&mut two, 600));
+
+        assert_eq!((one.held(), two.held()), (600, 0));
+        assert!(budget.could_hold(700));
+        assert!(!budget.could_hold(1001));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::id::{FlowId, LinkId};
 use crate::limits::CONTROL_WINDOW;
-use crate::wire::frame::Control;
+use crate::wire::frame::{Control, Framing, OnExpiry};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A message sent and not yet acknowledged.
@@ -49,9 +49,24 @@ impl ControlLane {
 
     /// Takes OPEN of a flow back; false if it was sent, and the peer may know of the flow.
     pub(crate) fn unsay_open(&mut self, flow: FlowId) -> bool {
-        let is_it = |message: &Control| matches!(message, Control::Open(open) if open.flow == flow);
+        let is_it = |message: &Control| {
+            matches!(message, Control::Open(open) if open.flow == flow)
+                || matches!(message, Control::Deliver(deliver) if deliver.flow == flow)
+        };
         let place = self.fresh.iter().position(is_it);
         place.is_some_and(|place| self.fresh.remove(place).is_some())
+    }
+
+    /// OPENs that were never sent ask for no more than what the peer can do.
+    pub(crate) fn unstore(&mut self, can_store: impl Fn(Framing) -> bool) {
+        for message in &mut self.fresh {
+            if let Control::Open(open) = message
+                && let OnExpiry::Store(framing) = open.on_expiry
+                && !can_store(framing)
+            {
+                open.on_expiry = OnExpiry::Reset;
+            }
+        }
     }
 
     /// Something said is not acknowledged.

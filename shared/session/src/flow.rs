@@ -4,9 +4,9 @@ use crate::budget::Share;
 use crate::id::{FlowId, LinkId, Offset};
 use crate::receive_buffer::ReceiveBuffer;
 use crate::send_buffer::SendBuffer;
-use crate::session::Delivery;
+use crate::session::{Delivery, Remainder};
 use crate::time::Instant;
-use crate::wire::frame::Ack;
+use crate::wire::frame::{Ack, Framing};
 use std::time::Duration;
 
 /// Has the origin answered?
@@ -29,11 +29,25 @@ pub(crate) enum Turn {
     Bulk,
 }
 
+/// What a flow carries, beside bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Nothing else.
+    Plain,
+    /// Messages, kept for delivery when its grace is over.
+    Stored(Framing),
+    /// Records of a stream that was stored.
+    Delivery,
+}
+
 /// One end's view of a flow.
 #[derive(Debug)]
 pub(crate) struct Flow {
     pub(crate) id: FlowId,
     pub(crate) stage: Stage,
+    pub(crate) purpose: Purpose,
+    /// Client: bytes are taken before the origin has answered.
+    pub(crate) is_early: bool,
     pub(crate) grace: Duration,
     pub(crate) tx: SendBuffer,
     pub(crate) rx: ReceiveBuffer,
@@ -44,6 +58,9 @@ pub(crate) struct Flow {
     pub(crate) intake_target: u64,
     pub(crate) credit_share: Share,
     pub(crate) credit_target: u64,
+    /// The share never falls below: a whole message, or record, always finds room.
+    pub(crate) intake_reserve: u64,
+    pub(crate) credit_reserve: u64,
     /// Drained offset at the last growth of the target.
     pub(crate) credit_grown_at: Offset,
     pub(crate) intake_grown_at: Offset,
@@ -88,6 +105,8 @@ impl Flow {
         Self {
             id,
             stage: Stage::Opening,
+            purpose: Purpose::Plain,
+            is_early: false,
             grace,
             tx: SendBuffer::default(),
             rx: ReceiveBuffer::default(),
@@ -96,6 +115,8 @@ impl Flow {
             intake_target: 0,
             credit_share: Share::default(),
             credit_target: 0,
+            intake_reserve: 0,
+            credit_reserve: 0,
             credit_grown_at: Offset(0),
             intake_grown_at: Offset(0),
             is_failing: false,
@@ -123,11 +144,30 @@ impl Flow {
 
     /// Nothing more is sent: what the peer has not released is lost.
     pub(crate) fn abandon_sending(&mut self) {
-        if !self.send_done {
-            self.lost += self.tx.retained();
-        }
+        self.lost += self.at_stake();
         self.send_done = true;
         self.tx.abandon();
+    }
+
+    /// Bytes that are lost if nothing more is sent. What a delivery carries is safe elsewhere.
+    pub(crate) fn at_stake(&self) -> u64 {
+        if self.send_done || self.purpose == Purpose::Delivery {
+            return 0;
+        }
+        self.tx.unreleased()
+    }
+
+    /// Nothing more is sent: what the peer has not released goes to the owner, from the last
+    /// boundary on.
+    pub(crate) fn hand_over(&mut self) -> Remainder {
+        let remainder = Remainder {
+            start: self.tx.base(),
+            bytes: self.tx.held(),
+            fin: self.tx.has_fin(),
+        };
+        self.send_done = true;
+        self.tx.abandon();
+        remainder
     }
 
     /// The ACK that describes this end.
@@ -138,6 +178,19 @@ impl Flow {
             released: self.rx.released(),
             limit: self.rx.limit(),
         }
+    }
+
+    /// Bytes may be taken from the local socket.
+    pub(crate) fn may_take(&self) -> bool {
+        self.stage == Stage::Open || self.is_early
+    }
+
+    /// What is not delivered is kept, should the flow or its session end now.
+    pub(crate) fn is_storable(&self) -> bool {
+        matches!(self.purpose, Purpose::Stored(_))
+            && self.tx.keeps_messages()
+            && self.may_take()
+            && !self.send_done
     }
 
     /// DATA could be sent at once.
@@ -154,7 +207,7 @@ impl Flow {
             return Delivery::Ended;
         }
         match self.reset_received {
-            Some(end) if self.rx.is_released_to(end) => Delivery::Reset,
+            Some(end) if self.rx.is_taken_to(end) => Delivery::Reset,
             _ if self.rx.is_at_fin() => Delivery::Fin,
             _ => Delivery::Open,
         }

@@ -4,6 +4,7 @@
 mod budget;
 mod control_lane;
 mod flow;
+pub mod framer;
 pub mod id;
 pub mod limits;
 mod link;
@@ -16,10 +17,11 @@ mod tests;
 pub mod time;
 pub mod wire;
 
+pub use framer::Framer;
 pub use id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
 pub use outbox::Outbox;
 pub use session::{
-    Config, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Role, Session, Target,
-    Timer, Traffic,
+    Config, DeliverTarget, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Remainder,
+    Role, Session, Target, Timer, Traffic,
 };
 pub use time::Instant;

@@ -32,6 +32,14 @@ pub const LINK_FRAMES: usize = 64;
 /// Bytes of one turn of a flow in the send schedule: one full frame.
 pub const QUANTUM: i64 = 16 * 1024;
 
+/// The longest message of a stream that may be stored, framed by lines or octet counts; a longer
+/// one makes the stream opaque. Chosen: syslog receivers take less (RFC 5425 §4.3.1: 8 KiB).
+pub const MESSAGE: u64 = 64 * 1024;
+/// The same where all up to FIN is one message; chosen.
+pub const MESSAGE_WHOLE: u64 = 1024 * 1024;
+/// What a record of DELIVER has beside its messages at most: its header, and what sealing adds.
+pub const RECORD_EXTRA: u64 = 256;
+
 /// First silence after which an end that expects something asks (PROTOCOL.md §6).
 pub const PING_AFTER: Duration = Duration::from_secs(1);
 /// "Heard something lately": for so long silence is asked about.

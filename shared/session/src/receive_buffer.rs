@@ -1,5 +1,6 @@
 //! Received bytes on their way to the local socket: in order, once, within the credit granted.
 
+use crate::framer::Framer;
 use crate::id::Offset;
 use crate::limits::COPY_BELOW;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -7,20 +8,31 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// One direction of a flow at its receiver.
 ///
-/// `drained ≤ released ≤ accepted ≤ limit`; what lies between `released` and `accepted` is in
-/// `queue`, what lies beyond `accepted` in `early`.
+/// `drained, released ≤ taken ≤ accepted ≤ limit`; what lies between `taken` and `accepted` is in
+/// `queue` and behind that in `tail`, what lies beyond `accepted` in `early`.
 #[derive(Debug, Default)]
 pub(crate) struct ReceiveBuffer {
     /// Everything before it has arrived.
     accepted: Offset,
     /// Everything before it was taken by the local socket.
+    taken: Offset,
+    /// Everything before it may be forgotten by the peer: what was taken, unless the owner says
+    /// when.
     released: Offset,
+    /// The owner says when what was taken is released.
+    is_told: bool,
     /// Everything before it has left the local ring too; credit counts from here.
     drained: Offset,
     /// The highest offset the peer may send; Σ(limit − drained) ≤ buffer (INV-5, rule 5).
     limit: Offset,
-    /// In order, from `released` on.
+    /// In order, from `taken` on.
     queue: VecDeque<Bytes>,
+    /// In order, behind `queue`: the beginning of a message that is not complete.
+    tail: VecDeque<Bytes>,
+    /// Finds where messages end, where only whole ones are handed on; else none.
+    framer: Option<Framer>,
+    /// RESET ends the half here, and with it the last message.
+    cut_at: Option<Offset>,
     /// Out of order: disjoint pieces beyond `accepted`.
     early: BTreeMap<Offset, Bytes>,
     /// Where FIN stands.
@@ -34,6 +46,22 @@ impl ReceiveBuffer {
 
     pub(crate) fn released(&self) -> Offset {
         self.released
+    }
+
+    pub(crate) fn taken(&self) -> Offset {
+        self.taken
+    }
+
+    /// From here on the owner says what is released, and with a framer only whole messages are
+    /// handed on.
+    pub(crate) fn be_told(&mut self, framer: Option<Framer>) {
+        self.is_told = true;
+        self.framer = framer;
+    }
+
+    /// Something was taken by the local socket and is not released.
+    pub(crate) fn is_unreleased(&self) -> bool {
+        self.released < self.taken
     }
 
     pub(crate) fn drained(&self) -> Offset {
@@ -56,7 +84,7 @@ impl ReceiveBuffer {
     pub(crate) fn held(&self) -> u64 {
         let early: usize = self.early.values().map(Bytes::len).sum();
         let fin_taken = u64::from(self.fin.is_some_and(|fin| self.accepted > fin));
-        self.accepted.since(self.released).saturating_sub(fin_taken)
+        self.accepted.since(self.taken).saturating_sub(fin_taken)
             + u64::try_from(early).unwrap_or(u64::MAX)
     }
 
@@ -67,7 +95,7 @@ impl ReceiveBuffer {
 
     /// All bytes before FIN were taken by the local socket; FIN is next.
     pub(crate) fn is_at_fin(&self) -> bool {
-        self.fin == Some(self.released) && self.accepted > self.released
+        self.fin == Some(self.taken) && self.accepted > self.taken
     }
 
     /// Takes DATA; true when something in order has arrived.
@@ -98,8 +126,29 @@ impl ReceiveBuffer {
         self.take_early();
         if self.fin == Some(self.accepted) {
             self.accepted = self.accepted.plus(1);
+            self.end_message();
+        } else if self.cut_at.is_some_and(|end| self.accepted >= end) {
+            self.end_message();
         }
         Ok(self.accepted > before)
+    }
+
+    /// RESET ends the half at `end`; true if more may be handed on because of that.
+    pub(crate) fn cut(&mut self, end: Offset) -> bool {
+        self.cut_at = Some(end);
+        let is_news = self.accepted >= end && !self.tail.is_empty();
+        if is_news {
+            self.end_message();
+        }
+        is_news
+    }
+
+    /// What has arrived of the last message is all of it.
+    fn end_message(&mut self) {
+        if let Some(framer) = &mut self.framer {
+            framer.finish();
+            self.queue.append(&mut self.tail);
+        }
     }
 
     /// Behind the last byte that is here.
@@ -127,7 +176,7 @@ impl ReceiveBuffer {
         }
         if offset == self.accepted {
             self.accepted = offset.plus(len_of(&payload));
-            self.enqueue(payload);
+            self.arrive(payload);
             return;
         }
         self.place_early(offset, payload);
@@ -176,32 +225,27 @@ impl ReceiveBuffer {
             if known < piece.len() {
                 let rest = piece.slice(known..);
                 self.accepted = self.accepted.plus(len_of(&rest));
-                self.enqueue(rest);
+                self.arrive(rest);
             }
         }
     }
 
-    /// Appends to the queue; short pieces share one block of their own.
-    fn enqueue(&mut self, payload: Bytes) {
-        if payload.len() >= COPY_BELOW {
-            self.queue.push_back(payload);
+    /// The next bytes in order are here.
+    fn arrive(&mut self, mut payload: Bytes) {
+        let Some(framer) = &mut self.framer else {
+            enqueue(&mut self.queue, payload);
             return;
+        };
+        let start = framer.position();
+        framer.feed(&payload);
+        let whole = usize::try_from(framer.boundary().since(start)).unwrap_or(usize::MAX);
+        if whole > 0 {
+            self.queue.append(&mut self.tail);
+            enqueue(&mut self.queue, payload.split_to(whole.min(payload.len())));
         }
-        if let Some(last) = self.queue.pop_back() {
-            if last.len() < COPY_BELOW {
-                match last.try_into_mut() {
-                    Ok(mut block) => {
-                        block.put_slice(&payload);
-                        self.queue.push_back(block.freeze());
-                        return;
-                    }
-                    Err(shared) => self.queue.push_back(shared),
-                }
-            } else {
-                self.queue.push_back(last);
-            }
+        if !payload.is_empty() {
+            enqueue(&mut self.tail, payload);
         }
-        self.queue.push_back(Bytes::copy_from_slice(&payload));
     }
 
     /// The local socket has taken `count` bytes of the queue; at most what is there.
@@ -220,37 +264,87 @@ impl ReceiveBuffer {
             }
         }
         let taken = u64::try_from(count.saturating_sub(left)).unwrap_or(0);
-        self.released = self.released.plus(taken);
+        self.taken = self.taken.plus(taken);
+        self.release_taken();
         taken
+    }
+
+    fn release_taken(&mut self) {
+        if !self.is_told {
+            self.released = self.taken;
+        }
+    }
+
+    /// The owner says that everything before `offset` is released; true if that is news.
+    pub(crate) fn settle_to(&mut self, offset: Offset) -> bool {
+        let before = self.released;
+        self.released = self.released.max(offset.min(self.taken));
+        self.released > before
     }
 
     /// `count` more released bytes have left the local ring.
     pub(crate) fn drain(&mut self, count: u64) {
-        self.drained = self.drained.plus(count).min(self.released);
+        self.drained = self.drained.plus(count).min(self.taken);
     }
 
     /// FIN was carried out on the local socket.
     pub(crate) fn release_fin(&mut self) {
         if self.is_at_fin() {
-            self.released = self.released.plus(1);
+            self.taken = self.taken.plus(1);
             self.drained = self.drained.plus(1);
+            self.release_taken();
         }
     }
 
     /// Everything before `offset` was taken by the local socket.
-    pub(crate) fn is_released_to(&self, offset: Offset) -> bool {
-        self.released >= offset
+    pub(crate) fn is_taken_to(&self, offset: Offset) -> bool {
+        self.taken >= offset
+    }
+
+    /// Everything has arrived: FIN and all before it, or all before the end that RESET names.
+    pub(crate) fn has_all(&self) -> bool {
+        self.fin.is_some_and(|fin| self.accepted > fin)
+            || self.cut_at.is_some_and(|end| self.accepted >= end)
+    }
+
+    /// FIN was taken by the local socket, and is released.
+    pub(crate) fn is_fin_released(&self) -> bool {
+        self.fin.is_some_and(|fin| self.released > fin)
     }
 
     /// Lets go of all bytes: nothing more is delivered.
     pub(crate) fn abandon(&mut self) {
         self.queue.clear();
+        self.tail.clear();
         self.early.clear();
     }
 }
 
 fn len_of(bytes: &Bytes) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+/// Appends to a queue; short pieces share one block of their own.
+fn enqueue(queue: &mut VecDeque<Bytes>, payload: Bytes) {
+    if payload.len() >= COPY_BELOW {
+        queue.push_back(payload);
+        return;
+    }
+    if let Some(last) = queue.pop_back() {
+        if last.len() < COPY_BELOW {
+            match last.try_into_mut() {
+                Ok(mut block) => {
+                    block.put_slice(&payload);
+                    queue.push_back(block.freeze());
+                    return;
+                }
+                Err(shared) => queue.push_back(shared),
+            }
+        } else {
+            queue.push_back(last);
+        }
+    }
+    queue.push_back(Bytes::copy_from_slice(&payload));
 }
 
 /// A short piece gets memory of its own, so that it does not pin a whole read buffer.

@@ -1,5 +1,6 @@
 //! Bytes sent or to be sent and not yet released by the peer; freed by release only (INV-3).
 
+use crate::framer::Framer;
 use crate::id::{LinkId, Offset};
 use crate::wire::codec::MAX_PAYLOAD;
 use bytes::Bytes;
@@ -15,11 +16,17 @@ struct Sent {
 
 /// One direction of a flow at its sender.
 ///
-/// `base ≤ accepted ≤ high ≤ send_end`, and `accepted`, `high` never exceed the peer's `limit`.
+/// `base ≤ released ≤ accepted ≤ high ≤ send_end`, and `accepted`, `high` never exceed the peer's
+/// `limit`.
 #[derive(Debug, Default)]
 pub(crate) struct SendBuffer {
-    /// Released by the peer; everything before it is freed.
+    /// Everything before it is freed: `released`, or where messages are kept whole, the last
+    /// boundary before that.
     base: Offset,
+    /// Released by the peer.
+    released: Offset,
+    /// Finds boundaries in what is released, where messages are kept whole; else none.
+    framer: Option<Framer>,
     /// The peer has everything before it.
     accepted: Offset,
     /// The highest offset ever sent; marking unsent does not lower it (rule 2).
@@ -49,8 +56,22 @@ impl SendBuffer {
         self.base
     }
 
+    pub(crate) fn released(&self) -> Offset {
+        self.released
+    }
+
     pub(crate) fn end(&self) -> Offset {
         self.end
+    }
+
+    /// Keeps messages whole from here on, or no longer.
+    pub(crate) fn keep_messages(&mut self, framer: Option<Framer>) {
+        self.framer = framer;
+    }
+
+    /// Messages are kept whole, and this is still a stream of messages.
+    pub(crate) fn keeps_messages(&self) -> bool {
+        self.framer.as_ref().is_some_and(|f| !f.is_opaque())
     }
 
     /// Behind the FIN where there is one, else behind the last byte.
@@ -67,9 +88,23 @@ impl SendBuffer {
         self.end.since(self.base)
     }
 
+    /// Bytes taken that the peer has not released.
+    pub(crate) fn unreleased(&self) -> u64 {
+        self.end.since(self.released)
+    }
+
+    /// Everything that is held, in order from `base` on.
+    pub(crate) fn held(&self) -> Vec<Bytes> {
+        let from_base = |(at, chunk): &(Offset, Bytes)| {
+            let skip = usize::try_from(self.base.since(*at)).unwrap_or(usize::MAX);
+            chunk.slice(skip.min(chunk.len())..)
+        };
+        self.chunks.iter().map(from_base).collect()
+    }
+
     /// Everything, FIN included, was released by the peer.
     pub(crate) fn is_settled(&self) -> bool {
-        self.base >= self.send_end()
+        self.released >= self.send_end()
     }
 
     pub(crate) fn push(&mut self, bytes: Bytes) {
@@ -188,24 +223,54 @@ impl SendBuffer {
     }
 
     fn free(&mut self, released: Offset) {
-        if released <= self.base {
+        if released <= self.released {
             return;
         }
-        self.base = released;
+        self.released = released;
+        self.base = self.find_boundary().unwrap_or(released);
         while let Some((at, chunk)) = self.chunks.front_mut() {
             let len = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-            if at.plus(len) <= released {
+            if at.plus(len) <= self.base {
                 self.chunks.pop_front();
                 continue;
             }
-            let skip = usize::try_from(released.since(*at)).unwrap_or(0);
+            let skip = usize::try_from(self.base.since(*at)).unwrap_or(0);
             if skip >= MAX_PAYLOAD {
                 // A long chunk is let go of in steps: its memory is shared until the last one.
                 *chunk = chunk.slice(skip..);
-                *at = released;
+                *at = self.base;
             }
             break;
         }
+    }
+
+    /// The last boundary in what is released, where messages are kept whole. Each byte is looked
+    /// at once.
+    fn find_boundary(&mut self) -> Option<Offset> {
+        let framer = self.framer.as_mut()?;
+        let bytes_end = self.released.min(self.end);
+        let index = self
+            .chunks
+            .partition_point(|(at, _)| *at <= framer.position());
+        for (at, chunk) in self.chunks.range(index.saturating_sub(1)..) {
+            let from = usize::try_from(framer.position().since(*at)).unwrap_or(usize::MAX);
+            let to = usize::try_from(bytes_end.since(*at)).unwrap_or(usize::MAX);
+            let Some(bytes) = chunk.get(from..to.min(chunk.len())) else {
+                break;
+            };
+            framer.feed(bytes);
+        }
+        if self.released > self.end {
+            framer.finish();
+            return Some(self.released);
+        }
+        Some(framer.boundary())
+    }
+
+    /// Everything before `released` is known to have been released: from another source than an
+    /// ACK, so that what was never possible counts as nothing.
+    pub(crate) fn release_at_most(&mut self, released: Offset) {
+        self.free(released.min(self.high));
     }
 
     /// What was under way on a dead link is unsent again (rule 2).

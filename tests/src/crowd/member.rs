@@ -121,6 +121,7 @@ impl Member {
                 buffer_bytes: 1 << 20,
                 max_flows: 64,
                 max_grace: Duration::from_secs(60),
+                capabilities: 0,
             },
             netstack: NetstackConfig {
                 local_addresses: vec![Ipv4Addr::new(10, 111, 0, 2).into()],

@@ -32,6 +32,11 @@ pub struct Local {
     pub released: u64,
     /// When the driver last saw the socket take something.
     pub progress_at: Instant,
+    /// Its messages are kept for delivery.
+    pub stored: bool,
+    /// Of those, what the reader's TCP has acknowledged, as far as the session was told; FIN
+    /// counts.
+    pub acknowledged: u64,
 }
 
 /// All about one session at one end.
@@ -64,9 +69,10 @@ impl Books {
 
 impl Local {
     /// A flow of the world that has just been opened.
-    pub fn new(unit: usize) -> Self {
+    pub fn new(unit: usize, stored: bool) -> Self {
         Self {
             unit,
+            stored,
             ..Self::default()
         }
     }
@@ -74,6 +80,11 @@ impl Local {
     /// FIN was passed on to the socket.
     pub fn fin_given(&self) -> bool {
         self.fin_given
+    }
+
+    /// The socket's FIN or reset was passed on.
+    pub fn end_told(&self) -> (bool, bool) {
+        (self.fin_told, self.reset_told)
     }
 
     /// The local connection has ended both ways, as far as this daemon is concerned.
@@ -150,6 +161,8 @@ impl Local {
             return Ok(false);
         }
         let mut acted = self.drain((id, session), socket, now);
+        acted |= self.acknowledge((id, session), now);
+        self.check_messages(id, session, socket)?;
         let mut left = chunk;
         while left > 0 {
             let Some(piece) = session.readable(id).next() else {
@@ -171,7 +184,32 @@ impl Local {
             self.give_due = socket.room() > 0;
         }
         acted |= self.drain((id, session), socket, now);
-        Ok(self.end((id, session), socket, now)? | acted)
+        acted |= self.end((id, session), socket, now)?;
+        // A driver asks its kernel again and again.
+        self.give_due |= session.awaits_release(id);
+        Ok(acted)
+    }
+
+    /// The reader's TCP has all that was written in earlier turns.
+    fn acknowledge(&mut self, (id, session): (FlowId, &mut Session), now: Instant) -> bool {
+        if !session.awaits_release(id) {
+            return false;
+        }
+        let taken = session.taken(id);
+        self.acknowledged = taken.0;
+        session.settle_to(id, taken, now);
+        true
+    }
+
+    /// Only whole messages may be handed on, unless the writer ends in the middle of one.
+    fn check_messages(&self, id: FlowId, session: &Session, socket: &Socket) -> Result<(), String> {
+        let last = session.readable(id).last().and_then(|piece| piece.last());
+        let is_cut =
+            self.stored && session.role() == Role::Server && last.is_some_and(|b| *b != b'\n');
+        if is_cut && !session.has_all(id) && !socket.reads_opaque() {
+            return Err("a part of a message is handed on".to_owned());
+        }
+        Ok(())
     }
 
     /// Tells the session what has left the ring.

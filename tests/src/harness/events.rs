@@ -6,7 +6,9 @@ use super::socket::{Socket, wide};
 use super::world::{CLIENT, SERVER, Who, World};
 use std::time::Duration;
 use tund_server_core::registry::RegistryEvent;
-use tund_session::wire::frame::{CloseCode, FlowCode, OpenError, RejectReason};
+use tund_session::wire::frame::{
+    CloseCode, FlowCode, Framing, OnExpiry, Open, OpenError, RejectReason,
+};
 use tund_session::{EndReason, Event, FlowId, Instant, LinkDeath, LinkId, Session};
 
 impl World {
@@ -24,6 +26,7 @@ impl World {
                     RegistryEvent::Session { session, event } => {
                         self.on_event(Who::Server(session), event);
                     }
+                    RegistryEvent::Final { .. } => {}
                     RegistryEvent::TurnedAway { link, reason } => {
                         self.tell(|| format!("server turns {link} away: {reason:?}"));
                         self.hang_up(link, SERVER, true);
@@ -80,16 +83,9 @@ impl World {
                 }
             }
             Event::Ended { reason } => self.on_ended(who, reason),
-            Event::FlowOpened { open } => {
-                let unit = usize::from(open.source.port());
-                let socket = Socket::new(unit, SERVER, self.knobs.ring);
-                self.units[unit].sockets[SERVER] = Some(socket);
-                if let Some(books) = self.books(who) {
-                    books.locals.insert(open.flow, Local::new(unit));
-                }
-            }
+            Event::FlowOpened { open } => self.on_opened(who, &open),
             Event::FlowAccepted { flow } => self.on_accepted(who, flow),
-            Event::FlowRefused { flow, error } => self.on_refused(who, flow, error),
+            Event::FlowRefused { flow, error, .. } => self.on_refused(who, flow, error),
             Event::FlowReadable { flow } => {
                 if let Some(local) = self.local(who, flow) {
                     local.give_due = true;
@@ -100,12 +96,40 @@ impl World {
                     local.take_due = true;
                 }
             }
-            Event::FlowAborted { flow, code } => self.on_aborted(who, flow, code),
+            Event::FlowAborted { flow, code } => {
+                self.check_unstored(who, flow, code);
+                self.on_aborted(who, flow, code);
+            }
+            Event::FlowExpired { flow, remainder } => {
+                self.met(Situation::StoredAtExpiry);
+                self.check_remainder(flow, &remainder);
+                self.on_aborted(who, flow, FlowCode::Expired);
+            }
+            Event::FlowReleased { .. } | Event::FlowFinal { .. } | Event::DeliverOpened { .. } => {
+                self.fault("an event of a delivery that nobody began");
+            }
             Event::FlowForgotten { flow, .. } => {
                 if let Some(books) = self.books(who) {
                     books.locals.remove(&flow);
                 }
             }
+        }
+    }
+
+    fn on_opened(&mut self, who: Who, open: &Open) {
+        let unit = usize::from(open.source.port());
+        let stored = self.units[unit].stored;
+        if stored != (open.on_expiry == OnExpiry::Store(Framing::Line)) {
+            self.fault(format!("u{unit} is opened with {:?}", open.on_expiry));
+        }
+        let socket = if stored {
+            Socket::with_lines(unit, SERVER, self.knobs.ring)
+        } else {
+            Socket::new(unit, SERVER, self.knobs.ring)
+        };
+        self.units[unit].sockets[SERVER] = Some(socket);
+        if let Some(books) = self.books(who) {
+            books.locals.insert(open.flow, Local::new(unit, stored));
         }
     }
 
@@ -130,6 +154,8 @@ impl World {
         };
         if error == OpenError::TooManyFlows {
             self.met(Situation::TooManyFlows);
+        } else if error == OpenError::Exhausted && local.stored {
+            self.met(Situation::NoRoomForMessages);
         } else if error != OpenError::Refused {
             self.fault(format!("u{} was refused with {error:?}", local.unit));
         }
@@ -183,7 +209,7 @@ impl World {
             }
             FlowCode::Expired => self.on_expired(who, index),
             FlowCode::PeerReset => self.on_stalled_reset(who, flow, (index, progress_at)),
-            FlowCode::SocketError | FlowCode::Asked => {
+            FlowCode::SocketError | FlowCode::Asked | FlowCode::Unsealable => {
                 self.fault(format!(
                     "u{index} was aborted with {code:?}, which nobody asked for"
                 ));
@@ -259,6 +285,10 @@ impl World {
             return;
         };
         let (closing, heard_at) = (books.closing, books.heard_at);
+        self.check_remainders(who, reason);
+        let Some(books) = self.books(who) else {
+            return;
+        };
         let locals = std::mem::take(&mut books.locals);
         let silence = now.saturating_duration_since(heard_at);
         let live = locals.values().any(|local| !local.is_complete());

@@ -10,6 +10,7 @@ mod heal;
 mod network;
 mod passing;
 pub mod pipe;
+mod remainder;
 pub mod rng;
 pub mod schedule;
 pub mod socket;

@@ -94,6 +94,9 @@ const LAST: [Weight; 6] = [
     (Kind::RestartClient, 10, Mood::All),
 ];
 
+/// Buffers in which some flows that may be stored find room at once.
+const STORING_BUFFERS: [u64; 3] = [200_000, 512 * 1024, 4 << 20];
+
 /// A schedule before it is played.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -122,6 +125,7 @@ impl Schedule {
             ring: rng.pick(&[1, 3, 6, 40, 600, 20_000]).min(most),
             send_queue: rng.pick(&[60, 400, 5000, 200_000]),
             memory,
+            stored: false,
         };
         let count = rng.pick(&[60, 150, 300, 600]);
         let tail = rng.pick(&[0, 0, 15, 60]);
@@ -130,6 +134,17 @@ impl Schedule {
             draw(&mut rng, index, weights, mood)
         });
         let actions = actions.collect();
+        let knobs = if rng.chance(20) {
+            // Whole messages need room.
+            Knobs {
+                buffer: [rng.pick(&STORING_BUFFERS), rng.pick(&STORING_BUFFERS)],
+                memory: 1 << 30,
+                stored: true,
+                ..knobs
+            }
+        } else {
+            knobs
+        };
         Self {
             seed,
             knobs,

@@ -11,6 +11,14 @@ fn byte_at(stream: u64, place: u64) -> u8 {
     mix(stream.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ place).to_le_bytes()[0]
 }
 
+/// The same of a writer of lines, about one in sixteen bytes ends one.
+fn spoken(stream: u64, in_lines: bool, place: u64) -> u8 {
+    match byte_at(stream, place) {
+        0..16 if in_lines => b'\n',
+        byte => byte,
+    }
+}
+
 /// A length as an offset.
 pub(super) fn wide(len: usize) -> u64 {
     u64::try_from(len).unwrap_or(u64::MAX)
@@ -28,6 +36,10 @@ pub struct Socket {
     writes: u64,
     /// Names what its application has to read.
     reads: u64,
+    /// What the application writes is cut into lines.
+    writes_lines: bool,
+    /// And what it has to read.
+    reads_lines: bool,
     ring: u64,
     /// C is connected, or A was accepted.
     pub connected: bool,
@@ -85,6 +97,8 @@ impl Socket {
         Self {
             writes: stream + wide(side),
             reads: stream + wide(1 - side),
+            writes_lines: false,
+            reads_lines: false,
             ring,
             connected: false,
             wrote: 0,
@@ -100,6 +114,15 @@ impl Socket {
             stuck: false,
             readable_edge: false,
             writable_edge: false,
+        }
+    }
+
+    /// A connection whose application, on the client's side, writes lines.
+    pub fn with_lines(unit: usize, side: usize, ring: u64) -> Self {
+        Self {
+            writes_lines: side == 0,
+            reads_lines: side != 0,
+            ..Self::new(unit, side, ring)
         }
     }
 
@@ -170,8 +193,19 @@ impl Socket {
         let from = self.taken;
         self.taken += count;
         (from..self.taken)
-            .map(|place| byte_at(self.writes, place))
+            .map(|place| self.written_at(place))
             .collect()
+    }
+
+    /// The byte that the application writes at `place`.
+    pub fn written_at(&self, place: u64) -> u8 {
+        spoken(self.writes, self.writes_lines, place)
+    }
+
+    /// What there is to be read looks like TLS by accident, and is not cut into messages.
+    pub fn reads_opaque(&self) -> bool {
+        let head = [0, 1].map(|place| spoken(self.reads, self.reads_lines, place));
+        head == [0x16, 0x03]
     }
 
     /// What waits has no reader any more.
@@ -210,7 +244,7 @@ impl Socket {
         }
         let count = wide(bytes.len()).min(self.room());
         for byte in &bytes[..narrow(count)] {
-            if *byte != byte_at(self.reads, self.put) {
+            if *byte != spoken(self.reads, self.reads_lines, self.put) {
                 return Err(format!("wrong byte at {}", self.put));
             }
             self.put += 1;

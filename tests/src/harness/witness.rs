@@ -47,6 +47,11 @@ impl Witness {
         self.granted.get(&(uid, flow, side)).copied().unwrap_or(0)
     }
 
+    /// How much of what `side` writes it knows to be released.
+    pub fn released(&self, uid: u64, flow: FlowId, side: usize) -> u64 {
+        self.freed.get(&(uid, flow, side)).copied().unwrap_or(0)
+    }
+
     /// PING and PONG, which never end.
     pub fn is_small_talk(frame: &Frame) -> bool {
         matches!(frame, Frame::Ping { .. } | Frame::Pong { .. })
@@ -92,6 +97,7 @@ impl World {
                     self.witness.grant((uid, *flow, side), *limit);
                     self.witness.opened.insert((uid, *flow), ());
                 }
+                Control::Done { flow, .. } => self.doubt_done(link, side, *flow),
                 _ => {}
             },
             Frame::Data(data) => {
@@ -115,13 +121,33 @@ impl World {
         else {
             return;
         };
-        let taken = local.released + u64::from(local.fin_given());
+        let taken = if local.stored && side == SERVER {
+            local.acknowledged
+        } else {
+            local.released + u64::from(local.fin_given())
+        };
         if ack.released.0 > taken && !local.over {
             let unit = local.unit;
             self.fault(format!(
                 "{who:?} says {} of u{unit} released, {taken} were",
                 ack.released
             ));
+        }
+    }
+
+    /// The server may not say that it is done with a flow that may be stored while its origin has
+    /// not acknowledged everything.
+    fn doubt_done(&mut self, link: LinkId, side: usize, flow: FlowId) {
+        let Some(who) = self.owner(link, side).filter(|_| side == SERVER) else {
+            return;
+        };
+        let Some(local) = self.books(who).and_then(|books| books.locals.get(&flow)) else {
+            return;
+        };
+        let is_owed = local.stored && local.fin_given() && !local.over;
+        if is_owed && local.acknowledged < local.released + 1 {
+            let unit = local.unit;
+            self.fault(format!("{who:?} is done with u{unit}, its origin is not"));
         }
     }
 

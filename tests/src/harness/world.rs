@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig};
-use tund_session::wire::frame::{CloseCode, OnExpiry, OpenError, Protocol};
+use tund_session::wire::frame::{CloseCode, Framing, OnExpiry, OpenError, Protocol, capability};
 use tund_session::{
     Config, FlowId, Instance, Instant, LinkId, OpenRefused, Session, SessionId, Target,
 };
@@ -54,6 +54,8 @@ pub struct Knobs {
     pub send_queue: usize,
     /// What the server daemon may hold for all sessions beyond their floors.
     pub memory: u64,
+    /// Every other flow may be stored.
+    pub stored: bool,
 }
 
 /// One flow from application to origin: two local connections, and how it may have ended.
@@ -67,6 +69,8 @@ pub struct Unit {
     pub stalled_reset: bool,
     /// As asked for.
     pub grace: Duration,
+    /// Its messages are kept for delivery.
+    pub stored: bool,
 }
 
 impl fmt::Display for Unit {
@@ -152,6 +156,7 @@ fn config(knobs: &Knobs, side: usize, instance: u8) -> Config {
         buffer_bytes: knobs.buffer[side],
         max_flows: knobs.max_flows[side],
         max_grace: Duration::from_secs(3600),
+        capabilities: capability::DELIVERY,
     }
 }
 
@@ -270,6 +275,7 @@ impl World {
             });
         }
         let unit = self.units.len();
+        let stored = self.knobs.stored && unit.is_multiple_of(2);
         let (now, client) = (self.now, self.client.as_mut()?);
         let low = u16::try_from(unit).unwrap_or(u16::MAX);
         let target = Target {
@@ -277,19 +283,29 @@ impl World {
             source: ([10, 0, 0, 1], low).into(),
             destination: ([192, 0, 2, 1], 80).into(),
             grace,
-            on_expiry: OnExpiry::Reset,
+            on_expiry: if stored {
+                OnExpiry::Store(Framing::Line)
+            } else {
+                OnExpiry::Reset
+            },
+            accept_early: false,
         };
         match client.session.open_flow(&target, now) {
             Ok(flow) => {
-                client.books.locals.insert(flow, Local::new(unit));
+                client.books.locals.insert(flow, Local::new(unit, stored));
                 let uid = client.uid;
                 self.witness.opened(uid, flow, unit);
-                let socket = Socket::new(unit, CLIENT, self.knobs.ring);
+                let socket = if stored {
+                    Socket::with_lines(unit, CLIENT, self.knobs.ring)
+                } else {
+                    Socket::new(unit, CLIENT, self.knobs.ring)
+                };
                 self.units.push(Unit {
                     sockets: [Some(socket), None],
                     aborted: None,
                     stalled_reset: false,
                     grace,
+                    stored,
                 });
                 self.tell(|| format!("application opens u{unit} as {flow}"));
                 self.drain();
@@ -299,7 +315,11 @@ impl World {
                 self.met(Situation::TooManyFlows);
                 None
             }
-            Err(OpenRefused::Ended) => {
+            Err(OpenRefused::NoRoom) if stored => {
+                self.met(Situation::NoRoomForMessages);
+                None
+            }
+            Err(OpenRefused::Ended | OpenRefused::NoRoom | OpenRefused::NotAgreed) => {
                 self.fault("an ended session is still the client's");
                 None
             }

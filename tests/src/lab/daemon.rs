@@ -100,6 +100,8 @@ impl ServerDaemon {
             "[\"10.77.4.0/24\", \"10.77.5.2\", \"fd77:0:0:4::/64\", \"fd77:0:0:5::2\"]",
         );
         set(&mut sections, "control", "socket", &quoted(&control));
+        let state = directory.join(format!("{title}-state"));
+        set(&mut sections, "state", "directory", &quoted(&state));
         overlay(&mut sections, &settings.server);
         let mut text = toml(&sections);
         for (name, keys) in clients {

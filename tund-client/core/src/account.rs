@@ -159,6 +159,7 @@ pub(crate) const fn of_abort(code: FlowCode) -> End {
         FlowCode::Expired => (EndedBy::Client, HowEnded::Expired),
         FlowCode::Cancelled => (EndedBy::Application, HowEnded::Cancelled),
         FlowCode::Asked => (EndedBy::Server, HowEnded::Disconnected),
+        FlowCode::Unsealable => (EndedBy::Server, HowEnded::Failed),
     }
 }
 

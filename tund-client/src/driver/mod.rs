@@ -175,6 +175,7 @@ fn client_config(config: &Config, tun: &TunDevice, addresses: Vec<IpAddr>) -> Cl
             buffer_bytes: config.buffer_bytes.min(config.memory_bytes / 2),
             max_flows: MAX_FLOWS,
             max_grace: config.grace,
+            capabilities: 0,
         },
         netstack: NetstackConfig {
             local_addresses: addresses,

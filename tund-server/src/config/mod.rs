@@ -17,6 +17,9 @@ pub(crate) use client::Client;
 /// Where commands look for the daemon unless told otherwise.
 pub(crate) const CONTROL_SOCKET: &str = "/run/tund/server.sock";
 
+/// Where the daemon keeps what outlasts it, unless told otherwise.
+const STATE_DIRECTORY: &str = "/var/lib/tund/server";
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The longest grace: chosen; a month outlasts any journey.
@@ -46,6 +49,8 @@ pub(crate) struct Config {
     pub(crate) connect_timeout: Duration,
     /// At least one; names and keys are each used once.
     pub(crate) clients: Vec<Client>,
+    /// Where the journal of deliveries is.
+    pub(crate) state_directory: PathBuf,
     /// The control socket.
     pub(crate) control_socket: PathBuf,
     /// `RUST_LOG` wins over it.
@@ -68,7 +73,9 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     let memory_bytes = root.table("limits", |section| memory(section, session.buffer_bytes));
     let origin = root.table("origin", origin::origin);
     let clients = client::clients(root, private_key.as_ref().map(PrivateKey::public));
-    root.table("state", state);
+    let state_directory = root.table("state", |section| {
+        section.or("directory", STATE_DIRECTORY.into(), value::path)
+    });
     let control_socket = root.table("control", |section| {
         section.or("socket", CONTROL_SOCKET.into(), value::socket_path)
     });
@@ -88,6 +95,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         origin_deny: origin.deny,
         connect_timeout: origin.connect_timeout,
         clients,
+        state_directory,
         control_socket,
         log_level,
     })
@@ -156,17 +164,6 @@ fn memory(section: &mut Section<'_>, buffer_bytes: u64) -> u64 {
         );
     }
     memory_bytes
-}
-
-fn state(section: &mut Section<'_>) {
-    let default = PathBuf::from("/var/lib/tund/server");
-    if section.or("directory", default.clone(), value::path) != default {
-        section.warn(
-            "directory",
-            "has no effect: this version keeps nothing across a restart",
-            "remove directory",
-        );
-    }
 }
 
 fn metrics(section: &mut Section<'_>) {

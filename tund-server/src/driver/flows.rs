@@ -12,8 +12,9 @@ use tund_session::wire::frame::{FlowCode, Open, OpenError, Protocol};
 use tund_session::{Delivery, Event, FlowId, Instant, SessionId};
 
 /// Bytes taken from one origin before others get their turn.
-const READ_TURN_BYTES: u64 = 512 * 1024;
-/// How often a socket is asked whether it has sent everything, before its RST.
+pub(super) const READ_TURN_BYTES: u64 = 512 * 1024;
+/// How often a socket is asked whether its peer has acknowledged everything: before its RST, and
+/// where the client is told only then.
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
 
 /// Origins connected to in one turn of the loop, about 50 µs each: a client that asks for thousands
@@ -88,12 +89,12 @@ impl Denials {
 
 /// One origin and what the driver knows of it.
 pub(super) struct OriginSlot {
-    origin: Origin,
-    waker: Waker,
+    pub(super) origin: Origin,
+    pub(super) waker: Waker,
     token: u64,
     is_connected: bool,
     /// The origin's FIN was read, or an error.
-    is_read_over: bool,
+    pub(super) is_read_over: bool,
     /// Bytes in the socket when it was last asked, while its RST waits for it to be empty.
     unsent: usize,
     /// The timer that stands for it.
@@ -101,7 +102,7 @@ pub(super) struct OriginSlot {
 }
 
 /// What became of a flow's socket.
-enum Fate {
+pub(super) enum Fate {
     Lives,
     /// The flow has no socket any more; RST goes out where the peer has not ended it itself.
     Gone,
@@ -112,19 +113,19 @@ enum Fate {
 impl Server {
     pub(super) fn on_event(&mut self, session: SessionId, event: Event, now: Instant) {
         match event {
-            Event::FlowOpened { open } => {
-                self.opens.queue.insert((session, open.flow), open);
-                self.open_waiting(now);
-            }
+            Event::FlowOpened { open } => self.ask_origin(session, open, now),
+            Event::DeliverOpened { deliver } => self.begin_delivery(session, deliver, now),
             Event::FlowReadable { flow } | Event::FlowWritable { flow } => {
                 self.drive_origin(session, flow, now);
             }
             Event::FlowAborted { flow, .. } => {
                 self.opens.queue.remove(&(session, flow));
+                self.end_delivery(session, flow);
                 self.reset_origin(session, flow);
             }
             Event::FlowForgotten { flow, .. } => {
                 self.opens.queue.remove(&(session, flow));
+                self.end_delivery(session, flow);
                 self.take_origin(session, flow);
             }
             Event::Ended { reason } => {
@@ -137,8 +138,10 @@ impl Server {
                     .map(|((_, flow), _)| *flow)
                     .collect();
                 for flow in flows {
+                    self.end_delivery(session, flow);
                     self.reset_origin(session, flow);
                 }
+                self.deliverer.running.end_session(session);
             }
             Event::LinkDead { link, death } => self.close_link(link, death, now),
             Event::WantProgress { link } => {
@@ -161,8 +164,16 @@ impl Server {
             | Event::KeyInUse
             | Event::AttachRefused { .. }
             | Event::FlowAccepted { .. }
-            | Event::FlowRefused { .. } => {}
+            | Event::FlowRefused { .. }
+            | Event::FlowExpired { .. }
+            | Event::FlowReleased { .. }
+            | Event::FlowFinal { .. } => {}
         }
+    }
+
+    pub(super) fn ask_origin(&mut self, session: SessionId, open: Open, now: Instant) {
+        self.opens.queue.insert((session, open.flow), open);
+        self.open_waiting(now);
     }
 
     /// Connects flows that wait, as many as one turn takes.
@@ -175,6 +186,7 @@ impl Server {
     fn open(&mut self, session: SessionId, open: &Open, now: Instant) {
         if let Err(error) = self.connect(session, open, now) {
             tracing::debug!(?error, to = %Redacted(open.destination), "an origin was not reached");
+            self.end_delivery(session, open.flow);
             self.registry
                 .with(session, now, |s| s.refuse_flow(open.flow, error, now));
         }
@@ -242,6 +254,7 @@ impl Server {
         if slot.is_connected {
             self.drive_origin(session, flow, now);
         } else {
+            self.end_delivery(session, flow);
             self.reset_origin(session, flow);
             self.registry.with(session, now, |s| {
                 s.refuse_flow(flow, OpenError::TimedOut, now)
@@ -267,6 +280,7 @@ impl Server {
         if slot.is_read_over {
             self.registry
                 .with(session, now, |s| s.reset(flow, FlowCode::PeerReset, now));
+            self.end_delivery(session, flow);
             self.take_origin(session, flow);
         } else {
             // What came before the failure is read first.
@@ -287,6 +301,7 @@ impl Server {
             {
                 Poll::Pending => return,
                 Poll::Ready(Err(error)) => {
+                    self.end_delivery(session, flow);
                     self.take_origin(session, flow);
                     let error = open_error(&error);
                     self.registry
@@ -303,8 +318,30 @@ impl Server {
                 }
             }
         }
-        let Some(slot) = self.origins.get_mut(&(session, flow)) else {
+        let is_delivery = self.deliverer.running.get_mut(session, flow).is_some();
+        let fate = if is_delivery {
+            self.deliver(session, flow, now)
+        } else {
+            self.carry(session, flow, now)
+        };
+        if matches!(fate, Fate::Gone) {
+            self.end_delivery(session, flow);
+            self.reset_origin(session, flow);
             return;
+        }
+        let awaits = if is_delivery {
+            self.settle_delivery(session, flow, now)
+        } else {
+            self.awaits_release(session, flow) && self.settle_stored(session, flow, now)
+        };
+        if awaits || matches!(fate, Fate::Drains) {
+            self.set_timer(session, flow, now + DRAIN_EVERY);
+        }
+    }
+
+    fn carry(&mut self, session: SessionId, flow: FlowId, now: Instant) -> Fate {
+        let Some(slot) = self.origins.get_mut(&(session, flow)) else {
+            return Fate::Lives;
         };
         let buffer = &mut self.read_buffer;
         let mut fate = Fate::Lives;
@@ -314,11 +351,12 @@ impl Server {
                 fate = slot.read_in(s, flow, buffer, now);
             }
         });
-        match fate {
-            Fate::Lives => {}
-            Fate::Gone => self.reset_origin(session, flow),
-            Fate::Drains => self.set_timer(session, flow, now + DRAIN_EVERY),
-        }
+        fate
+    }
+
+    fn awaits_release(&self, session: SessionId, flow: FlowId) -> bool {
+        let session = self.registry.session(session);
+        session.is_some_and(|session| session.awaits_release(flow))
     }
 
     pub(super) fn reset_origin(&mut self, session: SessionId, flow: FlowId) {
@@ -434,7 +472,7 @@ impl OriginSlot {
     }
 }
 
-fn code_of(error: &io::Error) -> FlowCode {
+pub(super) fn code_of(error: &io::Error) -> FlowCode {
     let reset = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
     if reset.contains(&error.kind()) {
         FlowCode::PeerReset

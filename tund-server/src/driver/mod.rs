@@ -1,12 +1,15 @@
 //! The server's one loop: moves bytes between links, the registry and origins, and decides nothing.
 
+mod deliveries;
 mod flows;
+mod journal;
 mod links;
 mod origin;
 mod report;
 
 use crate::config::Config;
 use anyhow::Context as _;
+use deliveries::Deliverer;
 use links::LinkSlot;
 use origin::{Failures, ReadBuffer};
 use rustc_hash::FxHashMap;
@@ -26,10 +29,13 @@ use tund_daemon::lifecycle::{
 };
 use tund_daemon::link::{ClientKeys, ServerTls};
 use tund_daemon::ready::ReadySet;
+use tund_daemon::seal::Opener;
 use tund_daemon::telemetry::Tally;
 use tund_server_core::admission::Admission;
+use tund_server_core::delivery::StoredFlow;
 use tund_server_core::gate::Gate;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
+use tund_session::wire::frame::capability;
 use tund_session::{FlowId, Instance, Instant, LinkId, Outbox, SessionId};
 
 /// Rounds of work before other tasks of the runtime get a turn.
@@ -70,6 +76,7 @@ struct Server {
     origins: BTreeMap<(SessionId, FlowId), flows::OriginSlot>,
     opens: flows::Opens,
     denials: flows::Denials,
+    deliverer: Deliverer,
     /// What each token stands for; tokens are never used twice.
     sources: FxHashMap<u64, Source>,
     next_token: u64,
@@ -128,16 +135,25 @@ impl Server {
         let keys = ClientKeys::new(config.clients.iter().flat_map(|c| c.public_keys.clone()));
         let tls = ServerTls::new(&config.private_key, keys.clone())
             .context("cannot set TLS up with the private key of [identity]")?;
-        let registry = Registry::new(RegistryConfig {
+        let (deliverer, delivered) =
+            Deliverer::new(&config.state_directory, Opener::new(&config.private_key));
+        let capabilities = if deliverer.is_able() {
+            capability::DELIVERY
+        } else {
+            0
+        };
+        let mut registry = Registry::new(RegistryConfig {
             session: tund_session::Config {
                 instance: Instance(random()),
                 buffer_bytes: config.buffer_bytes,
                 max_flows: config.max_flows_per_session,
                 max_grace: config.max_grace,
+                capabilities,
             },
             max_sessions: config.max_sessions,
             memory_bytes: config.memory_bytes,
         });
+        *registry.delivered_mut() = delivered;
         let ready = ReadySet::new();
         let own = own_addresses();
         let admission =
@@ -154,6 +170,7 @@ impl Server {
             origins: BTreeMap::new(),
             opens: flows::Opens::default(),
             denials: flows::Denials::default(),
+            deliverer,
             sources: FxHashMap::default(),
             next_token: 1,
             ready,
@@ -238,10 +255,10 @@ impl Server {
             self.opens.next_turn();
             self.open_waiting(now);
             self.drain(now);
-            if self
-                .stopping
-                .is_some_and(|until| self.links.is_empty() || until <= now)
-            {
+            self.drive_journal(cx, now);
+            self.drain(now);
+            let is_done = self.links.is_empty() && self.deliverer.is_recorded();
+            if self.stopping.is_some_and(|until| is_done || until <= now) {
                 return Poll::Ready(());
             }
             if !(ready || failed || expired) && self.opens.is_empty() {
@@ -260,6 +277,7 @@ impl Server {
             self.gate.poll_timeout(),
             self.refusals.poll_timeout(),
             self.stopping,
+            self.deliverer.poll_timeout(),
             own,
             Some(self.addresses_at + ADDRESSES_EVERY),
         ];
@@ -314,6 +332,20 @@ impl Server {
                 moved = true;
                 match event {
                     RegistryEvent::Session { session, event } => self.on_event(session, event, now),
+                    RegistryEvent::Final {
+                        key: client,
+                        session,
+                        flow,
+                        taken,
+                        released,
+                    } => {
+                        let of = StoredFlow {
+                            client,
+                            session,
+                            flow,
+                        };
+                        self.note_final(of, (taken, released));
+                    }
                     RegistryEvent::TurnedAway { link, reason } => {
                         self.on_turned_away(link, reason, now);
                     }

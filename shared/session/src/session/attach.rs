@@ -43,9 +43,11 @@ impl Session {
         session.id = Some(id);
         session.peer_instance = Some(hello.instance);
         session.peer_limits = Some(hello.limits);
+        let capabilities = hello.capabilities & config.capabilities;
+        session.agreed = Some(capabilities);
         let welcome = Welcome {
             version: VERSION,
-            capabilities: 0,
+            capabilities,
             session: id,
             instance: config.instance,
             limits: session.limits(),
@@ -107,7 +109,7 @@ impl Session {
     fn hello(&self) -> Hello {
         Hello {
             versions: (VERSION, VERSION),
-            capabilities: 0,
+            capabilities: self.config.capabilities,
             instance: self.config.instance,
             limits: self.limits(),
         }
@@ -214,6 +216,7 @@ impl Session {
                 self.id = Some(welcome.session);
                 self.peer_instance = Some(welcome.instance);
                 self.peer_limits = Some(welcome.limits);
+                self.agree(welcome.capabilities);
                 self.join(id, LinkNumber(1), true, now);
             }
             (Phase::HelloSent, Frame::KeyInUse) => {
@@ -248,6 +251,7 @@ impl Session {
         let counts = matches!(phase, Phase::ResumeSent { proved } if Some(proved) == current);
         let of_another = is_elsewhere && reason == RejectReason::Restarted;
         if counts && !of_another && !self.is_attached() {
+            self.trim(&reject.released);
             self.end(EndReason::Rejected(reason), None, now);
         }
     }

@@ -1,7 +1,8 @@
 //! What an owner gives a session and learns from it: configuration, events, answers.
 
-use crate::id::{FlowId, Instance, LinkId, LinkNumber};
-use crate::wire::frame::{CloseCode, FlowCode, Open, OpenError, RejectReason};
+use crate::id::{FlowId, Instance, LinkId, LinkNumber, Offset};
+use crate::wire::frame::{CloseCode, Deliver, FlowCode, Open, OpenError, RejectReason};
+use bytes::Bytes;
 use std::time::Duration;
 
 /// Which end of connection B.
@@ -24,6 +25,33 @@ pub struct Config {
     pub max_flows: u64,
     /// Server: the longest grace a client gets.
     pub max_grace: Duration,
+    /// What this end offers or agrees to: bits of
+    /// [`capability`](crate::wire::frame::capability).
+    pub capabilities: u64,
+}
+
+/// Client: what is held of a half that its server has not released, from the last message boundary
+/// on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remainder {
+    /// The place of the first byte.
+    pub start: Offset,
+    /// The bytes, in order.
+    pub bytes: Vec<Bytes>,
+    /// FIN stands behind the last.
+    pub fin: bool,
+}
+
+impl Remainder {
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.iter().map(Bytes::len).sum()
+    }
+
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.iter().all(Bytes::is_empty)
+    }
 }
 
 /// What the kernel says of a link's transport connection (`TCP_INFO`); a change is progress.
@@ -139,6 +167,12 @@ pub enum Event {
         /// As asked, grace capped.
         open: Open,
     },
+    /// Server: the client asks for an origin, to deliver there what was stored; answer as for
+    /// `FlowOpened`.
+    DeliverOpened {
+        /// As asked, grace capped.
+        deliver: Deliver,
+    },
     /// Client: the origin has answered.
     FlowAccepted {
         /// Which.
@@ -150,6 +184,33 @@ pub enum Event {
         flow: FlowId,
         /// Why.
         error: OpenError,
+        /// What was taken before the origin had answered, of a flow that may do so.
+        remainder: Option<Remainder>,
+    },
+    /// Client: the grace of a flow that is to be stored is over; comes in place of `FlowAborted`.
+    /// The local socket is to be reset once the remainder is safe.
+    FlowExpired {
+        /// Which.
+        flow: FlowId,
+        /// What is not known to have reached the origin.
+        remainder: Remainder,
+    },
+    /// Client: the server has released more of a delivery: what it says is recorded there.
+    FlowReleased {
+        /// Which.
+        flow: FlowId,
+        /// Everything before it.
+        released: Offset,
+    },
+    /// Server: nothing more of the client's half of a flow that may be stored reaches its origin
+    /// by this flow. Comes before the event that has the socket reset.
+    FlowFinal {
+        /// Which.
+        flow: FlowId,
+        /// Everything before it was handed to the socket.
+        taken: Offset,
+        /// Everything before it is known to have been acknowledged by the origin.
+        released: Offset,
     },
     /// `readable` or `delivery` has changed.
     FlowReadable {
@@ -186,6 +247,12 @@ pub enum OpenRefused {
     /// The session has ended.
     #[error("the session has ended")]
     Ended,
+    /// No room for a whole message of one more flow that may be stored.
+    #[error("the buffer has no room for a message of one more flow that may be stored")]
+    NoRoom,
+    /// The server does not deliver.
+    #[error("delivery was not agreed with the server")]
+    NotAgreed,
 }
 
 /// What a deadline is for.

@@ -1,6 +1,7 @@
 //! How flows and sessions end (PROTOCOL.md §8).
 
-use super::{EndReason, Event, LinkDeath, Session};
+use super::delivery::final_offset;
+use super::{EndReason, Event, LinkDeath, Role, Session};
 use crate::id::FlowId;
 use crate::time::Instant;
 use crate::wire::frame::{CloseCode, Control, FlowCode};
@@ -17,12 +18,7 @@ impl Session {
             return;
         }
         self.ended = Some(reason);
-        self.lost += self.buffered().0;
-        let lost = self.flows.values_mut().map(|flow| {
-            flow.abandon_sending();
-            (flow.id, flow.lost)
-        });
-        self.lost_by_flow = lost.filter(|(_, lost)| *lost > 0).collect();
+        self.keep_remainders(reason);
         self.flows.clear();
         self.acks.clear();
         self.fresh.clear();
@@ -46,9 +42,13 @@ impl Session {
 
     /// The local socket is to be reset at once.
     pub(super) fn abort_socket(&mut self, id: FlowId, code: FlowCode) {
-        if let Some(flow) = self.flows.get_mut(&id)
-            && !flow.detached_socket
-        {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        if self.role == Role::Server {
+            self.events.extend(final_offset(flow));
+        }
+        if !flow.detached_socket {
             flow.detached_socket = true;
             self.events.push_back(Event::FlowAborted { flow: id, code });
         }

@@ -1,7 +1,8 @@
 //! What the owner of the local sockets orders (PROTOCOL.md §5, §8).
 
 use super::{Event, OpenRefused, Role, Session};
-use crate::flow::{Flow, Stage};
+use crate::flow::{Flow, Purpose, Stage};
+use crate::framer::{Framer, longest_message};
 use crate::id::{FlowId, Offset};
 use crate::time::Instant;
 use crate::wire::frame::{Control, FlowCode, OnExpiry, Open, OpenError, Protocol};
@@ -22,6 +23,8 @@ pub struct Target {
     pub grace: Duration,
     /// What becomes of its bytes after that.
     pub on_expiry: OnExpiry,
+    /// Bytes are taken from the local socket at once, before the origin has answered.
+    pub accept_early: bool,
 }
 
 impl Session {
@@ -29,8 +32,40 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// At the smaller of both ends' `max_flows`, and after the session has ended.
+    /// At the smaller of both ends' `max_flows`, after the session has ended, and while a flow
+    /// that may be stored finds no room for a whole message.
     pub fn open_flow(&mut self, target: &Target, now: Instant) -> Result<FlowId, OpenRefused> {
+        let on_expiry = self.possible(target.on_expiry);
+        let mut flow = self.next_flow(target.grace, now)?;
+        let id = flow.id;
+        flow.is_early = target.accept_early;
+        if let OnExpiry::Store(framing) = on_expiry {
+            flow.purpose = Purpose::Stored(framing);
+            flow.intake_reserve = longest_message(framing) + 2;
+            flow.tx.keep_messages(Some(Framer::new(framing)));
+            let (share, bytes) = (&mut flow.intake_share, flow.intake_reserve);
+            if !self.intake.reserve(share, bytes) {
+                return Err(OpenRefused::NoRoom);
+            }
+        }
+        let limit = self.add_flow(flow);
+        self.lane.say(Control::Open(Open {
+            flow: id,
+            protocol: target.protocol,
+            source: target.source,
+            destination: target.destination,
+            limit,
+            grace: target.grace,
+            on_expiry,
+        }));
+        if target.accept_early {
+            self.first_intake(id);
+        }
+        Ok(id)
+    }
+
+    /// Client: a flow under the next id, if there may be one more.
+    pub(super) fn next_flow(&self, grace: Duration, now: Instant) -> Result<Flow, OpenRefused> {
         if self.ended.is_some() {
             return Err(OpenRefused::Ended);
         }
@@ -41,24 +76,18 @@ impl Session {
         if u64::try_from(self.flows.len()).is_ok_and(|n| n >= most) {
             return Err(OpenRefused::TooManyFlows);
         }
-        let id = FlowId(self.last_flow.0 + 1);
-        self.last_flow = id;
-        let mut flow = Flow::new(id, target.grace, now);
+        Ok(Flow::new(FlowId(self.last_flow.0 + 1), grace, now))
+    }
+
+    /// Client: the flow is there; its first credit.
+    pub(super) fn add_flow(&mut self, mut flow: Flow) -> Offset {
+        self.last_flow = flow.id;
         let limit = self.first_credit(&mut flow);
-        self.flows.insert(id, flow);
-        self.lane.say(Control::Open(Open {
-            flow: id,
-            protocol: target.protocol,
-            source: target.source,
-            destination: target.destination,
-            limit,
-            grace: target.grace,
-            on_expiry: target.on_expiry,
-        }));
+        self.flows.insert(flow.id, flow);
         if self.detached_since.is_some() {
             self.plan_expiry();
         }
-        Ok(id)
+        limit
     }
 
     /// Server: C is connected.
@@ -173,8 +202,11 @@ impl Session {
         };
         if flow.stage == Stage::Opening && self.lane.unsay_open(id) {
             // The peer never heard of it.
+            flow.abandon_sending();
+            let lost = flow.lost;
+            self.lost += lost;
             self.forget(id, now);
-            let event = Event::FlowForgotten { flow: id, lost: 0 };
+            let event = Event::FlowForgotten { flow: id, lost };
             self.events.push_back(event);
             return;
         }
@@ -186,7 +218,8 @@ impl Session {
         self.settle(id, now);
     }
 
-    /// So many bytes of `readable` were taken by the local socket.
+    /// So many bytes of `readable` were taken by the local socket. Where the session is told what
+    /// is released, that comes by [`settle_to`](Self::settle_to) later.
     pub fn release(&mut self, id: FlowId, count: usize, now: Instant) {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
@@ -239,17 +272,20 @@ impl Session {
             super::Delivery::Fin => {
                 flow.rx.release_fin();
                 flow.progress_at = now;
-                let over = flow.reset_received.is_none();
+                let is_reset = flow.reset_received.is_some();
+                let waits = flow.rx.is_unreleased();
                 self.owe_ack(id);
-                if over {
-                    self.end_receiving(id, now);
-                } else {
+                if is_reset {
                     self.tell_end(id);
+                } else if !waits {
+                    self.end_receiving(id, now);
                 }
             }
             super::Delivery::Reset => {
                 flow.detached_socket = true;
                 flow.reset_due = false;
+                let taken = flow.rx.taken();
+                flow.rx.settle_to(taken);
                 self.end_receiving(id, now);
             }
             super::Delivery::Open | super::Delivery::Ended => {}
@@ -267,7 +303,7 @@ impl Session {
     /// flow, so a window of that size may be promised; it is never taken back.
     pub fn intake(&self, id: FlowId) -> u64 {
         self.flows.get(&id).map_or(0, |flow| {
-            if flow.send_done || flow.tx.has_fin() || flow.stage == Stage::Opening {
+            if flow.send_done || flow.tx.has_fin() || !flow.may_take() {
                 return 0;
             }
             flow.intake_limit.since(flow.tx.end())

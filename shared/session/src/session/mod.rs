@@ -2,6 +2,7 @@
 
 mod attach;
 mod contract;
+mod delivery;
 mod ends;
 mod flows;
 mod outage;
@@ -11,8 +12,9 @@ mod transmit;
 
 pub use attach::VERSION;
 pub use contract::{
-    Config, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Role, Timer,
+    Config, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Remainder, Role, Timer,
 };
+pub use delivery::DeliverTarget;
 pub use flows::Target;
 
 use crate::budget::Budget;
@@ -45,6 +47,8 @@ pub struct Session {
     /// The other daemon's start.
     peer_instance: Option<Instance>,
     peer_limits: Option<Limits>,
+    /// What both ends know; none before WELCOME.
+    agreed: Option<u64>,
     born: Instant,
     /// Server: a frame of the client has come after WELCOME (rule 9).
     confirmed: bool,
@@ -93,6 +97,8 @@ pub struct Session {
     lost: u64,
     /// At the end: flows that lost bytes.
     lost_by_flow: BTreeMap<FlowId, u64>,
+    /// Client, after the end: what is to be stored, or to be asked for again.
+    remainders: Vec<(FlowId, Remainder)>,
 }
 
 /// Bytes of flows since the session was made.
@@ -116,6 +122,7 @@ impl Session {
             id: None,
             peer_instance: None,
             peer_limits: None,
+            agreed: None,
             born: now,
             confirmed: role == Role::Client,
             ended: None,
@@ -144,6 +151,7 @@ impl Session {
             traffic: Traffic::default(),
             lost: 0,
             lost_by_flow: BTreeMap::new(),
+            remainders: Vec::new(),
             config: config.clone(),
         }
     }
@@ -172,6 +180,10 @@ impl Session {
             | Event::AttachRefused { .. }
             | Event::Ended { .. }
             | Event::FlowOpened { .. }
+            | Event::DeliverOpened { .. }
+            | Event::FlowExpired { .. }
+            | Event::FlowFinal { .. }
+            | Event::FlowReleased { .. }
             | Event::FlowAccepted { .. }
             | Event::FlowRefused { .. }
             | Event::FlowAborted { .. }
@@ -315,7 +327,7 @@ impl Session {
     }
 
     /// After the end: bytes taken that the peer never released, as it was then; those of flows that
-    /// expired before are among them.
+    /// expired before are among them, those of remainders are not.
     pub fn lost(&self) -> u64 {
         self.lost
     }

@@ -233,10 +233,9 @@ impl Session {
             .flows
             .values()
             .filter(|f| !(f.send_done && f.receive_done) && since + f.grace + extra <= now);
-        let over: Vec<_> = over.map(|f| (f.id, f.tx.retained())).collect();
-        for (id, retained) in over {
-            self.lost += retained;
-            self.abort_socket(id, FlowCode::Expired);
+        let over: Vec<_> = over.map(|f| f.id).collect();
+        for id in over {
+            self.expire(id);
             self.abort(id, FlowCode::Expired, now);
         }
         self.plan_expiry();

@@ -1,12 +1,15 @@
 //! Frames that come in (PROTOCOL.md §3 to §5, §8).
 
 use super::{Delivery, EndReason, Event, LinkDeath, Role, Session};
-use crate::flow::{Flow, Stage};
+use crate::flow::{Flow, Purpose, Stage};
+use crate::framer::{Framer, longest_message};
 use crate::id::{FlowId, LinkId, Offset};
 use crate::limits;
 use crate::link::Phase;
 use crate::time::Instant;
-use crate::wire::frame::{Ack, CloseCode, Control, Data, FlowCode, Frame, Open, OpenError};
+use crate::wire::frame::{
+    Ack, CloseCode, Control, Data, FlowCode, Frame, OnExpiry, Open, OpenError,
+};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -142,10 +145,12 @@ impl Session {
         if ack.released > ack.accepted {
             return Err("released is beyond accepted");
         }
+        let before = flow.tx.released();
         flow.tx.raise_limit(ack.limit);
         if !flow.send_done {
             flow.tx.acknowledge(ack.accepted, ack.released)?;
         }
+        self.tell_released(ack.flow, before);
         self.schedule(ack.flow);
         self.extend_intake(ack.flow);
         self.settle(ack.flow, now);
@@ -168,6 +173,7 @@ impl Session {
         let client = self.role == Role::Client;
         match message {
             Control::Open(open) if !client => self.on_open(open, now),
+            Control::Deliver(deliver) if !client => self.on_deliver(deliver, now),
             Control::OpenOk { flow, limit, grace } if client => self.on_open_ok(flow, limit, grace),
             Control::OpenErr { flow, error } if client => self.on_open_err(flow, error, now),
             Control::Reset { flow, end, code } => self.on_reset(flow, end, code, now),
@@ -179,11 +185,16 @@ impl Session {
                 }
                 Ok(())
             }
-            Control::Done { flow, .. } => {
+            Control::Done { flow, released } => {
                 if let Some(known) = self.known(flow)? {
+                    let before = known.tx.released();
+                    if !known.send_done {
+                        known.tx.release_at_most(released);
+                    }
                     known.done_received = true;
                     known.send_done = true;
                     known.tx.abandon();
+                    self.tell_released(flow, before);
                     self.extend_intake(flow);
                     self.settle(flow, now);
                 }
@@ -212,6 +223,7 @@ impl Session {
                 Ok(())
             }
             Control::Open(_)
+            | Control::Deliver(_)
             | Control::OpenOk { .. }
             | Control::OpenErr { .. }
             | Control::Retire { .. } => Err("a control message of the other role"),
@@ -239,20 +251,42 @@ impl Session {
             return Ok(());
         };
         let gone = flow.detached_socket;
+        let lost = flow.lost;
+        let remainder = (flow.is_early && !flow.send_done).then(|| flow.hand_over());
         self.forget(id, now);
         self.events.push_back(if gone {
-            Event::FlowForgotten { flow: id, lost: 0 }
+            Event::FlowForgotten { flow: id, lost }
         } else {
-            Event::FlowRefused { flow: id, error }
+            Event::FlowRefused {
+                flow: id,
+                error,
+                remainder,
+            }
         });
         Ok(())
     }
 
     fn on_open(&mut self, mut open: Open, now: Instant) -> Taken {
-        if open.flow <= self.last_flow {
+        if !self.has_delivery() {
+            open.on_expiry = OnExpiry::Reset;
+        }
+        open.grace = open.grace.min(self.config.max_grace);
+        let mut flow = Flow::new(open.flow, open.grace, now);
+        if let OnExpiry::Store(framing) = open.on_expiry {
+            flow.purpose = Purpose::Stored(framing);
+            flow.credit_reserve = longest_message(framing) + 2;
+            flow.rx.be_told(Some(Framer::new(framing)));
+        }
+        self.admit(flow, open.limit, Event::FlowOpened { open })
+    }
+
+    /// A flow that the client asks for, if there is room.
+    pub(super) fn admit(&mut self, mut flow: Flow, limit: Offset, event: Event) -> Taken {
+        let id = flow.id;
+        if id <= self.last_flow {
             return Err("OPEN of a flow id that was used before");
         }
-        self.last_flow = open.flow;
+        self.last_flow = id;
         // A flow that is refused is forgotten at once, its OPEN_ERR is not: who never acknowledges
         // would make the lane grow without end. A flow has at most four messages.
         let most = self
@@ -264,19 +298,26 @@ impl Session {
             return Err("OPENs without acknowledging what they were answered");
         }
         let full = u64::try_from(self.flows.len()).is_ok_and(|n| n >= self.config.max_flows);
-        if full {
-            let (flow, error) = (open.flow, OpenError::TooManyFlows);
-            self.lane.say(Control::OpenErr { flow, error });
+        let refused = if full {
+            Some(OpenError::TooManyFlows)
+        } else if !self
+            .credit
+            .reserve(&mut flow.credit_share, flow.credit_reserve)
+        {
+            Some(OpenError::Exhausted)
+        } else {
+            None
+        };
+        if let Some(error) = refused {
+            self.lane.say(Control::OpenErr { flow: id, error });
             return Ok(());
         }
-        open.grace = open.grace.min(self.config.max_grace);
-        let mut flow = Flow::new(open.flow, open.grace, now);
-        flow.tx.raise_limit(open.limit);
-        self.flows.insert(open.flow, flow);
+        flow.tx.raise_limit(limit);
+        self.flows.insert(id, flow);
         if self.detached_since.is_some() {
             self.plan_expiry();
         }
-        self.events.push_back(Event::FlowOpened { open });
+        self.events.push_back(event);
         Ok(())
     }
 
@@ -292,6 +333,7 @@ impl Session {
             return Err("RESET before what was sent already");
         }
         flow.reset_received = Some(end);
+        let is_readable = flow.rx.cut(end);
         flow.progress_at = now;
         flow.abandon_sending();
         self.extend_intake(id);
@@ -310,7 +352,7 @@ impl Session {
         } else {
             self.resetting.insert(id);
             self.extend_credit(id);
-            if self.delivery(id) == Delivery::Reset {
+            if is_readable || self.delivery(id) == Delivery::Reset {
                 self.tell_readable(id);
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{Event, Session};
 use crate::budget::{Budget, Share};
-use crate::flow::{Flow, Stage};
+use crate::flow::Flow;
 use crate::id::{FlowId, Offset};
 use crate::limits;
 
@@ -19,7 +19,7 @@ fn grow(target: &mut u64, grown_at: &mut Offset, drained: Offset, share: Share, 
 impl Session {
     /// Credit granted with OPEN or OPEN_OK.
     pub(super) fn first_credit(&mut self, flow: &mut Flow) -> Offset {
-        flow.credit_target = self.credit.initial();
+        flow.credit_target = self.credit.initial().max(flow.credit_reserve);
         let held = self
             .credit
             .resize(&mut flow.credit_share, flow.credit_target);
@@ -31,7 +31,7 @@ impl Session {
     pub(super) fn first_intake(&mut self, id: FlowId) {
         let initial = self.intake.initial();
         if let Some(flow) = self.flows.get_mut(&id) {
-            flow.intake_target = initial;
+            flow.intake_target = initial.max(flow.intake_reserve);
         }
         self.extend_intake(id);
     }
@@ -47,7 +47,9 @@ impl Session {
         }
         let drained = flow.rx.drained();
         let outstanding = flow.rx.limit().since(drained);
-        self.credit.resize(&mut flow.credit_share, outstanding);
+        let reserve = flow.credit_reserve;
+        self.credit
+            .resize(&mut flow.credit_share, outstanding.max(reserve));
         let target = &mut flow.credit_target;
         grow(
             target,
@@ -59,6 +61,7 @@ impl Session {
         // Behind a known RESET all that is left is taken, so that a reader that stands still does
         // not hold it (rule 13).
         let rest = flow.reset_received.map_or(0, |end| end.since(drained));
+        let rest = rest.max(reserve);
         if outstanding > *target / 2 && outstanding >= rest {
             return;
         }
@@ -83,7 +86,7 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
-        if flow.stage == Stage::Opening {
+        if !flow.may_take() {
             return;
         }
         let (base, end) = (flow.tx.base(), flow.tx.end());
@@ -96,7 +99,7 @@ impl Session {
             self.intake.resize(&mut flow.intake_share, held);
             return;
         }
-        let reserved = flow.intake_limit.since(base);
+        let reserved = flow.intake_limit.since(base).max(flow.intake_reserve);
         self.intake.resize(&mut flow.intake_share, reserved);
         let target = &mut flow.intake_target;
         grow(

@@ -1,7 +1,8 @@
 //! The numbers of every enumeration inside a frame (PROTOCOL.md §10).
 
 use super::frame::{
-    CloseCode, DeniedBy, FlowCode, LinkCloseReason, OnExpiry, OpenError, Protocol, RejectReason,
+    CloseCode, DeniedBy, FlowCode, Framing, LinkCloseReason, OnExpiry, OpenError, Protocol,
+    RejectReason,
 };
 
 /// An enumeration with numbers on the wire.
@@ -54,16 +55,13 @@ codes! {
         2 = Udp,
         3 = Icmp,
     }
-    OnExpiry {
-        0 = Reset,
-        1 = Store,
-    }
     FlowCode {
         1 = PeerReset,
         2 = SocketError,
         3 = Expired,
         4 = Cancelled,
         5 = Asked,
+        6 = Unsealable,
     }
     CloseCode {
         1 = Asked,
@@ -78,6 +76,44 @@ codes! {
         2 = Stopping,
         3 = Violation,
         4 = KeysOld,
+    }
+}
+
+impl Code for Framing {
+    #[cfg(test)]
+    const ALL: &'static [(u64, Self)] = &[(1, Self::Whole), (2, Self::Line), (3, Self::OctetCount)];
+
+    fn to_wire(self) -> u64 {
+        u64::from(self.number())
+    }
+
+    fn from_wire(number: u64) -> Option<Self> {
+        let all = [Self::Whole, Self::Line, Self::OctetCount];
+        all.into_iter().find(|framing| framing.to_wire() == number)
+    }
+}
+
+impl Code for OnExpiry {
+    #[cfg(test)]
+    const ALL: &'static [(u64, Self)] = &[
+        (0, Self::Reset),
+        (1, Self::Store(Framing::Whole)),
+        (2, Self::Store(Framing::Line)),
+        (3, Self::Store(Framing::OctetCount)),
+    ];
+
+    fn to_wire(self) -> u64 {
+        match self {
+            Self::Reset => 0,
+            Self::Store(framing) => framing.to_wire(),
+        }
+    }
+
+    fn from_wire(number: u64) -> Option<Self> {
+        match number {
+            0 => Some(Self::Reset),
+            other => Framing::from_wire(other).map(Self::Store),
+        }
     }
 }
 

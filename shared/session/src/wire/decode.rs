@@ -4,8 +4,9 @@ use super::code::Code;
 use super::codec::WireError;
 use super::encode::FIN;
 use super::frame::{
-    Ack, CloseCode, Control, Data, Datagram, DatagramError, FlowCode, Frame, Hello, Limits,
-    LinkCloseReason, Open, OpenError, RejectReason, Resume, ResumeOk, ResumeReject, Welcome,
+    Ack, CloseCode, Control, Data, Datagram, DatagramError, Deliver, FlowCode, Frame, Hello,
+    Limits, LinkCloseReason, Open, OpenError, RejectReason, Resume, ResumeOk, ResumeReject,
+    Welcome,
 };
 use super::kind::{HEADER, Kind, MAX_ACKS, MAX_PAYLOAD, MAX_RELEASED};
 use crate::id::{FlowId, Instance, LinkNumber, MAX_VARINT, Offset, SessionId};
@@ -52,6 +53,7 @@ pub fn decode(input: &mut Bytes) -> Result<Option<Frame>> {
         Kind::Retire => |fields| fields.control(Fields::retire),
         Kind::LinkDown => |fields| fields.control(Fields::link_down),
         Kind::SessionClose => |fields| fields.control(Fields::session_close),
+        Kind::Deliver => |fields| fields.control(Fields::deliver),
     };
     let Some(mut fields) = Fields::of(input, length) else {
         return Ok(None);
@@ -399,6 +401,19 @@ impl Fields<'_> {
             limit: self.offset()?,
             grace: self.millis()?,
             on_expiry: self.code("OPEN with an unknown expiry policy")?,
+        }))
+    }
+
+    fn deliver(&mut self) -> Result<Control> {
+        Ok(Control::Deliver(Deliver {
+            flow: self.flow()?,
+            session: SessionId(self.array()?),
+            origin_flow: self.flow()?,
+            user: self.small("user of DELIVER has over 32 bits")?,
+            destination: self.address()?,
+            framing: self.code("DELIVER with an unknown framing")?,
+            limit: self.offset()?,
+            grace: self.millis()?,
         }))
     }
 

@@ -2,8 +2,8 @@
 
 use super::code::Code;
 use super::frame::{
-    Ack, Control, Datagram, DatagramError, Frame, Hello, Limits, Open, Resume, ResumeReject,
-    Welcome,
+    Ack, Control, Datagram, DatagramError, Deliver, Frame, Hello, Limits, Open, Resume,
+    ResumeReject, Welcome,
 };
 use super::kind::{HEADER, Kind, MAX_ACKS, MAX_DATA_HEADER, MAX_PAYLOAD, MAX_RELEASED};
 use crate::id::{FlowId, MAX_VARINT, Offset};
@@ -135,6 +135,7 @@ fn encode_control(number: u64, message: &Control, out: &mut Vec<u8>) {
         Control::Retire { older_than } => body.number(older_than.0).end(),
         Control::LinkDown { link } => body.number(link.0).end(),
         Control::SessionClose { code } => body.code(*code).end(),
+        Control::Deliver(deliver) => encode_deliver(body, deliver),
     }
 }
 
@@ -149,6 +150,7 @@ const fn control_kind(message: &Control) -> Kind {
         Control::Retire { .. } => Kind::Retire,
         Control::LinkDown { .. } => Kind::LinkDown,
         Control::SessionClose { .. } => Kind::SessionClose,
+        Control::Deliver(_) => Kind::Deliver,
     }
 }
 
@@ -160,6 +162,18 @@ fn encode_open(body: Body<'_>, open: &Open) {
         .number(open.limit.0)
         .millis(open.grace)
         .code(open.on_expiry)
+        .end();
+}
+
+fn encode_deliver(body: Body<'_>, deliver: &Deliver) {
+    body.number(deliver.flow.0)
+        .bytes(&deliver.session.0)
+        .number(deliver.origin_flow.0)
+        .number(u64::from(deliver.user))
+        .address(deliver.destination)
+        .code(deliver.framing)
+        .number(deliver.limit.0)
+        .millis(deliver.grace)
         .end();
 }
 

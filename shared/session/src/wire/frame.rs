@@ -118,6 +118,8 @@ pub enum Control {
         /// Why.
         code: CloseCode,
     },
+    /// Client: connect to an origin, and deliver there what was stored.
+    Deliver(Deliver),
 }
 
 /// HELLO.
@@ -241,13 +243,56 @@ pub enum Protocol {
     Icmp,
 }
 
+/// DELIVER: a flow whose client half is a run of sealed records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deliver {
+    /// The flow's name.
+    pub flow: FlowId,
+    /// The session in which the bytes were taken.
+    pub session: SessionId,
+    /// The flow of that session.
+    pub origin_flow: FlowId,
+    /// Whose they are: a user of the client's host.
+    pub user: u32,
+    /// The origin's address.
+    pub destination: SocketAddr,
+    /// Where messages end.
+    pub framing: Framing,
+    /// Highest offset the server may send, initially.
+    pub limit: Offset,
+    /// How long an outage this flow outlives.
+    pub grace: Duration,
+}
+
 /// What becomes of a flow's undelivered bytes when its grace is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnExpiry {
     /// Counted and reported.
     Reset,
-    /// Kept for delivery in a later session.
-    Store,
+    /// Kept for delivery in a later session, in whole messages.
+    Store(Framing),
+}
+
+/// Where the messages of a stream end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Framing {
+    /// All up to FIN is one message.
+    Whole,
+    /// A newline ends each.
+    Line,
+    /// Each is preceded by its length (RFC 6587 §3.4.1).
+    OctetCount,
+}
+
+impl Framing {
+    /// Its number on the wire (PROTOCOL.md §10.7), also where records are bound to it.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Whole => 1,
+            Self::Line => 2,
+            Self::OctetCount => 3,
+        }
+    }
 }
 
 /// Why the origin could not be had.
@@ -349,6 +394,8 @@ pub enum FlowCode {
     Cancelled,
     /// A person or an administrator asked for it.
     Asked,
+    /// A stored record does not open, or is none.
+    Unsealable,
 }
 
 /// Why a session ended.

@@ -136,13 +136,15 @@ kinds! {
     LinkDown, LINK_DOWN = 0x38, 2 * VARINT;
     /// The session ends.
     SessionClose, SESSION_CLOSE = 0x39, 2 * VARINT;
+    /// Connect to an origin and deliver what was stored.
+    Deliver, DELIVER = 0x40, 7 * VARINT + ID + ADDRESS;
 }
 
 /// Type numbers kept for later capabilities: unknown until both ends have agreed on the capability.
 pub mod reserved {
     use super::RangeInclusive;
 
-    /// Delivery after grace.
+    /// Delivery after grace; DELIVER is one of them.
     pub const DELIVERY: RangeInclusive<u8> = 0x40..=0x4f;
     /// Bytes for an application reach its next connection.
     pub const HAND_OFF: RangeInclusive<u8> = 0x50..=0x5f;

@@ -120,6 +120,7 @@ impl Client {
             destination,
             grace: self.config.grace,
             on_expiry: OnExpiry::Reset,
+            accept_early: false,
         };
         let config = &self.config.session;
         let session = self
@@ -131,7 +132,12 @@ impl Client {
                 let known = ClientFlow::new(connection, source, destination, now);
                 self.table.insert(flow, known);
             }
-            Err(OpenRefused::TooManyFlows | OpenRefused::Ended) => {
+            Err(
+                OpenRefused::TooManyFlows
+                | OpenRefused::Ended
+                | OpenRefused::NoRoom
+                | OpenRefused::NotAgreed,
+            ) => {
                 self.asking
                     .add(connection, source, destination, now + AGAIN_AFTER);
             }

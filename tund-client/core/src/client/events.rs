@@ -36,7 +36,7 @@ impl Client {
             Event::AttachRefused { retry_after, .. } => self.dialer.wait(Some(retry_after), now),
             Event::Ended { reason } => self.on_ended(reason, now),
             Event::FlowAccepted { flow } => self.accept(flow, now),
-            Event::FlowRefused { flow, error } => self.turn_down(flow, error, now),
+            Event::FlowRefused { flow, error, .. } => self.turn_down(flow, error, now),
             Event::FlowReadable { flow } => self.pump_down(flow, now),
             Event::FlowWritable { flow } => self.pump_up(flow, now),
             Event::FlowAborted { flow, code } => self.on_aborted(flow, code),
@@ -46,7 +46,12 @@ impl Client {
                 }
                 self.asking.hurry(now);
             }
-            Event::Confirmed | Event::FlowOpened { .. } => {}
+            Event::FlowExpired { flow, .. } => self.on_aborted(flow, FlowCode::Expired),
+            Event::Confirmed
+            | Event::FlowOpened { .. }
+            | Event::DeliverOpened { .. }
+            | Event::FlowReleased { .. }
+            | Event::FlowFinal { .. } => {}
         }
     }
 

@@ -7,9 +7,9 @@ use super::{
 use bytes::{Bytes, BytesMut};
 use std::time::Duration;
 use tund_session::session::VERSION;
-use tund_session::wire::codec::{self, HEADER, max_body};
+use tund_session::wire::codec::{self, HEADER, MAX_RELEASED, max_body};
 use tund_session::wire::frame::{Frame, Hello, RejectReason, Resume, ResumeReject};
-use tund_session::{Instant, LinkId, Secret, SessionId};
+use tund_session::{FlowId, Instant, LinkId, Offset, Secret, SessionId};
 
 /// The longest first frame: RESUME, or HELLO.
 const FIRST_FRAME_MAX: usize = HEADER + {
@@ -250,7 +250,14 @@ impl Registry {
         let entry = self.entries.get(&id);
         if entry.is_none_or(|e| e.key != key || e.session.is_ended()) {
             let reason = self.tombstones.reason(id, key);
-            self.reject(link, reason);
+            let released = if reason == RejectReason::Expired {
+                // One fewer than would ask for another frame: the rest is learnt at delivery.
+                let known = self.delivered.of_session(&key, id);
+                known.take(MAX_RELEASED - 1).collect()
+            } else {
+                Vec::new()
+            };
+            self.reject_with(link, reason, released);
             return;
         }
         let mut verdict = Err(RejectReason::Ended);
@@ -267,6 +274,10 @@ impl Registry {
     }
 
     pub(super) fn reject(&mut self, link: LinkId, reason: RejectReason) {
+        self.reject_with(link, reason, Vec::new());
+    }
+
+    fn reject_with(&mut self, link: LinkId, reason: RejectReason, released: Vec<(FlowId, Offset)>) {
         let retry_after = match reason {
             RejectReason::Busy => BUSY_HINT,
             RejectReason::Proof
@@ -278,7 +289,7 @@ impl Registry {
         };
         let reject = ResumeReject {
             reason,
-            released: Vec::new(),
+            released,
             retry_after,
         };
         let frame = Frame::ResumeReject(reject);

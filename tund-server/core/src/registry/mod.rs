@@ -5,6 +5,7 @@ mod greeting;
 mod tests;
 mod tombstones;
 
+use crate::delivery::Delivered;
 use bytes::Bytes;
 use greeting::Greeting;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -12,7 +13,8 @@ use std::time::Duration;
 use tombstones::Tombstones;
 use tund_session::wire::frame::{CloseCode, Frame, Hello, LinkCloseReason, RejectReason};
 use tund_session::{
-    Config, Event, Instant, LinkDeath, LinkId, Outbox, Progress, Secret, Session, SessionId,
+    Config, Event, FlowId, Instant, LinkDeath, LinkId, Offset, Outbox, Progress, Secret, Session,
+    SessionId,
 };
 
 /// How long an attached session has to answer before a newcomer with its key takes over.
@@ -83,6 +85,20 @@ pub enum RegistryEvent {
         /// What.
         event: Event,
     },
+    /// No more of a flow that may be stored reaches its origin by this flow, and perhaps the
+    /// session is gone when the driver hears of it.
+    Final {
+        /// Whose.
+        key: ClientKey,
+        /// Of which session.
+        session: SessionId,
+        /// Which.
+        flow: FlowId,
+        /// Everything before it was handed to the socket.
+        taken: Offset,
+        /// Everything before it is known to have been acknowledged by the origin.
+        released: Offset,
+    },
     /// A link that belongs to no session is to be closed once its answer is out.
     TurnedAway {
         /// Which.
@@ -115,6 +131,8 @@ pub struct Registry {
     links: BTreeMap<LinkId, LinkState>,
     keys: BTreeMap<ClientKey, PerKey>,
     tombstones: Tombstones,
+    /// How far stored streams have reached their origins.
+    delivered: Delivered,
     timers: BTreeSet<(Instant, SessionId)>,
     /// When each greeting is over, or its wait.
     greeting_timers: BTreeSet<(Instant, LinkId)>,
@@ -141,6 +159,7 @@ impl Registry {
             links: BTreeMap::new(),
             keys: BTreeMap::new(),
             tombstones: Tombstones::default(),
+            delivered: Delivered::default(),
             timers: BTreeSet::new(),
             greeting_timers: BTreeSet::new(),
             waiting: BTreeSet::new(),
@@ -291,8 +310,20 @@ impl Registry {
             {
                 self.judge_waiting(id, now);
             }
-            self.events
-                .push_back(RegistryEvent::Session { session: id, event });
+            self.events.push_back(match event {
+                Event::FlowFinal {
+                    flow,
+                    taken,
+                    released,
+                } => RegistryEvent::Final {
+                    key,
+                    session: id,
+                    flow,
+                    taken,
+                    released,
+                },
+                event => RegistryEvent::Session { session: id, event },
+            });
         }
     }
 
@@ -423,6 +454,16 @@ impl Registry {
             let links = entry.session.live_links().map(|(link, _)| link);
             out.extend(links.filter(|link| entry.session.has_transmit(*link)));
         }
+    }
+
+    /// How far stored streams have reached their origins.
+    pub fn delivered(&self) -> &Delivered {
+        &self.delivered
+    }
+
+    /// The same, to be told more.
+    pub fn delivered_mut(&mut self) -> &mut Delivered {
+        &mut self.delivered
     }
 
     /// All sessions, for `status`.

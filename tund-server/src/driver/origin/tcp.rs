@@ -168,6 +168,17 @@ impl Origin {
         Ok(())
     }
 
+    /// Our FIN was sent.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+
+    /// Leaves the rest to the kernel, whether or not the origin ever ends its direction.
+    pub(crate) fn let_go(&self) {
+        // It can fail only on a connection that is gone, and then nothing is left.
+        drop(SockRef::from(&self.stream).set_linger(None));
+    }
+
     /// Bytes written that the origin has not acknowledged; a FIN counts as one.
     ///
     /// # Errors

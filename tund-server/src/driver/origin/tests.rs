@@ -424,6 +424,41 @@ async fn unsent_falls_to_zero_once_the_origin_has_read_everything() {
 }
 
 #[tokio::test]
+async fn what_a_reset_threw_away_was_never_acknowledged() {
+    let (mut origin, far) = pair().await;
+    let written = fill(&mut origin).await;
+    let before = origin.unsent().unwrap();
+    assert!(before > 0 && before <= written);
+
+    reset(far);
+    soon(async {
+        while origin.failure().is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    let after = origin.unsent().unwrap();
+    assert!(after > 0 && after <= before, "{after} of {before}");
+}
+
+#[tokio::test]
+async fn an_origin_that_never_ends_is_left_to_the_kernel() {
+    let (mut origin, mut far) = pair().await;
+    let sent = bytes(100_000);
+    write_all(&mut origin, &[sent.slice(..50_000)]).await;
+    origin.finish().unwrap();
+    assert!(origin.is_finished());
+
+    origin.let_go();
+    drop(origin);
+
+    let mut got = Vec::new();
+    soon(far.read_to_end(&mut got)).await.unwrap();
+    assert_eq!(got, sent[..50_000]);
+}
+
+#[tokio::test]
 async fn a_full_socket_wakes_its_writer_once_there_is_room() {
     let (mut origin, mut far) = pair().await;
     let written = fill(&mut origin).await;

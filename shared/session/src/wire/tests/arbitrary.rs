@@ -3,9 +3,9 @@
 use crate::id::{FlowId, Instance, LinkNumber, MAX_VARINT, Offset, SessionId};
 use crate::wire::codec::{MAX_ACKS, MAX_PAYLOAD, MAX_RELEASED};
 use crate::wire::frame::{
-    Ack, CloseCode, Control, Data, Datagram, DatagramError, DeniedBy, FlowCode, Frame, Hello,
-    Limits, LinkCloseReason, OnExpiry, Open, OpenError, Protocol, RejectReason, Resume, ResumeOk,
-    ResumeReject, Welcome,
+    Ack, CloseCode, Control, Data, Datagram, DatagramError, Deliver, DeniedBy, FlowCode, Frame,
+    Framing, Hello, Limits, LinkCloseReason, OnExpiry, Open, OpenError, Protocol, RejectReason,
+    Resume, ResumeOk, ResumeReject, Welcome,
 };
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -258,13 +258,14 @@ fn control() -> BoxedStrategy<Control> {
         link().prop_map(|older_than| Control::Retire { older_than }),
         link().prop_map(|link| Control::LinkDown { link }),
         close.prop_map(|code| Control::SessionClose { code }),
+        deliver().prop_map(Control::Deliver),
     ]
     .boxed()
 }
 
 fn open() -> BoxedStrategy<Open> {
     let protocol = select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Icmp]);
-    let on_expiry = select(vec![OnExpiry::Reset, OnExpiry::Store]);
+    let on_expiry = prop_oneof![Just(OnExpiry::Reset), framing().prop_map(OnExpiry::Store),];
     let ends = (address(), address());
     (flow(), protocol, ends, offset(), millis(), on_expiry)
         .prop_map(
@@ -276,6 +277,28 @@ fn open() -> BoxedStrategy<Open> {
                 limit,
                 grace,
                 on_expiry,
+            },
+        )
+        .boxed()
+}
+
+fn framing() -> impl Strategy<Value = Framing> {
+    select(vec![Framing::Whole, Framing::Line, Framing::OctetCount])
+}
+
+fn deliver() -> BoxedStrategy<Deliver> {
+    let whose = (any::<[u8; 16]>(), flow(), any::<u32>());
+    (flow(), whose, address(), framing(), offset(), millis())
+        .prop_map(
+            |(flow, (session, origin_flow, user), destination, framing, limit, grace)| Deliver {
+                flow,
+                session: SessionId(session),
+                origin_flow,
+                user,
+                destination,
+                framing,
+                limit,
+                grace,
             },
         )
         .boxed()
@@ -307,5 +330,6 @@ fn flow_code() -> impl Strategy<Value = FlowCode> {
         FlowCode::Expired,
         FlowCode::Cancelled,
         FlowCode::Asked,
+        FlowCode::Unsealable,
     ])
 }

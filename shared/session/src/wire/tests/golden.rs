@@ -3,9 +3,9 @@
 use super::{decoded, encoded, hex};
 use crate::id::{FlowId, Instance, LinkNumber, Offset, SessionId};
 use crate::wire::frame::{
-    Ack, CloseCode, Control, Data, Datagram, DatagramError, DeniedBy, FlowCode, Frame, Hello,
-    Limits, LinkCloseReason, OnExpiry, Open, OpenError, Protocol, RejectReason, Resume, ResumeOk,
-    ResumeReject, Welcome, capability,
+    Ack, CloseCode, Control, Data, Datagram, DatagramError, Deliver, DeniedBy, FlowCode, Frame,
+    Framing, Hello, Limits, LinkCloseReason, OnExpiry, Open, OpenError, Protocol, RejectReason,
+    Resume, ResumeOk, ResumeReject, Welcome, capability,
 };
 use crate::wire::kind::Kind;
 use bytes::Bytes;
@@ -122,7 +122,7 @@ fn lane() -> Vec<(Frame, &'static str)> {
         (
             Control::Open(open()),
             "31 000026 01 02 01 04 0a6f0002 9c40 06 20010db8000000000000000000000001 01bb
-             80010000 800927c0 01",
+             80010000 800927c0 02",
         ),
         (
             Control::OpenOk { flow, limit, grace },
@@ -146,11 +146,29 @@ fn lane() -> Vec<(Frame, &'static str)> {
         (Control::Retire { older_than }, "37 000002 09 02"),
         (Control::LinkDown { link }, "38 000002 0a 01"),
         (Control::SessionClose { code: asked }, "39 000002 0b 01"),
+        (
+            Control::Deliver(deliver()),
+            "40 00002e 0c 02 22222222222222222222222222222222 07 43e8
+             06 20010db8000000000000000000000001 01bb 03 00 800927c0",
+        ),
     ];
     (1..)
         .zip(messages)
         .map(|(number, (message, digits))| (Frame::Control { number, message }, digits))
         .collect()
+}
+
+fn deliver() -> Deliver {
+    Deliver {
+        flow: FLOW,
+        session: SessionId([0x22; 16]),
+        origin_flow: FlowId(7),
+        user: 1000,
+        destination: "[2001:db8::1]:443".parse().unwrap(),
+        framing: Framing::OctetCount,
+        limit: Offset(0),
+        grace: Duration::from_secs(600),
+    }
 }
 
 fn open() -> Open {
@@ -161,7 +179,7 @@ fn open() -> Open {
         destination: "[2001:db8::1]:443".parse().unwrap(),
         limit: Offset(65_536),
         grace: Duration::from_secs(600),
-        on_expiry: OnExpiry::Store,
+        on_expiry: OnExpiry::Store(Framing::Line),
     }
 }
 

@@ -26,6 +26,7 @@ fn types_kept_for_later_are_unknown() {
     for number in reserved::DELIVERY
         .chain(reserved::HAND_OFF)
         .chain(reserved::OFFLINE_OBJECTS)
+        .filter(|number| *number != Kind::Deliver.to_wire())
     {
         assert_eq!(Kind::from_wire(number), None);
     }

@@ -44,6 +44,7 @@ impl World {
             match event {
                 RegistryEvent::Session { session, event } => self.on_server_event(session, event),
                 RegistryEvent::TurnedAway { link, .. } => self.finish_and_close(link),
+                RegistryEvent::Final { .. } => {}
             }
         }
         let mut closing = Vec::new();
@@ -130,6 +131,10 @@ impl World {
             | Event::AttachRefused { .. }
             | Event::FlowAccepted { .. }
             | Event::FlowRefused { .. }
+            | Event::FlowExpired { .. }
+            | Event::FlowReleased { .. }
+            | Event::FlowFinal { .. }
+            | Event::DeliverOpened { .. }
             | Event::FlowForgotten { .. } => {}
         }
     }

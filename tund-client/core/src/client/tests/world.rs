@@ -38,6 +38,7 @@ pub(super) fn session_config(instance: u8) -> Config {
         buffer_bytes: BUFFER,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
+        capabilities: 0,
     }
 }
 

@@ -202,7 +202,7 @@ impl Driver {
                         event: Event::LinkDead { link, .. },
                         ..
                     } => closing.push(link),
-                    RegistryEvent::Session { .. } => {}
+                    RegistryEvent::Session { .. } | RegistryEvent::Final { .. } => {}
                 }
             }
             for link in closing {

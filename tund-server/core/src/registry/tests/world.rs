@@ -28,6 +28,7 @@ pub(super) fn session_config(instance: u8) -> Config {
         buffer_bytes: 1 << 20,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
+        capabilities: 0,
     }
 }
 
@@ -269,7 +270,7 @@ impl World {
                     self.registry.handle_progress(*link, progress, self.now);
                     continue;
                 }
-                RegistryEvent::Session { .. } => {}
+                RegistryEvent::Session { .. } | RegistryEvent::Final { .. } => {}
             }
             self.events.push(event);
         }
@@ -329,6 +330,7 @@ impl World {
             destination: address("192.0.2.1:80"),
             grace: GRACE,
             on_expiry: OnExpiry::Reset,
+            accept_early: false,
         };
         self.clients[client].open_flow(&target, self.now).unwrap()
     }
@@ -337,7 +339,9 @@ impl World {
     pub(super) fn turned_away(&self, link: LinkId) -> Option<TurnedAway> {
         self.events.iter().find_map(|event| match event {
             RegistryEvent::TurnedAway { link: of, reason } if *of == link => Some(*reason),
-            RegistryEvent::TurnedAway { .. } | RegistryEvent::Session { .. } => None,
+            RegistryEvent::TurnedAway { .. }
+            | RegistryEvent::Session { .. }
+            | RegistryEvent::Final { .. } => None,
         })
     }
 
@@ -348,7 +352,9 @@ impl World {
                 session: of,
                 event: Event::Ended { reason },
             } if *of == session => Some(*reason),
-            RegistryEvent::TurnedAway { .. } | RegistryEvent::Session { .. } => None,
+            RegistryEvent::TurnedAway { .. }
+            | RegistryEvent::Session { .. }
+            | RegistryEvent::Final { .. } => None,
         })
     }
 

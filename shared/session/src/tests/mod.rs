@@ -1,5 +1,7 @@
 //! Two sessions back to back in virtual time.
 
+mod delivery;
+
 use crate::wire::frame::{
     CloseCode, Control, FlowCode, Frame, Hello, OnExpiry, OpenError, Protocol, RejectReason,
     ResumeReject,
@@ -28,6 +30,7 @@ fn config(role: Role) -> Config {
         buffer_bytes: 1 << 20,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
+        capabilities: 0,
     }
 }
 
@@ -37,8 +40,12 @@ fn secret(n: u64) -> Secret {
 
 impl Pair {
     fn new() -> Self {
+        Self::with(&config(Role::Client), &config(Role::Server))
+    }
+
+    fn with(ours: &Config, theirs: &Config) -> Self {
         let now = Instant::from_nanos(1_000_000_000);
-        let mut client = Session::new_client(&config(Role::Client), now);
+        let mut client = Session::new_client(ours, now);
         let link = LinkId(1);
         client.handle_link_up(link, secret(1), now);
         let mut out = Outbox::new();
@@ -47,7 +54,7 @@ impl Pair {
             Ok(Some(Frame::Hello(hello))) => hello,
             other => panic!("{other:?}"),
         };
-        let server = Self::server(&hello, link, now);
+        let server = Self::server(theirs, &hello, link, now);
         let mut pair = Self {
             now,
             ends: [client, server],
@@ -60,14 +67,8 @@ impl Pair {
         pair
     }
 
-    fn server(hello: &Hello, link: LinkId, now: Instant) -> Session {
-        Session::new_server(
-            &config(Role::Server),
-            SessionId([7; 16]),
-            hello,
-            (link, secret(1)),
-            now,
-        )
+    fn server(config: &Config, hello: &Hello, link: LinkId, now: Instant) -> Session {
+        Session::new_server(config, SessionId([7; 16]), hello, (link, secret(1)), now)
     }
 
     /// Moves bytes until nothing is left to be moved.
@@ -100,6 +101,7 @@ impl Pair {
             destination: "192.0.2.1:80".parse().unwrap(),
             grace: Duration::from_secs(60),
             on_expiry: OnExpiry::Reset,
+            accept_early: false,
         };
         let flow = self.ends[CLIENT].open_flow(&target, self.now).unwrap();
         self.run();
@@ -272,7 +274,8 @@ fn a_refused_origin_leaves_nothing() {
         CLIENT,
         &Event::FlowRefused {
             flow,
-            error: OpenError::Refused
+            error: OpenError::Refused,
+            remainder: None,
         }
     ));
     assert_eq!(pair.ends.each_ref().map(Session::flow_count), [0, 0]);
@@ -546,6 +549,7 @@ fn the_last_words_of_a_session_wait_for_nothing() {
         destination: "192.0.2.1:80".parse().unwrap(),
         grace: Duration::from_secs(60),
         on_expiry: OnExpiry::Reset,
+        accept_early: false,
     };
     for _ in 0..3000 {
         client.open_flow(&target, now).unwrap();

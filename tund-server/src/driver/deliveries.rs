@@ -1,0 +1,368 @@
+//! Delivery after grace: stored streams to their origins, and the journal of how far they came.
+
+use super::Server;
+use super::flows::{Fate, OriginSlot, READ_TURN_BYTES, code_of};
+use super::journal::Journal;
+use super::origin::ReadBuffer;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::task::{Context, Poll};
+use tund_daemon::clock;
+use tund_daemon::identity::PublicKey;
+use tund_daemon::seal::{Bound, Opener};
+use tund_server_core::delivery::{
+    Delivered, Deliveries, Delivery, KEPT, Progress, Record, Step, StoredFlow,
+};
+use tund_session::wire::frame::{Deliver, FlowCode, OnExpiry, Open, OpenError, Protocol};
+use tund_session::{Delivery as End, FlowId, Instant, Offset, Session, SessionId};
+
+/// All that delivering needs beside the flows themselves.
+pub(super) struct Deliverer {
+    pub(super) running: Deliveries,
+    journal: Option<Journal>,
+    opener: Opener,
+}
+
+impl Deliverer {
+    /// With the journal of that directory, if it can be had: what is written there.
+    pub(super) fn new(directory: &Path, opener: Opener) -> (Self, Delivered) {
+        let (journal, mut delivered) = match Journal::open(directory) {
+            Ok((journal, delivered)) => (Some(journal), delivered),
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    directory = %directory.display(),
+                    "the journal of deliveries cannot be opened; clients store nothing for this \
+                     server. Make [state] directory one that this daemon alone may write to"
+                );
+                (None, Delivered::default())
+            }
+        };
+        delivered.forget_before(clock::time_of_day().as_secs().saturating_sub(KEPT));
+        let deliverer = Self {
+            running: Deliveries::default(),
+            journal,
+            opener,
+        };
+        (deliverer, delivered)
+    }
+
+    /// Stored streams can be delivered exactly once.
+    pub(super) fn is_able(&self) -> bool {
+        self.journal.is_some()
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.journal.as_ref().and_then(Journal::poll_timeout)
+    }
+
+    /// Progress is on disk that nobody adds to.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.journal.as_ref().is_none_or(Journal::is_idle)
+    }
+}
+
+/// DELIVER connects like OPEN.
+fn as_open(deliver: &Deliver) -> Open {
+    Open {
+        flow: deliver.flow,
+        protocol: Protocol::Tcp,
+        source: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        destination: deliver.destination,
+        limit: deliver.limit,
+        grace: deliver.grace,
+        on_expiry: OnExpiry::Reset,
+    }
+}
+
+impl Server {
+    /// A client wants to deliver.
+    pub(super) fn begin_delivery(&mut self, session: SessionId, deliver: Deliver, now: Instant) {
+        let flow = deliver.flow;
+        let has_failed = self
+            .deliverer
+            .journal
+            .as_ref()
+            .is_none_or(Journal::has_failed);
+        let key = self.registry.key(session).filter(|_| !has_failed);
+        if key.is_some_and(|key| self.deliverer.running.begin(session, key, deliver)) {
+            self.ask_origin(session, as_open(&deliver), now);
+        } else {
+            self.registry.with(session, now, |s| {
+                s.refuse_flow(flow, OpenError::Exhausted, now);
+            });
+        }
+    }
+
+    /// Nothing more of a flow that may be stored goes to its origin by its own connection.
+    pub(super) fn note_final(&mut self, of: StoredFlow, (taken, released): (Offset, Offset)) {
+        let slot = self.origins.get(&(of.session, of.flow));
+        let unacknowledged = slot.and_then(|slot| slot.origin.unsent().ok());
+        let known = unacknowledged.map_or(released, |count| {
+            Offset(taken.0.saturating_sub(wide(count))).max(released)
+        });
+        self.note_progress(of, known);
+    }
+
+    fn note_progress(&mut self, of: StoredFlow, offset: Offset) {
+        let at = clock::time_of_day().as_secs();
+        let progress = Progress { of, offset, at };
+        if self.registry.delivered_mut().note(&progress)
+            && let Some(journal) = &mut self.deliverer.journal
+        {
+            journal.note(progress);
+        }
+    }
+
+    /// What a socket has brought so far of a flow that may be stored; true if more is to come.
+    pub(super) fn settle_stored(&mut self, session: SessionId, flow: FlowId, now: Instant) -> bool {
+        let Some(slot) = self.origins.get(&(session, flow)) else {
+            return false;
+        };
+        let Ok(unacknowledged) = slot.origin.unsent() else {
+            return false;
+        };
+        let (mut news, mut waits) = (None, false);
+        self.registry.with(session, now, |s| {
+            let offset = Offset(s.taken(flow).0.saturating_sub(wide(unacknowledged)));
+            s.settle_to(flow, offset, now);
+            waits = s.awaits_release(flow);
+            // The client cannot be told: should this daemon die now, the journal knows.
+            news = (!s.is_attached()).then_some(offset);
+        });
+        if let (Some(offset), Some(client)) = (news, self.registry.key(session)) {
+            let of = StoredFlow {
+                client,
+                session,
+                flow,
+            };
+            self.note_progress(of, offset);
+        }
+        waits
+    }
+
+    /// What a socket has brought so far of a delivery is noted, and what is recorded is released;
+    /// true if more is to come.
+    pub(super) fn settle_delivery(
+        &mut self,
+        session: SessionId,
+        flow: FlowId,
+        now: Instant,
+    ) -> bool {
+        let key = (session, flow);
+        let (Some(slot), Some(delivery)) = (
+            self.origins.get(&key),
+            self.deliverer.running.get_mut(session, flow),
+        ) else {
+            return false;
+        };
+        let Ok(unacknowledged) = slot.origin.unsent() else {
+            return false;
+        };
+        let (of, has_sent_fin) = (delivery.of(), slot.origin.is_finished());
+        if let Some(offset) = delivery.acknowledged(wide(unacknowledged), has_sent_fin) {
+            self.note_progress(of, offset);
+        }
+        if self.deliverer.is_recorded() {
+            let offset = self.registry.delivered().offset(&of);
+            self.release_recorded(session, flow, offset, now);
+        }
+        unacknowledged > 0
+    }
+
+    /// Everything of a stored stream before `offset` is on disk.
+    fn release_recorded(&mut self, session: SessionId, flow: FlowId, offset: Offset, now: Instant) {
+        let Some(slot) = self.origins.get(&(session, flow)) else {
+            return;
+        };
+        let has_fin_arrived =
+            slot.origin.is_finished() && slot.origin.unsent().is_ok_and(|n| n == 0);
+        let delivery = self.deliverer.running.get_mut(session, flow);
+        let Some(released) = delivery.and_then(|d| d.recorded(offset, has_fin_arrived)) else {
+            return;
+        };
+        self.registry.with(session, now, |s| {
+            s.settle_to(flow, released, now);
+            if has_fin_arrived && s.taken(flow) <= released {
+                // The origin has it all; whether it ever answers is its own business.
+                s.finish(flow, now);
+            }
+        });
+        if has_fin_arrived && let Some(slot) = self.origins.get(&(session, flow)) {
+            slot.origin.let_go();
+        }
+    }
+
+    /// Takes up what has been written to the journal, and writes the next batch.
+    pub(super) fn drive_journal(&mut self, cx: &mut Context<'_>, now: Instant) {
+        loop {
+            let Some(journal) = &mut self.deliverer.journal else {
+                return;
+            };
+            let written = journal.poll_written(cx, self.registry.delivered(), now);
+            let Poll::Ready(written) = written else {
+                return;
+            };
+            let is_all = self.deliverer.is_recorded();
+            let running: Vec<_> = self.deliverer.running.running().collect();
+            for (session, flow, of) in running {
+                let known = self.registry.delivered().offset(&of);
+                let of_batch = written.iter().find(|progress| progress.of == of);
+                let recorded = if is_all {
+                    Some(known)
+                } else {
+                    of_batch.map(|p| p.offset)
+                };
+                if let Some(offset) = recorded {
+                    self.release_recorded(session, flow, offset, now);
+                }
+            }
+        }
+    }
+
+    /// The flow of a delivery is over, or its socket.
+    pub(super) fn end_delivery(&mut self, session: SessionId, flow: FlowId) {
+        let Some(delivery) = self.deliverer.running.end(session, flow) else {
+            return;
+        };
+        let slot = self.origins.get(&(session, flow));
+        if let Some(slot) = slot
+            && let Ok(unacknowledged) = slot.origin.unsent()
+            && let Some(offset) =
+                delivery.acknowledged(wide(unacknowledged), slot.origin.is_finished())
+        {
+            self.note_progress(delivery.of(), offset);
+        }
+    }
+
+    /// Moves what can be moved of a delivery.
+    pub(super) fn deliver(&mut self, session: SessionId, flow: FlowId, now: Instant) -> Fate {
+        let (Some(slot), Some(delivery)) = (
+            self.origins.get_mut(&(session, flow)),
+            self.deliverer.running.get_mut(session, flow),
+        ) else {
+            return Fate::Lives;
+        };
+        let delivered = self.registry.delivered().offset(&delivery.of());
+        let opener = &self.deliverer.opener;
+        let buffer = &mut self.read_buffer;
+        let mut fate = Fate::Lives;
+        self.registry.with(session, now, |s| {
+            fate = slot.write_records(s, delivery, (delivered, opener), now);
+            if matches!(fate, Fate::Lives) {
+                fate = slot.discard_in(s, flow, buffer, now);
+            }
+        });
+        fate
+    }
+}
+
+fn unseal(
+    opener: &Opener,
+    of: StoredFlow,
+    deliver: &Deliver,
+    record: &Record,
+    sealed: &[u8],
+) -> Option<Vec<u8>> {
+    let bound = Bound {
+        client: PublicKey::from_bytes(of.client.0).ok()?,
+        session: of.session,
+        flow: of.flow,
+        user: deliver.user,
+        destination: deliver.destination,
+        framing: deliver.framing.number(),
+        start: record.start.0,
+        end: record.end.0,
+        flags: record.flags(),
+    };
+    opener.open(&bound, sealed).ok()
+}
+
+impl OriginSlot {
+    /// From records to the origin.
+    fn write_records(
+        &mut self,
+        session: &mut Session,
+        delivery: &mut Delivery,
+        (delivered, opener): (Offset, &Opener),
+        now: Instant,
+    ) -> Fate {
+        let mut cx = Context::from_waker(&self.waker);
+        let (of, deliver) = (delivery.of(), *delivery.deliver());
+        let flow = deliver.flow;
+        loop {
+            let arrived: Vec<_> = session.readable(flow).cloned().collect();
+            let open =
+                |record: &Record, sealed: &[u8]| unseal(opener, of, &deliver, record, sealed);
+            let is_all = session.has_all(flow);
+            match delivery.step((arrived.iter(), is_all), delivered, open) {
+                Step::Wait => return self.end_records(session, flow, now),
+                Step::Take(count) => session.release(flow, count, now),
+                Step::Broken(what) => {
+                    tracing::warn!(what, "stored messages cannot be delivered");
+                    session.abort(flow, FlowCode::Unsealable, now);
+                    return Fate::Gone;
+                }
+                Step::Write => match self.origin.poll_write(&mut cx, delivery.text().into_iter()) {
+                    Poll::Pending => return Fate::Lives,
+                    Poll::Ready(Ok(count)) => delivery.wrote(count),
+                    Poll::Ready(Err(error)) => {
+                        session.reset(flow, code_of(&error), now);
+                        return Fate::Gone;
+                    }
+                },
+            }
+        }
+    }
+
+    /// What comes behind the last record.
+    fn end_records(&mut self, session: &mut Session, flow: FlowId, now: Instant) -> Fate {
+        match session.delivery(flow) {
+            End::Open | End::Ended => Fate::Lives,
+            End::Fin => {
+                // A failure shows at the next read.
+                let _shut = self.origin.finish();
+                session.end_delivered(flow, now);
+                Fate::Lives
+            }
+            End::Reset => {
+                session.end_delivered(flow, now);
+                Fate::Gone
+            }
+        }
+    }
+
+    /// What the origin answers has no reader.
+    fn discard_in(
+        &mut self,
+        session: &mut Session,
+        flow: FlowId,
+        buffer: &mut ReadBuffer,
+        now: Instant,
+    ) -> Fate {
+        let mut cx = Context::from_waker(&self.waker);
+        let mut left = usize::try_from(READ_TURN_BYTES).unwrap_or(usize::MAX);
+        while !self.is_read_over {
+            if left == 0 {
+                self.waker.wake_by_ref();
+                return Fate::Lives;
+            }
+            match self.origin.poll_read(&mut cx, buffer, left) {
+                Poll::Pending => return Fate::Lives,
+                Poll::Ready(Ok(bytes)) => {
+                    self.is_read_over = bytes.is_empty();
+                    left = left.saturating_sub(bytes.len());
+                }
+                Poll::Ready(Err(error)) => {
+                    session.reset(flow, code_of(&error), now);
+                    return Fate::Gone;
+                }
+            }
+        }
+        Fate::Lives
+    }
+}
+
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
