@@ -7,6 +7,7 @@ mod admission;
 mod buffering;
 mod configuration;
 mod crowd;
+mod deliveries;
 mod endings;
 mod events;
 mod injection;

@@ -9,3 +9,4 @@ mod polling;
 mod portal;
 mod regressions;
 mod stalled_reader;
+mod store;

@@ -67,9 +67,15 @@ impl Rogue {
     /// Asks for a session and confirms it; panics unless the server gives one.
     #[track_caller]
     pub fn greet(&mut self) -> Welcome {
+        self.greet_with(0)
+    }
+
+    /// The same, with capabilities on offer.
+    #[track_caller]
+    pub fn greet_with(&mut self, capabilities: u64) -> Welcome {
         let hello = Hello {
             versions: (1, 1),
-            capabilities: 0,
+            capabilities,
             instance: Instance([0x66; 16]),
             limits: Limits {
                 max_flows: 100_000,

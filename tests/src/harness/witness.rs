@@ -144,7 +144,8 @@ impl World {
         let Some(local) = self.books(who).and_then(|books| books.locals.get(&flow)) else {
             return;
         };
-        let is_owed = local.stored && local.fin_given() && !local.over;
+        let is_reset = local.end_told().1;
+        let is_owed = local.stored && local.fin_given() && !local.over && !is_reset;
         if is_owed && local.acknowledged < local.released + 1 {
             let unit = local.unit;
             self.fault(format!("{who:?} is done with u{unit}, its origin is not"));
