@@ -155,13 +155,17 @@ impl Scene {
         let records = records.concat();
         self.begin(&mut rogue, session, &records);
         let all = u64::try_from(records.len()).unwrap() + 1;
-        let released = |frame: &Frame| match frame {
-            Frame::Ack(Ack { released, .. }) => released.0 == all,
-            Frame::Control {
+        let released = |frame: &Frame| {
+            if let Frame::Ack(Ack { released, .. })
+            | Frame::Control {
                 message: Control::Done { released, .. },
                 ..
-            } => released.0 == all,
-            _ => false,
+            } = frame
+            {
+                released.0 == all
+            } else {
+                false
+            }
         };
         until(&mut rogue, "all is released", released);
         rogue.say(Control::SessionClose {

@@ -18,6 +18,7 @@ mod outages;
 mod reach;
 mod restarts;
 mod rogues;
+mod storing;
 mod strangers;
 mod support;
 mod transfers;

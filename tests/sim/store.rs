@@ -203,45 +203,37 @@ impl World {
 
     fn on_client(&mut self, event: Event) {
         let id = self.client.id();
-        match event {
-            Event::FlowExpired { flow, remainder } => {
+        if let Event::FlowExpired { flow, remainder } = event {
+            self.stored = id.map(|id| (id, flow, remainder));
+        } else if let Event::Ended { .. } = event {
+            for (flow, remainder) in self.client.take_remainders() {
                 self.stored = id.map(|id| (id, flow, remainder));
             }
-            Event::Ended { .. } => {
-                for (flow, remainder) in self.client.take_remainders() {
-                    self.stored = id.map(|id| (id, flow, remainder));
-                }
-            }
-            Event::FlowReleased { released, .. } => self.released = released,
-            _ => {}
+        } else if let Event::FlowReleased { released, .. } = event {
+            self.released = released;
         }
     }
 
     fn on_server(&mut self, session: SessionId, event: Event) {
         let now = self.now;
-        match event {
-            Event::FlowOpened { open } => self.connect(session, open.flow),
-            Event::DeliverOpened { deliver } => {
-                assert!(self.deliveries.begin(session, KEY, deliver));
-                self.connect(session, deliver.flow);
+        if let Event::FlowOpened { open } = event {
+            self.connect(session, open.flow);
+        } else if let Event::DeliverOpened { deliver } = event {
+            assert!(self.deliveries.begin(session, KEY, deliver));
+            self.connect(session, deliver.flow);
+        } else if let Event::FlowReadable { flow } = event {
+            if self.deliveries.get_mut(session, flow).is_some() {
+                self.deliver(session, flow);
+            } else {
+                self.carry(session, flow);
             }
-            Event::FlowReadable { flow } => {
-                if self.deliveries.get_mut(session, flow).is_some() {
-                    self.deliver(session, flow);
-                } else {
-                    self.carry(session, flow);
-                }
-            }
-            Event::FlowAborted { flow, .. } | Event::FlowForgotten { flow, .. } => {
+        } else if let Event::FlowAborted { flow, .. } | Event::FlowForgotten { flow, .. } = event {
+            self.close(session, flow);
+        } else if let Event::Ended { .. } = event {
+            let flows = self.connections.keys().filter(|(of, _)| *of == session);
+            for (_, flow) in flows.copied().collect::<Vec<_>>() {
                 self.close(session, flow);
             }
-            Event::Ended { .. } => {
-                let flows = self.connections.keys().filter(|(of, _)| *of == session);
-                for (_, flow) in flows.copied().collect::<Vec<_>>() {
-                    self.close(session, flow);
-                }
-            }
-            _ => {}
         }
         self.registry.with(session, now, |_| {});
     }

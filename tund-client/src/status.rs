@@ -2,7 +2,9 @@
 
 use tund_daemon::cli::{both_ways, columns, elapsed, flow_counts, link_line, state_name};
 use tund_daemon::config::format_size;
-use tund_daemon::control::{ByteCounts, ClientStatus, EndedFlowRow, FlowRow, OutageReport};
+use tund_daemon::control::{
+    ByteCounts, ClientStatus, EndedFlowRow, FlowRow, OutageReport, SpoolCounts,
+};
 
 /// The status, one fact per line; what carries most comes first among the links.
 pub(crate) fn text(status: &ClientStatus) -> String {
@@ -27,8 +29,23 @@ pub(crate) fn text(status: &ClientStatus) -> String {
     fact("transferred", both_ways(status.bytes));
     fact("buffered", both_ways(status.buffered_bytes));
     fact("outages", outages(status.outages));
+    if status.spool != SpoolCounts::default() {
+        fact("stored", stored(status.spool));
+    }
     fact("version", status.version.clone());
     columns(&rows)
+}
+
+fn stored(spool: SpoolCounts) -> String {
+    let mut text = format!(
+        "{} in {} files",
+        format_size(spool.bytes),
+        spool.waiting + spool.dead
+    );
+    if spool.dead > 0 {
+        text.push_str(&format!(", {} of them dead", spool.dead));
+    }
+    text
 }
 
 fn outages(outages: OutageReport) -> String {
@@ -161,6 +178,7 @@ mod tests {
                 last_gap_ms: Some(30_120),
                 last_resume_ms: Some(41),
             },
+            spool: SpoolCounts::default(),
             error: None,
             version: "0.1.0".to_owned(),
         }
@@ -176,6 +194,11 @@ mod tests {
             bytes: ByteCounts::default(),
             buffered_bytes: ByteCounts::default(),
             outages: OutageReport::default(),
+            spool: SpoolCounts {
+                waiting: 2,
+                dead: 1,
+                bytes: 4096,
+            },
             error: Some(ErrorReport {
                 code: "server_key_mismatch".to_owned(),
                 message: "another key".to_owned(),
@@ -225,6 +248,11 @@ mod tests {
     "count": 2,
     "last_gap_ms": 30120,
     "last_resume_ms": 41
+  },
+  "spool": {
+    "waiting": 0,
+    "dead": 0,
+    "bytes": 0
   },
   "error": null,
   "version": "0.1.0"
@@ -288,6 +316,7 @@ mod tests {
              outages:      2, the last one 30.1s, resumed in 41ms\n\
              version:      0.1.0\n"
         );
+        assert!(text(&ready()).contains("stored:       4KiB in 3 files, 1 of them dead\n"));
         assert!(text(&ready()).contains("error:        another key (server_key_mismatch)\n"));
     }
 

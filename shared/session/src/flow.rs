@@ -88,6 +88,8 @@ pub(crate) struct Flow {
     pub(crate) lost: u64,
     /// The local socket is gone: no event about it any more.
     pub(crate) detached_socket: bool,
+    /// Its grace runs from here at the earliest (rule 11).
+    pub(crate) opened_at: Instant,
     /// Last time the local socket took something, or something arrived (rule 13's 5 s).
     pub(crate) progress_at: Instant,
     /// An ACK is to be sent.
@@ -133,6 +135,7 @@ impl Flow {
             done_received: false,
             lost: 0,
             detached_socket: false,
+            opened_at: now,
             progress_at: now,
             ack_due: false,
             ack_on: None,
@@ -140,6 +143,11 @@ impl Flow {
             turn: Turn::Idle,
             deficit: crate::limits::QUANTUM,
         }
+    }
+
+    /// When its grace is over, in an outage since then.
+    pub(crate) fn expires_at(&self, since: Instant) -> Instant {
+        since.max(self.opened_at) + self.grace
     }
 
     /// Nothing more is sent: what the peer has not released is lost.

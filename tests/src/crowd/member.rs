@@ -10,7 +10,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tund_client_core::netstack::{
     Arena, NetstackConfig, RECEIVE_RING_BYTES, RingMemory, Rings, SEND_RING_BYTES, Sink,
 };
-use tund_client_core::{Client, ClientConfig, ClientEvent, PathId, Refused, State};
+use tund_client_core::{
+    Client, ClientConfig, ClientEvent, DuringOutage, PathId, Policies, Refused, Rules, State,
+};
 use tund_daemon::identity::PrivateKey;
 use tund_daemon::link::{ClientTls, Link, LinkError, SocketOptions};
 use tund_daemon::ready::ReadySet;
@@ -115,6 +117,11 @@ impl Member {
     ) -> Self {
         let mut instance = [0x5a; 16];
         instance[..8].copy_from_slice(&number.to_le_bytes());
+        let rules = Rules {
+            grace: Duration::from_secs(60),
+            during_outage: DuringOutage::Hold,
+            store: None,
+        };
         let config = ClientConfig {
             session: tund_session::Config {
                 instance: Instance(instance),
@@ -131,9 +138,9 @@ impl Member {
                 seed: number,
                 ..NetstackConfig::default()
             },
-            grace: Duration::from_secs(60),
+            policies: Policies::new(rules, Vec::new()),
+            spool_bytes: 0,
             linger: Some(Duration::from_secs(60)),
-            refuse_during_outage: false,
             seed: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
         };
         let mut application = Application::new(target.origin);
@@ -244,6 +251,10 @@ impl Member {
                     self.client.handle_progress(link, progress, now);
                 }
             }
+            ClientEvent::FindUser { .. }
+            | ClientEvent::Spool(_)
+            | ClientEvent::Stored { .. }
+            | ClientEvent::Undeliverable => {}
             ClientEvent::Attached { .. } => self.view.attached_at = Some(now),
             ClientEvent::Ended { reason, .. } => self.view.ended = Some(reason),
             ClientEvent::Detached | ClientEvent::FlowEnded(_) | ClientEvent::Refused(_) => {}

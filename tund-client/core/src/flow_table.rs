@@ -3,6 +3,7 @@
 use crate::account::{End, EndedBy, FlowAccount, HowEnded, LostBytes, Recent};
 use crate::client::{Client, ClientEvent};
 use crate::netstack::{ConnectionId, NetEvent, Netstack};
+use crate::policy::Store;
 use bytes::BytesMut;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
@@ -11,6 +12,8 @@ use std::time::Duration;
 use tund_session::wire::frame::FlowCode;
 use tund_session::{Delivery, FlowId, Instant, Session};
 
+/// The user of whom nothing is known, as everywhere in Linux.
+pub(crate) const NOBODY: u32 = 65_534;
 /// Bytes taken out of a receive ring in one piece: the ring.
 const PIECE_BYTES: u64 = 256 * 1024;
 
@@ -24,8 +27,12 @@ pub struct ClientFlow {
     pub destination: SocketAddr,
     /// When the application asked for it.
     pub since: Instant,
-    /// The origin has answered.
+    /// Connection A is open: the origin has answered, or a policy does not wait for it.
     pub is_open: bool,
+    /// What becomes of bytes that are left behind grace.
+    pub(crate) store: Option<Store>,
+    /// The user whose application this is, once known.
+    pub(crate) user: u32,
     /// Outages it has lived through.
     pub outages: u64,
     /// Bytes from the application.
@@ -57,6 +64,8 @@ impl ClientFlow {
             destination,
             since,
             is_open: false,
+            store: None,
+            user: NOBODY,
             outages: 0,
             up_bytes: 0,
             down_bytes: 0,
@@ -129,6 +138,16 @@ impl FlowTable {
         Some(flow)
     }
 
+    pub(crate) fn get(&self, id: FlowId) -> Option<&ClientFlow> {
+        self.flows.get(&id)
+    }
+
+    /// The flow of a connection.
+    pub(crate) fn find(&mut self, connection: ConnectionId) -> Option<&mut ClientFlow> {
+        let id = self.by_connection.get(&connection)?;
+        self.flows.get_mut(id)
+    }
+
     pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<&mut ClientFlow> {
         self.flows.get_mut(&id)
     }
@@ -139,6 +158,12 @@ impl FlowTable {
         let flow = self.remove(id)?;
         self.leaving.insert(id, (flow, end, lost));
         Some(flow)
+    }
+
+    /// Forgets a flow whose connection A is gone already, account and all.
+    pub(crate) fn take_leaving(&mut self, id: FlowId) -> Option<(ClientFlow, End)> {
+        let (flow, end, _) = self.leaving.remove(&id)?;
+        Some((flow, end))
     }
 
     /// The account of a flow that the session has forgotten, having lost so many bytes of it.
@@ -218,9 +243,7 @@ impl Client {
         | NetEvent::Writable { connection }
         | NetEvent::Syn { connection, .. }) = event;
         let Some(flow) = self.table.by_connection.get(&connection).copied() else {
-            if matches!(event, NetEvent::SynGone { .. }) {
-                self.on_syn_gone(connection);
-            }
+            self.on_event_without_flow(event, connection);
             return;
         };
         match event {

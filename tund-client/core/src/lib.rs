@@ -6,8 +6,12 @@ mod dialer;
 mod flow_table;
 pub mod netstack;
 pub mod packet;
+pub mod policy;
+pub mod spool;
 
 pub use account::{EndedBy, FlowAccount, HowEnded, LostBytes};
-pub use client::{Client, ClientConfig, ClientEvent, Outages, Refused, State};
+pub use client::{Client, ClientConfig, ClientEvent, NotStored, Outages, Refused, State};
 pub use dialer::PathId;
 pub use flow_table::{ClientFlow, FlowTable};
+pub use policy::{DuringOutage, Policies, Policy, Rules, Store};
+pub use spool::{FileId, SpoolOrder};

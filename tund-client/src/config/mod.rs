@@ -1,5 +1,6 @@
 //! The client's configuration: every key, its default and its bounds; past here nothing is checked.
 
+mod policy;
 mod unbuilt;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,6 +10,8 @@ use std::time::Duration;
 use tund_daemon::config::{Endpoint, Loaded, Mistakes, Section, format_size, value};
 use tund_daemon::identity::{PrivateKey, PublicKey};
 use tund_daemon::telemetry::LogLevel;
+
+pub(crate) use policy::{Framing, Policy, Protocol, Spool, Store};
 
 /// Where commands look for the daemon unless told otherwise.
 pub(crate) const CONTROL_SOCKET: &str = "/run/tund/client.sock";
@@ -53,10 +56,14 @@ pub(crate) struct Config {
     pub(crate) grace: Duration,
     /// What happens to a new connection during an outage.
     pub(crate) connect_during_outage: ConnectDuringOutage,
+    /// Other rules for some destinations, in the order in which they are asked.
+    pub(crate) policies: Vec<Policy>,
     /// Unacknowledged bytes kept per direction.
     pub(crate) buffer_bytes: u64,
     /// The buffers of both directions together.
     pub(crate) memory_bytes: u64,
+    /// Where bytes wait that are stored.
+    pub(crate) spool: Spool,
     /// The control socket.
     pub(crate) control_socket: PathBuf,
     /// `RUST_LOG` wins over it.
@@ -75,6 +82,8 @@ pub(crate) enum Connect {
 /// What happens to a new connection during an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConnectDuringOutage {
+    /// It is accepted, and its bytes are taken.
+    Accept,
     /// It waits for the end of the outage, or for the application's patience.
     Hold,
     /// It is refused at once.
@@ -100,9 +109,9 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     unbuilt::dns(root);
     unbuilt::udp(root);
     let session = root.table("session", session);
-    unbuilt::policies(root);
+    let policies = policy::policies(root);
     let memory_bytes = root.table("limits", |section| memory(section, session.buffer_bytes));
-    unbuilt::spool(root);
+    let spool = root.table("spool", policy::spool);
     let control_socket = root.table("control", |section| {
         section.or("socket", CONTROL_SOCKET.into(), value::socket_path)
     });
@@ -125,8 +134,10 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         accept_forwarded: tun.accept_forwarded,
         grace: session.grace,
         connect_during_outage: session.connect_during_outage,
+        policies,
         buffer_bytes: session.buffer_bytes,
         memory_bytes,
+        spool,
         control_socket,
         log_level,
     })

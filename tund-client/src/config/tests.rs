@@ -7,13 +7,13 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 
 /// A directory with a key file, and the server's public key.
-struct Stage {
+pub(super) struct Stage {
     directory: tempfile::TempDir,
     server_key: PublicKey,
     own_key: PublicKey,
 }
 
-fn stage() -> Stage {
+pub(super) fn stage() -> Stage {
     let directory = tempfile::tempdir().expect("temporary directory");
     let own = PrivateKey::generate().expect("a key");
     own.save(&directory.path().join("client.key"), false)
@@ -28,7 +28,7 @@ fn stage() -> Stage {
 
 impl Stage {
     /// What is required, on lines 1 to 5.
-    fn minimum(&self) -> String {
+    pub(super) fn minimum(&self) -> String {
         format!(
             "[identity]\nprivate_key_file = \"{}\"\n[server]\naddress = [\"203.0.113.7:443\"]\n\
              public_key = \"{}\"\n",
@@ -47,6 +47,14 @@ impl Stage {
         load(&self.write(text))
     }
 
+    /// What `text` without a mistake says.
+    pub(super) fn config(&self, text: &str) -> Config {
+        let loaded = self.load(text);
+        loaded
+            .unwrap_or_else(|mistakes| panic!("{mistakes}"))
+            .config
+    }
+
     /// The mistakes in `text`, without the directory.
     fn mistakes(&self, text: &str) -> Vec<String> {
         let Err(Mistakes(mistakes)) = self.load(text) else {
@@ -56,7 +64,7 @@ impl Stage {
     }
 
     /// The warnings about the minimum followed by `text`.
-    fn warnings(&self, text: &str) -> Vec<String> {
+    pub(super) fn warnings(&self, text: &str) -> Vec<String> {
         let loaded = self.load(&(self.minimum() + text));
         self.short(
             &loaded
@@ -73,7 +81,7 @@ impl Stage {
     }
 
     /// Asserts that the minimum followed by `text` has one mistake, in this line, with these words.
-    fn one(&self, text: &str, line: usize, key: &str, words: &[&str]) {
+    pub(super) fn one(&self, text: &str, line: usize, key: &str, words: &[&str]) {
         let mistakes = self.mistakes(&(self.minimum() + text));
         assert_eq!(mistakes.len(), 1, "{mistakes:?}");
         let start = format!("client.toml:{line}: {key}: ");
@@ -414,11 +422,6 @@ fn what_is_not_built_is_never_promised() {
             "metrics.listen",
             "write listen = \"\"",
         ),
-        (
-            "[[policy]]\ndestination = \"10.0.0.9:514\"\n",
-            "policy.destination",
-            "remove this",
-        ),
     ] {
         stage.one(text, 7, key, &["is not built in this version", remedy]);
     }
@@ -431,7 +434,6 @@ fn what_has_no_effect_is_a_warning() {
         ("[routes]\nlan = \"tund\"\n", "routes.lan"),
         ("[dns]\naddress = \"10.111.0.3\"\n", "dns.address"),
         ("[udp]\nidle = \"1m\"\n", "udp.idle"),
-        ("[spool]\nmax_bytes = \"1GiB\"\n", "spool.max_bytes"),
         ("[limits]\nmemory = \"32MiB\"\n", "limits.memory"),
     ] {
         let warnings = stage.warnings(text);
@@ -441,23 +443,6 @@ fn what_has_no_effect_is_a_warning() {
             "{warnings:?}"
         );
     }
-}
-
-#[test]
-fn a_policy_is_checked_although_it_is_not_built() {
-    let stage = stage();
-    let text = stage.minimum() + "[[policy]]\ndestination = \"10.0.0.9\"\non_expiry = \"store\"\n";
-
-    let mistakes = stage.mistakes(&text).join("\n");
-
-    assert!(
-        mistakes.contains(": policy.framing: is required with on_expiry"),
-        "{mistakes}"
-    );
-    assert!(
-        mistakes.contains(": policy.protocol: only TCP bytes can be stored"),
-        "{mistakes}"
-    );
 }
 
 #[test]

@@ -6,9 +6,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use tund_daemon::config::{Destination, Prefix, Section, value};
+use tund_daemon::config::{Prefix, Section, value};
 
-use super::{Duration, HOUR, LONGEST, MINUTE, SECOND};
+use super::{HOUR, MINUTE, SECOND};
 
 const NOT_BUILT: &str = "is not built in this version";
 
@@ -117,84 +117,6 @@ pub(super) fn udp(root: &mut Section<'_>) {
         ignored(section, ("max_age", 2 * SECOND), max_age, &why);
         let filtering = value::choice(&[("address", 0), ("endpoint", 1)]);
         ignored(section, ("filtering", 0), filtering, &why);
-    });
-}
-
-/// `[[policy]]`: other rules for some destinations.
-pub(super) fn policies(root: &mut Section<'_>) {
-    root.tables("policy", |section| {
-        policy(section);
-        section.reject(
-            "destination",
-            format!("a policy for some destinations {NOT_BUILT}"),
-            "remove this [[policy]], and write in [session] what shall hold for all",
-        );
-        Some(())
-    });
-}
-
-fn policy(section: &mut Section<'_>) {
-    section.required(
-        "destination",
-        "add destination = \"ADDRESS, CIDR, or either with a port\" to this [[policy]]",
-        value::from_text::<Destination>("a destination"),
-    );
-    let protocols = [("tcp", true), ("udp", false), ("icmp", false)];
-    let is_tcp = section.or("protocol", false, value::choice(&protocols));
-    section.optional("grace", value::duration(Duration::ZERO..=LONGEST));
-    let connects = [("hold", ()), ("refuse", ()), ("accept", ())];
-    section.optional("connect_during_outage", value::choice(&connects));
-    let expiries = [("reset", false), ("store", true)];
-    let is_stored = section.or("on_expiry", false, value::choice(&expiries));
-    let framings = [("line", ()), ("octet-count", ()), ("whole", ())];
-    section.optional("framing", value::choice(&framings));
-    section.optional("retain", value::duration(MINUTE..=LONGEST));
-    section.optional(
-        "downstream",
-        value::choice(&[("discard", ()), ("handoff", ())]),
-    );
-
-    if is_stored && !section.has("framing") {
-        section.reject(
-            "framing",
-            "is required with on_expiry = \"store\" and missing",
-            "add framing = \"line\", \"octet-count\" or \"whole\"",
-        );
-    }
-    if is_stored && !is_tcp {
-        section.reject(
-            "protocol",
-            "only TCP bytes can be stored",
-            "add protocol = \"tcp\" to this [[policy]]",
-        );
-    }
-    for key in ["framing", "retain", "downstream"] {
-        if !is_stored && section.has(key) {
-            section.reject(
-                key,
-                "has no effect without on_expiry = \"store\"",
-                format!("remove {key}, or add on_expiry = \"store\""),
-            );
-        }
-    }
-}
-
-/// `[spool]`: what waits for delivery.
-pub(super) fn spool(root: &mut Section<'_>) {
-    root.table("spool", |section| {
-        let why = format!("storing {NOT_BUILT}");
-        ignored(
-            section,
-            ("directory", "/var/lib/tund/spool".into()),
-            value::path,
-            &why,
-        );
-        ignored(
-            section,
-            ("max_bytes", 256 << 20),
-            value::size(1 << 20..=1 << 50),
-            &why,
-        );
     });
 }
 

@@ -107,6 +107,7 @@ impl Daemon {
             Poll::Pending => false,
             Poll::Ready(Ok(proved)) => {
                 slot.is_up = true;
+                self.files.set_server_key(proved.peer);
                 self.client.handle_link_up(id, proved.secret, now);
                 true
             }

@@ -5,15 +5,19 @@ mod arena;
 mod links;
 mod paths;
 mod report;
+mod rules;
+mod spool;
 
-use crate::config::{Config, Connect, ConnectDuringOutage};
+use crate::config::{Config, Connect};
 use crate::sys::address::InterfaceAddress;
 use crate::sys::tun::{Offload, READ_BYTES, TunDevice, TunName, TunOptions};
+use crate::sys::user::owner;
 use accounts::AccountLog;
 use anyhow::Context as _;
 use links::LinkSlot;
 use paths::Paths;
 use rustc_hash::FxHashMap;
+use spool::{Done, Files};
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -29,6 +33,7 @@ use tund_daemon::lifecycle::{
 };
 use tund_daemon::link::{ClientTls, LinkError};
 use tund_daemon::ready::ReadySet;
+use tund_session::wire::frame::capability;
 use tund_session::{Instance, Instant, LinkId, Outbox};
 
 /// Rounds of work before other tasks of the runtime get a turn.
@@ -74,6 +79,7 @@ struct Daemon {
     woken: Vec<u64>,
     outbox: Outbox,
     paths: Paths,
+    files: Files,
     alarm: Alarm,
     addresses: Vec<IpAddr>,
     addresses_at: Instant,
@@ -175,7 +181,7 @@ fn client_config(config: &Config, tun: &TunDevice, addresses: Vec<IpAddr>) -> Cl
             buffer_bytes: config.buffer_bytes.min(config.memory_bytes / 2),
             max_flows: MAX_FLOWS,
             max_grace: config.grace,
-            capabilities: 0,
+            capabilities: capability::DELIVERY,
         },
         netstack: NetstackConfig {
             local_addresses: addresses,
@@ -185,12 +191,12 @@ fn client_config(config: &Config, tun: &TunDevice, addresses: Vec<IpAddr>) -> Cl
             seed,
             ..NetstackConfig::default()
         },
-        grace: config.grace,
+        policies: rules::policies(config),
+        spool_bytes: config.spool.max_bytes,
         linger: match config.connect {
             Connect::Always => None,
             Connect::OnDemand => Some(config.linger),
         },
-        refuse_during_outage: config.connect_during_outage == ConnectDuringOutage::Refuse,
         seed,
     }
 }
@@ -203,10 +209,14 @@ impl Daemon {
         let addresses = own_addresses();
         let now = clock::now();
         let settings = client_config(&config, &tun, addresses.clone());
+        let (files, found) = Files::open(&config)?;
         let slots = arena::Slots::reserve(settings.netstack.max_connections)?;
         let ready = ReadySet::new();
+        let mut client = Client::new(settings, Box::new(slots), now);
+        client.load_spool(&found, now);
         Ok(Self {
-            client: Client::new(settings, Box::new(slots), now),
+            client,
+            files,
             tun_waker: ready.register(TUN_TOKEN),
             is_tun_ready: true,
             packet: vec![0; READ_BYTES],
@@ -248,6 +258,9 @@ impl Daemon {
             }
             if self.paths.poll_resolved(cx).is_ready() {
                 self.find_paths(now);
+            }
+            while let Poll::Ready(done) = self.files.poll_done(cx) {
+                self.on_done(done, now);
             }
             let expired = self.alarm.poll_expired(cx).is_ready();
             let mut woken = std::mem::take(&mut self.woken);
@@ -423,6 +436,34 @@ impl Daemon {
             ClientEvent::Refused(why) => {
                 tracing::error!("{}", report::refusal(why).1);
             }
+            ClientEvent::FindUser {
+                connection,
+                source,
+                destination,
+            } => match owner(source, destination) {
+                Ok(user) => self.client.handle_user(connection, user),
+                Err(error) => tracing::debug!(%error, "nobody knows whose connection this is"),
+            },
+            ClientEvent::Spool(order) => self.files.order(order),
+            ClientEvent::Stored { .. } | ClientEvent::Undeliverable => report::tell_stored(&event),
+        }
+    }
+
+    fn on_done(&mut self, done: Done, now: Instant) {
+        match done {
+            Done::Stored(file, result) => {
+                if let Err(error) = &result {
+                    tracing::error!(
+                        "cannot store what is left of a connection: {error}; it is lost; is there \
+                         room on the disk of [spool] directory, and may this user write there?"
+                    );
+                }
+                self.client.handle_stored(file, result.is_ok(), now);
+            }
+            Done::Record(file, record, bytes) => {
+                self.client.handle_record(file, record, bytes, now);
+            }
+            Done::Named => {}
         }
     }
 

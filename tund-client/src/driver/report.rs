@@ -3,11 +3,12 @@
 use super::links::LinkSlot;
 use super::{Daemon, accounts};
 use std::time::Duration;
-use tund_client_core::{ClientFlow, FlowAccount, Refused, State};
+use tund_client_core::{ClientEvent, ClientFlow, FlowAccount, NotStored, Refused, State};
 use tund_daemon::control::{
     ByteCounts, ClientCommand, ClientState, ClientStatus, EndedFlowRow, ErrorReport, FLOW_ROWS_MAX,
     FlowCounts, FlowRow, LinkReport, OutageReport, Page, Request,
 };
+use tund_daemon::telemetry::Redacted;
 use tund_session::{FlowId, Instant};
 
 /// Code and message of an error that needs a person.
@@ -30,6 +31,47 @@ pub(super) const fn refusal(why: Refused) -> (&'static str, &'static str) {
     }
 }
 
+/// What became of bytes that a policy wants stored.
+pub(super) fn tell_stored(event: &ClientEvent) {
+    if *event == ClientEvent::Undeliverable {
+        tracing::warn!(
+            "stored bytes wait for delivery, and the server does not deliver; update it, or drop \
+             them with `tund-client spool drop`"
+        );
+    }
+    let ClientEvent::Stored {
+        destination,
+        stored_bytes,
+        lost_bytes,
+        why,
+    } = event
+    else {
+        return;
+    };
+    let destination = Redacted(destination);
+    let Some(why) = why else {
+        tracing::info!(%destination, stored_bytes, lost_bytes, "stored what is left of a connection");
+        return;
+    };
+    let (found, remedy) = match why {
+        NotStored::Failed => ("the disk did not take it", "see the error before"),
+        NotStored::Full => (
+            "the spool, or the user's quarter of it, is full",
+            "raise [spool] max_bytes, or look at `tund-client spool ls`",
+        ),
+        NotStored::Opaque => (
+            "it is no run of messages",
+            "is the framing of its [[policy]] right? TLS, SSH and HTTP/2 are never stored",
+        ),
+    };
+    tracing::warn!(
+        %destination,
+        stored_bytes,
+        lost_bytes,
+        "could not store what is left of a connection: {found}; {remedy}"
+    );
+}
+
 impl Daemon {
     pub(super) fn on_request(&mut self, request: Request<ClientCommand>, now: Instant) {
         match request.command.clone() {
@@ -44,6 +86,9 @@ impl Daemon {
                 self.client.reconnect(now);
                 request.answer(&());
             }
+            ClientCommand::Spool { after } => request.answer(&self.spool_page(after, now)),
+            ClientCommand::SpoolDrop { file } => request.answer(&self.drop_files(file, now)),
+            ClientCommand::SpoolRetry { file } => request.answer(&self.retry_files(file, now)),
         }
     }
 
@@ -87,6 +132,7 @@ impl Daemon {
                 last_gap_ms: outages.last_gap.map(millis),
                 last_resume_ms: outages.last_resume.map(millis),
             },
+            spool: self.spool_counts(),
             error: error.map(|(code, message)| ErrorReport {
                 code: code.to_owned(),
                 message: message.to_owned(),

@@ -1,5 +1,5 @@
 //! What the daemon changes in the system, and what it asks the kernel: device, addresses, guard,
-//! routes, link sockets, memory.
+//! routes, link sockets, memory, whose socket one is.
 //!
 //! Nothing here knows sessions or flows. Every failure is an [`error::SystemError`] that says
 //! what was tried, what was found and what to do; its kind tells a missing privilege (exit
@@ -15,3 +15,4 @@ pub(crate) mod socket;
 #[cfg(test)]
 mod testing;
 pub(crate) mod tun;
+pub(crate) mod user;

@@ -10,6 +10,9 @@ use super::Access;
 /// Flows in one answer: with 200 bytes each, within the bound of an answer many times over.
 pub const FLOW_ROWS_MAX: usize = 256;
 
+/// Stored files in one answer: with 400 bytes each, within the bound of an answer.
+pub const SPOOL_ROWS_MAX: usize = 256;
+
 /// Sessions in one answer: with eight links each they still fit.
 pub const SESSION_ROWS_MAX: usize = 128;
 
@@ -35,6 +38,22 @@ pub enum ClientCommand {
     },
     /// Drop the links and dial again now. Answer: null.
     Reconnect,
+    /// Up to [`SPOOL_ROWS_MAX`] stored files in the order of their ids. Answer: a page of rows.
+    Spool {
+        /// Only files with a larger id than this.
+        #[serde(default)]
+        after: Option<u64>,
+    },
+    /// Drop a stored file, or all. Answer: how many.
+    SpoolDrop {
+        /// Which; none: all.
+        file: Option<u64>,
+    },
+    /// Try to deliver a stored file now, or all. Answer: how many.
+    SpoolRetry {
+        /// Which; none: all.
+        file: Option<u64>,
+    },
     /// Totals. Answer: the client's status.
     Status,
 }
@@ -43,9 +62,13 @@ impl Command for ClientCommand {
     fn access(&self) -> Access {
         match self {
             Self::Status => Access::Totals,
-            Self::Disconnect | Self::EndedFlows | Self::Flows { .. } | Self::Reconnect => {
-                Access::Everything
-            }
+            Self::Disconnect
+            | Self::EndedFlows
+            | Self::Flows { .. }
+            | Self::Reconnect
+            | Self::Spool { .. }
+            | Self::SpoolDrop { .. }
+            | Self::SpoolRetry { .. } => Access::Everything,
         }
     }
 }

@@ -13,12 +13,14 @@ mod socket;
 use std::time::Duration;
 
 pub use ask::{AskError, ask};
-pub use command::{ClientCommand, Command, FLOW_ROWS_MAX, SESSION_ROWS_MAX, ServerCommand};
+pub use command::{
+    ClientCommand, Command, FLOW_ROWS_MAX, SESSION_ROWS_MAX, SPOOL_ROWS_MAX, ServerCommand,
+};
 pub use peer::{Access, Caller};
 pub use report::{
     ByteCounts, ClientState, ClientStatus, EndedFlowRow, ErrorReport, FlowCounts, FlowRow,
     LinkReport, MemoryReport, OutageReport, Page, ServerState, ServerStatus, SessionCounts,
-    SessionRow, SessionState,
+    SessionRow, SessionState, SpoolCounts, SpoolRow,
 };
 pub use server::{ControlServer, Request};
 pub use socket::BindError;

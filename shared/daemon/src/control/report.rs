@@ -41,6 +41,8 @@ pub struct ClientStatus {
     pub buffered_bytes: ByteCounts,
     /// What was survived, since the daemon's start.
     pub outages: OutageReport,
+    /// What waits for delivery.
+    pub spool: SpoolCounts,
     /// What is wrong; none when all is well.
     pub error: Option<ErrorReport>,
     /// The daemon's version.
@@ -95,6 +97,17 @@ pub struct OutageReport {
     pub last_gap_ms: Option<u64>,
     /// Of the last one: from the successful dial's first packet to attached.
     pub last_resume_ms: Option<u64>,
+}
+
+/// What was stored after an outage that outlasted its grace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolCounts {
+    /// Files that wait or are being delivered.
+    pub waiting: u64,
+    /// Files that are kept for a person.
+    pub dead: u64,
+    /// Bytes of all on the disk.
+    pub bytes: u64,
 }
 
 /// An error, for programs and for people.
@@ -166,6 +179,37 @@ pub struct EndedFlowRow {
     pub outages: u64,
     /// The longest time in which no byte of it moved.
     pub longest_silence_ms: u64,
+}
+
+/// One row of `spool ls --json`: what is left of a flow, and waits for delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolRow {
+    /// By which it is tried again or dropped.
+    pub id: u64,
+    /// The origin.
+    pub destination: SocketAddr,
+    /// Whose application sent it; 65534 if that is not known.
+    pub user: u32,
+    /// `storing`, `waiting`, `delivering`, or `dead`: not tried any more unless a person wants it.
+    pub state: String,
+    /// Why it is dead: `damaged`, `denied`, `overdue`, `unsealable`.
+    pub reason: Option<String>,
+    /// `line`, `octet-count` or `whole`.
+    pub framing: String,
+    /// Bytes of the application.
+    pub bytes: u64,
+    /// Bytes on the disk.
+    pub file_bytes: u64,
+    /// Sealed pieces, each of one or more messages.
+    pub records: u32,
+    /// The session in which they were taken: 32 hexadecimal digits.
+    pub session_id: String,
+    /// Since it was stored, in seconds.
+    pub age_s: u64,
+    /// For how many seconds more it is tried.
+    pub keep_s: u64,
+    /// When its destination is tried again, if that failed.
+    pub retry_ms: Option<u64>,
 }
 
 /// The state of the server daemon.

@@ -91,7 +91,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`open_flow`](Self::open_flow), and where the server does not deliver.
+    /// As [`open_flow`](Self::open_flow), and where the server does not deliver; without room for
+    /// the longest record, a part of one could wait here for its own release.
     pub fn deliver(&mut self, target: &DeliverTarget, now: Instant) -> Result<FlowId, OpenRefused> {
         let mut flow = self.next_flow(target.grace, now)?;
         if !self.has_delivery() {
@@ -99,6 +100,11 @@ impl Session {
         }
         let id = flow.id;
         flow.purpose = Purpose::Delivery;
+        flow.intake_reserve = longest_message(target.framing) + limits::RECORD_EXTRA;
+        let (share, bytes) = (&mut flow.intake_share, flow.intake_reserve);
+        if !self.intake.reserve(share, bytes) {
+            return Err(OpenRefused::NoRoom);
+        }
         let limit = self.add_flow(flow);
         self.lane.say(Control::Deliver(Deliver {
             flow: id,

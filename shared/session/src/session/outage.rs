@@ -123,7 +123,7 @@ impl Session {
             .values()
             .filter(|f| !(f.send_done && f.receive_done));
         let extra = self.extra();
-        self.next_expiry = live.map(|f| since + f.grace + extra).min();
+        self.next_expiry = live.map(|f| f.expires_at(since) + extra).min();
     }
 
     /// When no flow lives and no link works, the session ends then (rule 15).
@@ -232,7 +232,7 @@ impl Session {
         let over = self
             .flows
             .values()
-            .filter(|f| !(f.send_done && f.receive_done) && since + f.grace + extra <= now);
+            .filter(|f| !(f.send_done && f.receive_done) && f.expires_at(since) + extra <= now);
         let over: Vec<_> = over.map(|f| f.id).collect();
         for id in over {
             self.expire(id);

@@ -90,23 +90,29 @@ impl Pair {
     }
 
     fn expired(&self, flow: FlowId) -> Option<(u64, String, bool)> {
-        self.events[CLIENT].iter().find_map(|event| match event {
-            Event::FlowExpired {
+        self.events[CLIENT].iter().find_map(|event| {
+            let Event::FlowExpired {
                 flow: of,
                 remainder,
-            } if *of == flow => Some(words(remainder)),
-            _ => None,
+            } = event
+            else {
+                return None;
+            };
+            (*of == flow).then(|| words(remainder))
         })
     }
 
     fn final_of(&self, flow: FlowId) -> Option<(u64, u64)> {
-        self.events[SERVER].iter().find_map(|event| match event {
-            Event::FlowFinal {
+        self.events[SERVER].iter().find_map(|event| {
+            let Event::FlowFinal {
                 flow: of,
                 taken,
                 released,
-            } if *of == flow => Some((taken.0, released.0)),
-            _ => None,
+            } = event
+            else {
+                return None;
+            };
+            (*of == flow).then_some((taken.0, released.0))
         })
     }
 }
@@ -311,9 +317,11 @@ fn what_no_buffer_could_ever_hold_is_asked_for_as_reset() {
 
         pair.ask(&target(LINES, false));
 
-        let opened = pair.events[SERVER].iter().find_map(|event| match event {
-            Event::FlowOpened { open } => Some(open.on_expiry),
-            _ => None,
+        let opened = pair.events[SERVER].iter().find_map(|event| {
+            let Event::FlowOpened { open } = event else {
+                return None;
+            };
+            Some(open.on_expiry)
         });
         assert_eq!(opened, Some(OnExpiry::Reset));
     }
@@ -530,9 +538,11 @@ fn an_early_flow_that_is_refused_gives_back_what_it_took() {
     pair.ends[SERVER].refuse_flow(flow, OpenError::Refused, pair.now);
     pair.run();
 
-    let given = pair.events[CLIENT].iter().find_map(|event| match event {
-        Event::FlowRefused { remainder, .. } => remainder.as_ref().map(words),
-        _ => None,
+    let given = pair.events[CLIENT].iter().find_map(|event| {
+        let Event::FlowRefused { remainder, .. } = event else {
+            return None;
+        };
+        remainder.as_ref().map(words)
     });
     assert_eq!(given, Some((0, "hello".to_owned(), false)));
     assert_eq!(pair.ends[CLIENT].flow_count(), 0);
@@ -573,9 +583,11 @@ fn a_delivery_is_released_when_the_server_says_so() {
         .deliver(&deliver_target(), pair.now)
         .unwrap();
     pair.run();
-    let asked = pair.events[SERVER].iter().find_map(|event| match event {
-        Event::DeliverOpened { deliver } => Some(*deliver),
-        _ => None,
+    let asked = pair.events[SERVER].iter().find_map(|event| {
+        let Event::DeliverOpened { deliver } = event else {
+            return None;
+        };
+        Some(*deliver)
     });
     let asked = asked.expect("DELIVER");
     assert_eq!(
@@ -602,6 +614,28 @@ fn a_delivery_is_released_when_the_server_says_so() {
     pair.run();
 
     assert_eq!(pair.ends[CLIENT].released(flow), Offset(3));
+}
+
+#[test]
+fn the_longest_record_finds_room_at_once_in_a_crowd() {
+    let crowd = |role| Config {
+        max_flows: 16_384,
+        ..able(role)
+    };
+    let mut pair = Pair::with(&crowd(Role::Client), &crowd(Role::Server));
+    let flow = pair.ends[CLIENT]
+        .deliver(&deliver_target(), pair.now)
+        .unwrap();
+    pair.run();
+    pair.ends[SERVER].accept_flow(flow, pair.now);
+    pair.run();
+    let record = usize::try_from(limits::MESSAGE + limits::RECORD_EXTRA).unwrap();
+
+    assert_eq!(pair.write(CLIENT, flow, record), record);
+    pair.run();
+
+    let arrived: usize = pair.ends[SERVER].readable(flow).map(Bytes::len).sum();
+    assert_eq!(arrived, record);
 }
 
 #[test]

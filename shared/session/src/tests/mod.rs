@@ -95,11 +95,15 @@ impl Pair {
     }
 
     fn open(&mut self) -> FlowId {
+        self.open_with_grace(Duration::from_secs(60))
+    }
+
+    fn open_with_grace(&mut self, grace: Duration) -> FlowId {
         let target = Target {
             protocol: Protocol::Tcp,
             source: "10.0.0.1:1000".parse().unwrap(),
             destination: "192.0.2.1:80".parse().unwrap(),
-            grace: Duration::from_secs(60),
+            grace,
             on_expiry: OnExpiry::Reset,
             accept_early: false,
         };
@@ -384,6 +388,25 @@ fn grace_ends_flows_on_both_sides_and_the_server_is_later() {
         }
     ));
     assert_eq!(pair.ends.each_ref().map(Session::is_ended), [true, true]);
+}
+
+#[test]
+fn a_flow_that_is_opened_in_an_outage_has_its_grace_from_then_on() {
+    let mut pair = Pair::new();
+    pair.open_accepted();
+    pair.lose_link();
+    pair.seconds(30);
+    let late = pair.open_with_grace(Duration::from_secs(20));
+    let expired = Event::FlowAborted {
+        flow: late,
+        code: FlowCode::Expired,
+    };
+
+    pair.seconds(19);
+    assert!(!pair.saw(CLIENT, &expired));
+    pair.seconds(2);
+    assert!(pair.saw(CLIENT, &expired));
+    assert!(!pair.ends[CLIENT].is_ended(), "the other flow lives");
 }
 
 #[test]

@@ -1,16 +1,17 @@
 //! The verdict on a SYN: held until the origin has answered, refused, or asked for later.
 
-use super::{Client, State};
+use super::{Client, ClientEvent, State};
 use crate::account::{self, EndedBy, FlowAccount, HowEnded, LostBytes};
 use crate::flow_table::ClientFlow;
-use crate::netstack::{AcceptError, ConnectionId, Refusal};
+use crate::netstack::{AcceptError, ConnectionId, NetEvent, Refusal};
 use crate::packet::Unreachable;
+use crate::policy::DuringOutage;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tund_session::wire::frame::{DeniedBy, FlowCode, OnExpiry, OpenError, Protocol};
-use tund_session::{FlowId, Instant, OpenRefused, Session, Target};
+use tund_session::{FlowId, Instant, OpenRefused, Remainder, Session, Target};
 
 /// When a flow for which there was no room is asked for again, unless another ends before.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -18,11 +19,12 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// nobody needs to know, as when the first flow after a pause finds its link gone.
 const HOLD_ANYWAY: Duration = Duration::from_secs(1);
 
-/// Held SYNs for which no flow could be opened yet: at most as many as the netstack holds.
+/// Connections for which no flow could be opened yet: held SYNs, at most as many as the netstack
+/// holds, and what has waited behind a drain.
 #[derive(Debug, Default)]
 pub(super) struct Asking {
     /// In the order in which they asked.
-    queue: BTreeMap<u64, (ConnectionId, SocketAddr, SocketAddr)>,
+    queue: BTreeMap<u64, ClientFlow>,
     places: FxHashMap<ConnectionId, u64>,
     last: u64,
     again_at: Instant,
@@ -34,20 +36,13 @@ impl Asking {
         self.again_at = self.again_at.min(now);
     }
 
-    pub(super) fn add(
-        &mut self,
-        connection: ConnectionId,
-        source: SocketAddr,
-        destination: SocketAddr,
-        at: Instant,
-    ) {
+    pub(super) fn add(&mut self, waiting: ClientFlow, at: Instant) {
         if self.queue.is_empty() {
             self.again_at = at;
         }
         self.last += 1;
-        self.places.insert(connection, self.last);
-        let asked = (connection, source, destination);
-        self.queue.insert(self.last, asked);
+        self.places.insert(waiting.connection, self.last);
+        self.queue.insert(self.last, waiting);
     }
 
     fn remove(&mut self, connection: ConnectionId) {
@@ -56,12 +51,9 @@ impl Asking {
         }
     }
 
-    pub(super) fn drain(&mut self) -> Vec<ConnectionId> {
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = ClientFlow> + use<> {
         self.places.clear();
-        let all = std::mem::take(&mut self.queue);
-        all.into_values()
-            .map(|(connection, ..)| connection)
-            .collect()
+        std::mem::take(&mut self.queue).into_values()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -98,29 +90,36 @@ impl Client {
             return;
         }
         let is_out = || self.dialer.wanted_for(now) >= HOLD_ANYWAY;
-        if state == State::Detached && self.config.refuse_during_outage && is_out() {
+        let rules = self.config.policies.rules(destination);
+        let refuses = rules.during_outage == DuringOutage::Refuse;
+        if state == State::Detached && refuses && is_out() {
             self.netstack
                 .refuse(connection, Refusal::Unreachable(Unreachable::Host));
             return;
         }
-        self.ask(connection, source, destination, now);
+        self.ask(ClientFlow::new(connection, source, destination, now), now);
     }
 
-    /// Opens a flow, or keeps the wish until there is room.
-    fn ask(
-        &mut self,
-        connection: ConnectionId,
-        source: SocketAddr,
-        destination: SocketAddr,
-        now: Instant,
-    ) {
+    /// Opens a flow, or keeps the wish until there is room, or until older bytes for the same
+    /// destination are delivered.
+    pub(super) fn ask(&mut self, mut waiting: ClientFlow, now: Instant) {
+        let rules = self.config.policies.rules(waiting.destination);
+        let accepts = rules.during_outage == DuringOutage::Accept;
+        let is_early = accepts && self.state() != State::Attached;
+        waiting.store = rules.store;
+        if self.is_draining(waiting.destination) {
+            self.wait_behind(waiting, is_early, now);
+            return;
+        }
         let target = Target {
             protocol: Protocol::Tcp,
-            source,
-            destination,
-            grace: self.config.grace,
-            on_expiry: OnExpiry::Reset,
-            accept_early: false,
+            source: waiting.source,
+            destination: waiting.destination,
+            grace: rules.grace,
+            on_expiry: rules
+                .store
+                .map_or(OnExpiry::Reset, |store| OnExpiry::Store(store.framing)),
+            accept_early: is_early || waiting.is_open,
         };
         let config = &self.config.session;
         let session = self
@@ -129,31 +128,53 @@ impl Client {
         match session.open_flow(&target, now) {
             Ok(flow) => {
                 self.dialer.hurry(now);
-                let known = ClientFlow::new(connection, source, destination, now);
-                self.table.insert(flow, known);
+                self.find_user(&waiting);
+                self.table.insert(flow, waiting);
+                if target.accept_early {
+                    self.accept(flow, now);
+                }
             }
             Err(
                 OpenRefused::TooManyFlows
                 | OpenRefused::Ended
                 | OpenRefused::NoRoom
                 | OpenRefused::NotAgreed,
-            ) => {
-                self.asking
-                    .add(connection, source, destination, now + AGAIN_AFTER);
-            }
+            ) => self.asking.add(waiting, now + AGAIN_AFTER),
         }
     }
 
-    /// Asks for what could not be had before, in the order of asking, as long as there is room.
-    pub(super) fn ask_again(&mut self, now: Instant) {
+    /// Who may have bytes stored has a share of the spool: the driver finds out whose it is.
+    pub(super) fn find_user(&mut self, waiting: &ClientFlow) {
+        if waiting.store.is_some() {
+            self.events.push_back(ClientEvent::FindUser {
+                connection: waiting.connection,
+                source: waiting.source,
+                destination: waiting.destination,
+            });
+        }
+    }
+
+    /// The answer to [`ClientEvent::FindUser`], if there is one.
+    pub fn handle_user(&mut self, connection: ConnectionId, user: u32) {
+        if let Some(known) = self.table.find(connection) {
+            known.user = user;
+        }
+        if let Some(waiting) = self.behind.find(connection) {
+            waiting.user = user;
+        }
+    }
+
+    /// Asks for what could not be had before, in the order of asking, as long as there is room;
+    /// true if it was time to.
+    pub(super) fn ask_again(&mut self, now: Instant) -> bool {
         if self.asking.is_empty() || self.asking.again_at > now {
-            return;
+            return false;
         }
         self.asking.again_at = now + AGAIN_AFTER;
         while let Some((_, asked)) = self.asking.queue.pop_first() {
-            let (connection, source, destination) = asked;
+            let connection = asked.connection;
             let place = self.asking.places.remove(&connection);
-            self.ask(connection, source, destination, now);
+            self.ask(asked, now);
             let is_back = self.asking.places.get(&connection).copied();
             if let (Some(place), Some(back)) = (place, is_back) {
                 // No room: it keeps its place.
@@ -161,23 +182,41 @@ impl Client {
                 self.asking.queue.insert(place, asked);
                 self.asking.places.insert(connection, place);
                 self.asking.again_at = now + AGAIN_AFTER;
-                return;
+                return true;
             }
+        }
+        true
+    }
+
+    /// What connection A tells of a connection that has no flow: one that waits, or one whose
+    /// bytes are being stored.
+    pub(crate) fn on_event_without_flow(&mut self, event: NetEvent, connection: ConnectionId) {
+        match event {
+            NetEvent::Closed { .. } | NetEvent::ResetByApp { .. } | NetEvent::SynGone { .. } => {
+                self.asking.remove(connection);
+                self.behind.remove(connection);
+            }
+            NetEvent::Finished { .. } => self.storing.finish(connection),
+            NetEvent::Drained { .. }
+            | NetEvent::Readable { .. }
+            | NetEvent::Syn { .. }
+            | NetEvent::Writable { .. } => {}
         }
     }
 
-    /// The application no longer asks.
-    pub(crate) fn on_syn_gone(&mut self, connection: ConnectionId) {
-        self.asking.remove(connection);
-    }
-
-    /// The origin has answered: so does connection A.
+    /// The origin has answered, or a policy does not wait for that: so does connection A.
     pub(super) fn accept(&mut self, flow: FlowId, now: Instant) {
         let (Some(known), Some(session)) = (self.table.get_mut(flow), &mut self.session) else {
             return;
         };
         let connection = known.connection;
         self.netstack.set_intake(connection, session.intake(flow));
+        if known.is_open {
+            // Accepted before: what the application has sent meanwhile goes on.
+            self.pump_up(flow, now);
+            self.pump_down(flow, now);
+            return;
+        }
         match self.netstack.accept(connection) {
             // What has come already goes on with `Writable`, once the handshake is complete.
             Ok(()) => known.is_open = true,
@@ -195,21 +234,31 @@ impl Client {
         }
     }
 
-    /// The origin cannot be had: the application is told as its own kernel would tell it.
-    pub(super) fn turn_down(&mut self, flow: FlowId, error: OpenError, now: Instant) {
+    /// The origin cannot be had: the application is told as its own kernel would tell it. One that
+    /// was accepted before is reset, and what it has sent is stored if its policy says so.
+    pub(super) fn turn_down(
+        &mut self,
+        flow: FlowId,
+        error: OpenError,
+        remainder: Option<Remainder>,
+        now: Instant,
+    ) {
         self.asking.hurry(now);
         let Some(known) = self.table.remove(flow) else {
             return;
         };
-        if let Some(refusal) = refusal(error) {
+        if known.is_open {
+            let name = (self.session_id(), flow);
+            let end = account::of_refusal(error);
+            self.keep(&known, name, remainder.unwrap_or_default(), end, now);
+        } else if let Some(refusal) = refusal(error) {
             let (end, lost) = (account::of_refusal(error), LostBytes::default());
             self.account(FlowAccount::new(flow, &known, end, lost, now));
             self.netstack.refuse(known.connection, refusal);
         } else {
             // Behind those that wait already, and not at once.
             let at = now + AGAIN_AFTER;
-            self.asking
-                .add(known.connection, known.source, known.destination, at);
+            self.asking.add(known, at);
             self.asking.again_at = at;
         }
     }
@@ -217,15 +266,27 @@ impl Client {
     /// Whoever waits for a connection is told that there will be none.
     pub(super) fn refuse_all_held(&mut self, now: Instant) {
         let refusal = Refusal::Unreachable(Unreachable::Prohibited);
-        for connection in self.asking.drain() {
-            self.netstack.refuse(connection, refusal);
-        }
+        self.refuse_waiting(refusal);
         for (flow, connection) in self.table.held() {
             let end = (EndedBy::Server, HowEnded::Refused);
             self.table.leave(flow, end, LostBytes::default());
             self.netstack.refuse(connection, refusal);
             if let Some(session) = &mut self.session {
                 session.abort(flow, FlowCode::Cancelled, now);
+            }
+        }
+    }
+
+    /// Whoever has no flow yet is refused; who was accepted is reset.
+    pub(super) fn refuse_waiting(&mut self, refusal: Refusal) {
+        let waiting = self.asking.drain().chain(self.behind.drain());
+        for waiting in waiting {
+            if waiting.is_open {
+                let lost = self.netstack.readable(waiting.connection);
+                self.expired.1 += u64::try_from(lost).unwrap_or(0);
+                self.netstack.reset(waiting.connection);
+            } else {
+                self.netstack.refuse(waiting.connection, refusal);
             }
         }
     }

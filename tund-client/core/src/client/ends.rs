@@ -2,7 +2,8 @@
 
 use super::{Client, ClientEvent};
 use crate::account::{self, FlowAccount};
-use tund_session::{EndReason, Event, Instant};
+use crate::netstack::Refusal;
+use tund_session::{EndReason, Event, Instant, Session};
 
 impl Client {
     /// Every open connection is reset at once; who still waits for one asks the next session.
@@ -18,7 +19,12 @@ impl Client {
         self.is_insisted_on = false;
         self.unwanted_since = None;
         let (mut flows, in_rings) = std::mem::take(&mut self.expired);
-        let lost_bytes = self.table.buffered(&mut self.netstack).0 + in_rings + session.lost();
+        flows += self.keep_remainders(&mut session, reason, now);
+        self.spool.on_session_ended(now);
+        let lost_bytes = self.table.buffered(&mut self.netstack).0
+            + in_rings
+            + std::mem::take(&mut self.expired).1
+            + session.lost();
         let go_on = asks_the_next(reason);
         for id in self.table.leaving() {
             if let Some(account) = self.table.settle(id, session.lost_of(id), now) {
@@ -27,8 +33,7 @@ impl Client {
         }
         for (id, known) in self.table.drain() {
             if go_on && !known.is_open {
-                let (from, to) = (known.source, known.destination);
-                self.asking.add(known.connection, from, to, now);
+                self.asking.add(known, now);
                 self.asking.hurry(now);
             } else {
                 flows += 1;
@@ -40,9 +45,7 @@ impl Client {
             }
         }
         if !go_on {
-            for connection in self.asking.drain() {
-                self.netstack.reset(connection);
-            }
+            self.refuse_waiting(Refusal::Reset);
         }
         self.dialer.give_up_all(&mut self.orders);
         let mut is_parting = false;
@@ -62,6 +65,25 @@ impl Client {
             flows,
             lost_bytes,
         });
+    }
+}
+
+impl Client {
+    /// What is left of flows is stored, or counted as lost; returns how many were open.
+    fn keep_remainders(&mut self, session: &mut Session, reason: EndReason, now: Instant) -> usize {
+        let name = session.id();
+        let mut count = 0;
+        for (flow, remainder) in session.take_remainders() {
+            let is_open = self.table.get(flow).is_some_and(|known| known.is_open);
+            if is_open && let Some(known) = self.table.remove(flow) {
+                count += 1;
+                let end = account::of_session(reason);
+                self.keep(&known, (name, flow), remainder, end, now);
+            } else if let Some((known, end)) = self.table.take_leaving(flow) {
+                self.keep(&known, (name, flow), remainder, end, now);
+            }
+        }
+        count
     }
 }
 

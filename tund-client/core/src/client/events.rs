@@ -5,10 +5,13 @@ use crate::account::{self, LostBytes};
 use crate::dialer::Attempt;
 use crate::flow_table::ClientFlow;
 use tund_session::wire::frame::{FlowCode, RejectReason};
-use tund_session::{Event, FlowId, Instant, LinkDeath, LinkId, LinkNumber};
+use tund_session::{Event, FlowId, Instant, LinkDeath, LinkId, LinkNumber, Remainder};
 
 impl Client {
     pub(super) fn on_session_event(&mut self, event: Event, now: Instant) {
+        let Some(event) = self.on_delivery_event(event, now) else {
+            return;
+        };
         match event {
             Event::Attached {
                 link,
@@ -35,8 +38,19 @@ impl Client {
             } => self.refuse(Refused::Version, now),
             Event::AttachRefused { retry_after, .. } => self.dialer.wait(Some(retry_after), now),
             Event::Ended { reason } => self.on_ended(reason, now),
-            Event::FlowAccepted { flow } => self.accept(flow, now),
-            Event::FlowRefused { flow, error, .. } => self.turn_down(flow, error, now),
+            Event::FlowAccepted { flow } => {
+                // An origin that answers will take what is stored for it, too.
+                if let Some(known) = self.table.get(flow) {
+                    self.spool.wake(known.destination);
+                }
+                self.accept(flow, now);
+            }
+            Event::FlowRefused {
+                flow,
+                error,
+                remainder,
+            } => self.turn_down(flow, error, remainder, now),
+            Event::FlowExpired { flow, remainder } => self.on_expired(flow, remainder, now),
             Event::FlowReadable { flow } => self.pump_down(flow, now),
             Event::FlowWritable { flow } => self.pump_up(flow, now),
             Event::FlowAborted { flow, code } => self.on_aborted(flow, code),
@@ -46,7 +60,6 @@ impl Client {
                 }
                 self.asking.hurry(now);
             }
-            Event::FlowExpired { flow, .. } => self.on_aborted(flow, FlowCode::Expired),
             Event::Confirmed
             | Event::FlowOpened { .. }
             | Event::DeliverOpened { .. }
@@ -68,6 +81,19 @@ impl Client {
         self.netstack.reset(known.connection);
     }
 
+    /// The grace of a flow that is to be stored is over.
+    fn on_expired(&mut self, flow: FlowId, remainder: Remainder, now: Instant) {
+        let name = (self.session_id(), flow);
+        if let Some(known) = self.table.remove(flow) {
+            self.expired.0 += 1;
+            let end = account::of_abort(FlowCode::Expired);
+            self.keep(&known, name, remainder, end, now);
+        } else if let Some((known, end)) = self.table.take_leaving(flow) {
+            // The application has reset its connection; what it had sent before counts.
+            self.keep(&known, name, remainder, end, now);
+        }
+    }
+
     /// Bytes in the rings of a connection that is about to be reset.
     pub(super) fn in_rings(&mut self, flow: &ClientFlow) -> LostBytes {
         let count = |bytes| u64::try_from(bytes).unwrap_or(u64::MAX);
@@ -86,6 +112,7 @@ impl Client {
             self.home = attempt.map(|attempt| attempt.path.address);
         }
         self.end_outage(attempt, now);
+        self.note_delivery();
         self.dialer.attached(&mut self.orders);
         self.events
             .push_back(ClientEvent::Attached { link, number });

@@ -1,25 +1,34 @@
 //! `Client`: connection A, the session and the dialer together; all decisions of the daemon.
 
 mod asking;
+mod delivery;
 mod ends;
 mod events;
+mod storing;
 #[cfg(test)]
 mod tests;
 
 use crate::account::FlowAccount;
 use crate::dialer::{DialOrder, Dialer, PathId};
 use crate::flow_table::FlowTable;
-use crate::netstack::{Arena, Netstack, NetstackConfig, Sink};
+use crate::netstack::{Arena, ConnectionId, Netstack, NetstackConfig, Sink};
+use crate::policy::Policies;
+use crate::spool::{Spool, SpoolOrder};
 use asking::Asking;
 use bytes::Bytes;
+use delivery::Behind;
 use std::collections::VecDeque;
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
+use storing::Storing;
 use tund_session::wire::frame::CloseCode;
 use tund_session::{
     Config, EndReason, FlowId, Instant, LinkId, LinkNumber, Outbox, Progress, Secret, Session,
     SessionId, Traffic,
 };
+
+pub use storing::NotStored;
 
 /// A session that never attached is given up when no application has wanted it for so long: one
 /// that tries again and again keeps the attempts under way.
@@ -32,12 +41,12 @@ pub struct ClientConfig {
     pub session: Config,
     /// Connection A.
     pub netstack: NetstackConfig,
-    /// How long an outage flows outlive.
-    pub grace: Duration,
+    /// What holds for which destination.
+    pub policies: Policies,
     /// How long a session without flows is kept; none: for ever, and dialled at once.
     pub linger: Option<Duration>,
-    /// Refuse connections while there is no link, in place of holding them.
-    pub refuse_during_outage: bool,
+    /// How much may be stored.
+    pub spool_bytes: u64,
     /// For jitter.
     pub seed: u64,
 }
@@ -88,6 +97,30 @@ pub enum ClientEvent {
     FlowEnded(FlowAccount),
     /// The server lets nobody with our key in, or another client uses it.
     Refused(Refused),
+    /// Call [`Client::handle_user`] with the user whose socket this is, if that can be found out.
+    FindUser {
+        /// Which connection A.
+        connection: ConnectionId,
+        /// The application's end.
+        source: SocketAddr,
+        /// The origin.
+        destination: SocketAddr,
+    },
+    /// Something is to be done with stored files.
+    Spool(SpoolOrder),
+    /// A connection was reset after its grace; a policy wants stored what was left of it.
+    Stored {
+        /// The origin.
+        destination: SocketAddr,
+        /// Bytes that are on the disk.
+        stored_bytes: u64,
+        /// Bytes that are not, an unfinished message among them.
+        lost_bytes: u64,
+        /// Why, if it is more than that.
+        why: Option<NotStored>,
+    },
+    /// Something waits for delivery, and the server does not deliver.
+    Undeliverable,
 }
 
 /// An error that needs a person.
@@ -165,6 +198,12 @@ pub struct Client {
     past: Traffic,
     /// Ended sessions whose last words are still to be sent; each goes with its last link.
     parting: Vec<Session>,
+    spool: Spool,
+    storing: Storing,
+    /// Applications that wait until older bytes for the same origin are delivered.
+    behind: Behind,
+    /// The server of the last session does not deliver.
+    is_undeliverable: bool,
 }
 
 impl Client {
@@ -190,6 +229,10 @@ impl Client {
             expired: (0, 0),
             past: Traffic::default(),
             parting: Vec::new(),
+            spool: Spool::new(config.spool_bytes),
+            storing: Storing::default(),
+            behind: Behind::default(),
+            is_undeliverable: false,
             config,
         }
     }
@@ -278,6 +321,8 @@ impl Client {
             session.handle_timeout(now);
         }
         self.dialer.handle_timeout(now, &mut self.orders);
+        self.spool.handle_timeout(now);
+        self.expire_behind(now);
         self.linger(now);
     }
 
@@ -318,6 +363,8 @@ impl Client {
             self.dialer.poll_timeout(),
             self.lingers_until(),
             self.asking.poll_timeout(),
+            self.spool.poll_timeout(),
+            self.behind.poll_timeout(),
         ];
         all.into_iter().flatten().min()
     }
@@ -350,7 +397,11 @@ impl Client {
                 self.on_net_event(event, now);
                 moved = true;
             }
-            self.ask_again(now);
+            moved |= self.ask_again(now);
+            moved |= self.deliver(now);
+            while let Some(order) = self.spool.poll_order() {
+                self.events.push_back(ClientEvent::Spool(order));
+            }
             if !moved {
                 return any;
             }
@@ -360,12 +411,14 @@ impl Client {
 
     fn direct_dialer(&mut self, now: Instant) {
         let always = self.is_always_on();
-        if self.session.is_none() && (always || self.is_insisted_on) {
+        let delivers = self.wants_delivery();
+        if self.session.is_none() && (always || delivers || self.is_insisted_on) {
             self.session = Some(Session::new_client(&self.config.session, now));
         }
-        let is_unwanted = !always
+        let is_unwanted = !(always || delivers)
             && self.table.is_empty()
             && self.asking.is_empty()
+            && self.behind.is_empty()
             && self.session.as_ref().is_some_and(|s| s.id().is_none());
         if is_unwanted {
             self.unwanted_since.get_or_insert(now);
@@ -375,7 +428,7 @@ impl Client {
         let session = self.session.as_ref();
         let wanted = session.is_some_and(|s| {
             let insisted = self.is_insisted_on || self.unwanted_since.is_some();
-            let needed = always || insisted || s.wants_link();
+            let needed = always || delivers || insisted || s.wants_link();
             let is_worn = self.worn.is_some() && self.worn == s.carrier();
             needed && !s.is_ended() && (!s.is_attached() || is_worn)
         });

@@ -151,6 +151,12 @@ impl Netstack {
             .map_or(0, |socket| socket.recv_queue())
     }
 
+    /// The application has sent FIN; nothing comes behind what `recv` still yields.
+    pub fn has_finished(&mut self, connection: ConnectionId) -> bool {
+        let live = self.table.owned_live(connection);
+        live.is_some_and(|live| live.finished != Notice::None)
+    }
+
     /// Takes up to `max` bytes out of the receive ring, in one or two pieces; returns how many.
     pub fn recv(
         &mut self,

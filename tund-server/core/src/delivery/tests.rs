@@ -170,7 +170,7 @@ fn a_message_that_fin_ends_is_delivered_with_its_fin_only() {
 #[test]
 fn a_record_is_released_when_it_is_recorded() {
     let (first, second) = (record(0, b"one\ntwo\n", false), record(8, b"three\n", true));
-    let stream = [first.clone(), second.clone()].concat();
+    let stream = [first.clone(), second].concat();
     let mut delivery = delivery();
     run(&mut delivery, &stream, 0);
 

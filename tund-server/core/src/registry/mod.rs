@@ -310,20 +310,23 @@ impl Registry {
             {
                 self.judge_waiting(id, now);
             }
-            self.events.push_back(match event {
-                Event::FlowFinal {
-                    flow,
-                    taken,
-                    released,
-                } => RegistryEvent::Final {
+            let told = if let Event::FlowFinal {
+                flow,
+                taken,
+                released,
+            } = event
+            {
+                RegistryEvent::Final {
                     key,
                     session: id,
                     flow,
                     taken,
                     released,
-                },
-                event => RegistryEvent::Session { session: id, event },
-            });
+                }
+            } else {
+                RegistryEvent::Session { session: id, event }
+            };
+            self.events.push_back(told);
         }
     }
 

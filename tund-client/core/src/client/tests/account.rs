@@ -1,7 +1,7 @@
 //! Each flow that ends leaves one account, which says what became of it and by whom.
 
 use super::server::End;
-use super::world::{SECOND, World};
+use super::world::{GRACE, SECOND, World};
 use crate::account::{EndedBy, FlowAccount, HowEnded, LostBytes};
 use crate::client::ClientEvent;
 use crate::netstack::tests::world::pattern;
@@ -132,7 +132,7 @@ fn a_flow_that_outlives_an_outage_says_so() {
 fn what_grace_ends_is_expired_and_its_bytes_are_counted() {
     let mut world = World::new();
     let (app, _) = world.open();
-    let grace = world.client.config.grace;
+    let grace = GRACE;
     world.fail();
     world.write(app, &pattern(4000, 3));
 

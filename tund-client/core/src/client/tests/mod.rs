@@ -8,4 +8,5 @@ mod outage;
 mod properties;
 mod refused;
 mod server;
+mod storing;
 mod world;

@@ -2,16 +2,23 @@
 
 use super::server::End;
 use super::world::{
-    BUFFER, GRACE, MILLISECOND, Network, SECOND, WIFI, World, client_config, registry_config,
+    BUFFER, GRACE, MILLISECOND, Network, RULES, SECOND, WIFI, World, client_config, registry_config,
 };
 use crate::client::{ClientConfig, ClientEvent, State};
 use crate::dialer::PathId;
-use crate::netstack::tests::world::pattern;
+use crate::netstack::tests::world::{ORIGIN_V4, pattern};
+use crate::policy::{DuringOutage, Policies, Policy, Rules};
 use smoltcp::socket::tcp;
 use std::time::Duration;
 use tund_server_core::registry::{BUSY_HINT, Registry, RegistryConfig};
 use tund_session::EndReason;
 use tund_session::wire::frame::RejectReason;
+
+/// Refuse during an outage.
+const REFUSING: Rules = Rules {
+    during_outage: DuringOutage::Refuse,
+    ..RULES
+};
 
 fn dialled(world: &World, from: usize) -> usize {
     world.dials.len() - from
@@ -167,8 +174,12 @@ fn a_path_that_answers_and_says_no_more_is_asked_four_times_in_15_s() {
 
 #[test]
 fn an_old_outage_is_tried_at_once_when_an_application_sends() {
-    let config = ClientConfig {
+    let rules = Rules {
         grace: SECOND * 3600,
+        ..RULES
+    };
+    let config = ClientConfig {
+        policies: Policies::new(rules, Vec::new()),
         ..client_config()
     };
     let mut world = World::with(config, registry_config(200));
@@ -246,7 +257,7 @@ fn an_application_that_asks_during_an_outage_waits_for_its_end() {
 #[test]
 fn with_refuse_an_application_is_told_of_an_outage_at_once() {
     let config = ClientConfig {
-        refuse_during_outage: true,
+        policies: Policies::new(REFUSING, Vec::new()),
         ..client_config()
     };
     let mut world = World::with(config, registry_config(200));
@@ -259,10 +270,71 @@ fn with_refuse_an_application_is_told_of_an_outage_at_once() {
     assert_eq!(world.icmp, [(3, 1)]);
 }
 
+/// For one port of the origin.
+fn policy(port: u16) -> Policy {
+    Policy {
+        network: ORIGIN_V4.into(),
+        port: Some(port),
+        grace: None,
+        during_outage: None,
+        store: None,
+    }
+}
+
+#[test]
+fn a_policy_says_who_is_refused_and_who_waits() {
+    let refused = Policy {
+        during_outage: Some(DuringOutage::Refuse),
+        ..policy(81)
+    };
+    let config = ClientConfig {
+        policies: Policies::new(RULES, vec![refused]),
+        ..client_config()
+    };
+    let mut world = World::with(config, registry_config(200));
+    let (_, _) = world.open();
+    world.fail();
+    world.pass(SECOND * 2);
+
+    let held = world.connect(80);
+    assert!(world.icmp.is_empty());
+    world.connect(81);
+    assert_eq!(world.icmp, [(3, 1)]);
+
+    world.heal();
+    world.pass(SECOND);
+    assert_eq!(world.state(held), tcp::State::Established);
+}
+
+#[test]
+fn each_flow_has_the_grace_of_its_destination() {
+    let longer = Policy {
+        grace: Some(GRACE * 2),
+        ..policy(81)
+    };
+    let config = ClientConfig {
+        policies: Policies::new(RULES, vec![longer]),
+        ..client_config()
+    };
+    let mut world = World::with(config, registry_config(200));
+    let (short, long) = (world.connect(80), world.connect(81));
+    world.fail();
+
+    world.pass(GRACE - SECOND);
+    assert_eq!(world.state(short), tcp::State::Established);
+    world.pass(SECOND * 2);
+    assert_eq!(world.state(short), tcp::State::Closed);
+    assert_eq!(world.state(long), tcp::State::Established);
+    world.pass(GRACE - SECOND * 3);
+    assert_eq!(world.state(long), tcp::State::Established);
+    world.pass(SECOND * 3);
+    assert_eq!(world.state(long), tcp::State::Closed);
+}
+
 #[test]
 fn with_refuse_an_idle_session_that_lost_its_link_still_takes_the_next_application() {
     let config = ClientConfig {
-        refuse_during_outage: true,
+        policies: Policies::new(REFUSING, Vec::new()),
         ..client_config()
     };
     let mut world = World::with(config, registry_config(200));

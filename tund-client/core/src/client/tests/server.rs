@@ -3,8 +3,8 @@
 use super::world::World;
 use std::mem;
 use tund_server_core::registry::{Registry, RegistryEvent};
-use tund_session::wire::frame::FlowCode;
-use tund_session::{Delivery, Event, FlowId, LinkId, Outbox, Progress, SessionId};
+use tund_session::wire::frame::{Deliver, FlowCode};
+use tund_session::{Delivery, Event, FlowId, LinkId, Offset, Outbox, Progress, SessionId};
 
 /// An origin's end of connection C.
 #[derive(Debug, Default)]
@@ -133,10 +133,85 @@ impl World {
             | Event::FlowRefused { .. }
             | Event::FlowExpired { .. }
             | Event::FlowReleased { .. }
-            | Event::FlowFinal { .. }
-            | Event::DeliverOpened { .. }
             | Event::FlowForgotten { .. } => {}
+            Event::FlowFinal { flow, released, .. } => {
+                let far = self.journal.entry((session, flow)).or_default();
+                *far = (*far).max(released.0);
+            }
+            Event::DeliverOpened { deliver } => self.on_deliver(session, deliver),
         }
+    }
+
+    fn on_deliver(&mut self, session: SessionId, deliver: Deliver) {
+        let (now, flow) = (self.now, deliver.flow);
+        if let Some(error) = self.answers.get(&deliver.destination.port()).copied() {
+            self.registry
+                .with(session, now, |s| s.refuse_flow(flow, error, now));
+            return;
+        }
+        self.half_records
+            .insert((session, flow), (deliver, Vec::new()));
+        self.registry
+            .with(session, now, |s| s.accept_flow(flow, now));
+        if !self.stall_new_origins {
+            self.woken.insert((session, flow));
+        }
+    }
+
+    /// Takes whole records; what of them is news goes to the origin, and all is acknowledged.
+    fn drive_delivery(&mut self, id: OriginId) -> bool {
+        let now = self.now;
+        let Some((deliver, half)) = self.half_records.get_mut(&id) else {
+            return false;
+        };
+        let (journal, delivered) = (&mut self.journal, &mut self.delivered);
+        let mut moved = false;
+        self.registry.with(id.0, now, |session| {
+            let before = half.len();
+            let pieces = session.readable(id.1);
+            pieces.for_each(|piece| half.extend_from_slice(piece));
+            let count = half.len() - before;
+            session.release(id.1, count, now);
+            moved |= count > 0;
+            while half.len() >= 21 {
+                let number = |at: usize| u64::from_be_bytes(half[at..at + 8].try_into().unwrap());
+                let length = u32::from_be_bytes(half[17..21].try_into().unwrap());
+                let length = usize::try_from(length).unwrap();
+                if half.len() < 21 + length {
+                    break;
+                }
+                let stream = (deliver.session, deliver.origin_flow);
+                let far = journal.entry(stream).or_default();
+                let (start, end) = (number(0), number(8));
+                assert!(start <= end && end - start == u64::try_from(length).unwrap());
+                let known = usize::try_from(far.saturating_sub(start))
+                    .unwrap()
+                    .min(length);
+                let news = half[21 + known..21 + length].to_vec();
+                if !news.is_empty() {
+                    delivered.push((deliver.destination, news));
+                }
+                *far = (*far).max(end);
+                half.drain(..21 + length);
+            }
+            let left = u64::try_from(half.len()).unwrap();
+            let far = Offset(session.taken(id.1).0 - left);
+            session.settle_to(id.1, far, now);
+            if session.readable(id.1).next().is_none() && session.delivery(id.1) == Delivery::Fin {
+                session.end_delivered(id.1, now);
+                session.settle_to(id.1, session.taken(id.1), now);
+                session.finish(id.1, now);
+                moved = true;
+            }
+        });
+        moved
+    }
+
+    /// All that was delivered to a port, in the order of its arrival.
+    pub(super) fn delivered_to(&self, port: u16) -> String {
+        let here = self.delivered.iter().filter(|(to, _)| to.port() == port);
+        let bytes: Vec<u8> = here.flat_map(|(_, bytes)| bytes.clone()).collect();
+        String::from_utf8(bytes).unwrap()
     }
 
     /// The origin answers.
@@ -154,6 +229,9 @@ impl World {
     /// Moves what can be moved between a flow and its origin; true if anything did.
     fn drive(&mut self, id: OriginId) -> bool {
         let (now, flow) = (self.now, id.1);
+        if self.half_records.contains_key(&id) {
+            return !self.stall_new_origins && self.drive_delivery(id);
+        }
         let Some(origin) = self.origins.get_mut(&id).filter(|origin| !origin.reset) else {
             return false;
         };
@@ -175,11 +253,13 @@ impl World {
                 let pieces = session.readable(flow);
                 pieces.for_each(|piece| origin.received.extend_from_slice(piece));
                 session.release(flow, origin.received.len() - before, now);
+                session.settle_to(flow, session.taken(flow), now);
             }
             if ends {
                 origin.has_fin |= session.delivery(flow) == Delivery::Fin;
                 origin.reset |= session.delivery(flow) == Delivery::Reset;
                 session.end_delivered(flow, now);
+                session.settle_to(flow, session.taken(flow), now);
             }
             let most = usize::try_from(session.intake(flow)).unwrap();
             let count = most.min(origin.to_send.len());

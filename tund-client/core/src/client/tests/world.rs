@@ -9,15 +9,17 @@ use crate::netstack::tests::world::{APP_V4, Collector, ORIGIN_V4};
 use crate::netstack::{
     Arena, NetstackConfig, RECEIVE_RING_BYTES, RingMemory, Rings, SEND_RING_BYTES,
 };
+use crate::policy::{DuringOutage, Policies, Rules};
+use crate::spool::{Dead, FileId, Head, Record, SpoolOrder};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig};
-use tund_session::wire::frame::{Open, OpenError};
+use tund_session::wire::frame::{Deliver, Open, OpenError, capability};
 use tund_session::{
-    Config, EndReason, Instance, Instant, LinkId, Outbox, Progress, Secret, SessionId,
+    Config, EndReason, FlowId, Instance, Instant, LinkId, Outbox, Progress, Secret, SessionId,
 };
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
@@ -26,6 +28,14 @@ pub(super) const GRACE: Duration = Duration::from_secs(60);
 pub(super) const LINGER: Duration = Duration::from_secs(300);
 pub(super) const BUFFER: u64 = 1 << 20;
 pub(super) const KEY: ClientKey = ClientKey([7; 32]);
+/// What holds for all, unless a test says otherwise.
+pub(super) const RULES: Rules = Rules {
+    grace: GRACE,
+    during_outage: DuringOutage::Hold,
+    store: None,
+};
+/// Whose applications all are.
+pub(super) const USER: u32 = 1000;
 /// The only way to the server, unless a test says otherwise.
 pub(super) const WIFI: PathId = PathId {
     interface: 2,
@@ -38,7 +48,7 @@ pub(super) fn session_config(instance: u8) -> Config {
         buffer_bytes: BUFFER,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
-        capabilities: 0,
+        capabilities: capability::DELIVERY,
     }
 }
 
@@ -50,9 +60,9 @@ pub(super) fn client_config() -> ClientConfig {
             seed: 4711,
             ..NetstackConfig::default()
         },
-        grace: GRACE,
+        policies: Policies::new(RULES, Vec::new()),
         linger: Some(LINGER),
-        refuse_during_outage: false,
+        spool_bytes: 1 << 20,
         seed: 17,
     }
 }
@@ -139,8 +149,61 @@ pub(super) struct World {
     /// ICMP messages and resets that the application's kernel got.
     pub(super) icmp: Vec<(u8, u8)>,
     pub(super) dials: Vec<(Instant, LinkId, PathId)>,
+    /// Stored files: what they are, what is in them, and why they are kept for a person.
+    pub(super) disk: Disk,
+    /// What was delivered, by destination and flow of old; all that arrived, and when.
+    pub(super) delivered: Vec<(SocketAddr, Vec<u8>)>,
+    /// How far each stream of old has got.
+    pub(super) journal: BTreeMap<(SessionId, FlowId), u64>,
+    /// Bytes of deliveries that are no whole record yet.
+    pub(super) half_records: BTreeMap<OriginId, (Deliver, Vec<u8>)>,
     next_port: u16,
     next_id: u64,
+}
+
+/// The spool's directory.
+#[derive(Default)]
+pub(super) struct Disk {
+    pub(super) files: BTreeMap<FileId, (Head, Vec<Record>)>,
+    pub(super) dead: BTreeMap<FileId, Dead>,
+    /// It takes nothing.
+    pub(super) is_full: bool,
+    /// It has not finished writing.
+    pub(super) is_slow: bool,
+    pub(super) under_way: Vec<FileId>,
+    /// Records from this one on are damaged.
+    pub(super) damaged_from: Option<u32>,
+}
+
+impl Disk {
+    /// A record as it goes out, but not sealed.
+    fn wire(&self, file: FileId, record: u32) -> Option<bytes::Bytes> {
+        if self.damaged_from.is_some_and(|from| record >= from) {
+            return None;
+        }
+        let record = &self.files.get(&file)?.1[usize::try_from(record).unwrap()];
+        let length = u32::try_from(record.bytes.len()).unwrap();
+        let wire = [
+            &record.start.0.to_be_bytes()[..],
+            &record.end.0.to_be_bytes(),
+            &[u8::from(record.fin)],
+            &length.to_be_bytes(),
+            &record.bytes,
+        ];
+        Some(wire.concat().into())
+    }
+
+    /// All that is stored, file by file.
+    pub(super) fn texts(&self) -> Vec<String> {
+        let text = |records: &Vec<Record>| {
+            let bytes: Vec<u8> = records.iter().flat_map(|r| r.bytes.to_vec()).collect();
+            String::from_utf8(bytes).unwrap()
+        };
+        self.files
+            .values()
+            .map(|(_, records)| text(records))
+            .collect()
+    }
 }
 
 impl World {
@@ -197,6 +260,10 @@ impl World {
             events: Vec::new(),
             icmp: Vec::new(),
             dials: Vec::new(),
+            disk: Disk::default(),
+            delivered: Vec::new(),
+            journal: BTreeMap::new(),
+            half_records: BTreeMap::new(),
             next_port: 10_000,
             next_id: 0,
         }
@@ -416,12 +483,63 @@ impl World {
                 let progress = Progress::default();
                 self.client.handle_progress(link, progress, self.now);
             }
+            ClientEvent::FindUser { connection, .. } => {
+                self.client.handle_user(connection, USER);
+            }
+            ClientEvent::Spool(order) => self.on_order(order),
             ClientEvent::Attached { .. }
             | ClientEvent::Detached
             | ClientEvent::Ended { .. }
             | ClientEvent::FlowEnded(_)
-            | ClientEvent::Refused(_) => {}
+            | ClientEvent::Refused(_)
+            | ClientEvent::Stored { .. }
+            | ClientEvent::Undeliverable => {}
         }
+    }
+
+    fn on_order(&mut self, order: SpoolOrder) {
+        let now = self.now;
+        match order {
+            SpoolOrder::Store {
+                file,
+                head,
+                records,
+                ..
+            } => {
+                if !self.disk.is_full {
+                    self.disk.files.insert(file, (head, records));
+                }
+                if self.disk.is_slow {
+                    self.disk.under_way.push(file);
+                } else {
+                    self.client.handle_stored(file, !self.disk.is_full, now);
+                }
+            }
+            SpoolOrder::Read { file, record } => {
+                let wire = self.disk.wire(file, record);
+                self.client.handle_record(file, record, wire, now);
+            }
+            SpoolOrder::Remove { file } => {
+                self.disk.files.remove(&file).expect("it was stored");
+                self.disk.dead.remove(&file);
+            }
+            SpoolOrder::Bury { file, why } => {
+                assert!(self.disk.files.contains_key(&file), "{file} was not stored");
+                self.disk.dead.insert(file, why);
+            }
+            SpoolOrder::Revive { file, was } => {
+                assert_eq!(self.disk.dead.remove(&file), Some(was));
+            }
+        }
+    }
+
+    /// The disk has finished what it was writing.
+    pub(super) fn finish_writing(&mut self) {
+        self.disk.is_slow = false;
+        for file in std::mem::take(&mut self.disk.under_way) {
+            self.client.handle_stored(file, true, self.now);
+        }
+        self.run();
     }
 
     fn dial(&mut self, link: LinkId, path: PathId) {

@@ -1,5 +1,7 @@
 //! The command line of `tund-client`: what can be asked of it, and who does it.
 
+mod spool;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -53,6 +55,9 @@ enum Command {
     Disconnect(Talking),
     /// Drop the links and dial again now; flows survive
     Reconnect(Talking),
+    /// What waits for delivery after an outage that outlasted its grace (root or tund-admin)
+    #[command(subcommand)]
+    Spool(spool::Spool),
     /// Print shell completions
     Completions {
         /// For which shell
@@ -134,6 +139,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Disconnect(daemon) => ask(&daemon.control, &ClientCommand::Disconnect),
         Command::Reconnect(daemon) => ask(&daemon.control, &ClientCommand::Reconnect),
+        Command::Spool(command) => spool::execute(command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tund-client", &mut script);
@@ -235,7 +241,7 @@ mod tests {
 
     #[test]
     fn the_manual_names_every_command_and_option() {
-        let manual = include_str!("../../docs/man/tund-client.8").replace('\\', "");
+        let manual = include_str!("../../../docs/man/tund-client.8").replace('\\', "");
         for command in Cli::command().get_subcommands() {
             assert!(
                 manual.contains(&format!(".B {}", command.get_name())),
@@ -265,6 +271,7 @@ mod tests {
                 "flows",
                 "disconnect",
                 "reconnect",
+                "spool",
                 "completions"
             ]
         );

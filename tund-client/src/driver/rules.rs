@@ -1,0 +1,50 @@
+//! The configuration's policies as the core asks for them.
+
+use crate::config::{self, Config, ConnectDuringOutage, Protocol};
+use ipnet::IpNet;
+use tund_client_core::{DuringOutage, Policies, Policy, Rules, Store};
+use tund_session::wire::frame::Framing;
+
+/// What holds for which destination of a TCP connection.
+pub(super) fn policies(config: &Config) -> Policies {
+    let all = Rules {
+        grace: config.grace,
+        during_outage: during_outage(config.connect_during_outage),
+        store: None,
+    };
+    Policies::new(all, config.policies.iter().filter_map(policy).collect())
+}
+
+/// None for a policy that is not for TCP.
+fn policy(policy: &config::Policy) -> Option<Policy> {
+    if policy.protocol.is_some_and(|of| of != Protocol::Tcp) {
+        return None;
+    }
+    let prefix = policy.destination.prefix;
+    Some(Policy {
+        network: IpNet::new(prefix.address(), prefix.prefix_len()).ok()?,
+        port: policy.destination.port,
+        grace: policy.grace,
+        during_outage: policy.connect_during_outage.map(during_outage),
+        store: policy.store.map(store),
+    })
+}
+
+const fn during_outage(connect: ConnectDuringOutage) -> DuringOutage {
+    match connect {
+        ConnectDuringOutage::Accept => DuringOutage::Accept,
+        ConnectDuringOutage::Hold => DuringOutage::Hold,
+        ConnectDuringOutage::Refuse => DuringOutage::Refuse,
+    }
+}
+
+const fn store(store: config::Store) -> Store {
+    Store {
+        framing: match store.framing {
+            config::Framing::Line => Framing::Line,
+            config::Framing::OctetCount => Framing::OctetCount,
+            config::Framing::Whole => Framing::Whole,
+        },
+        retain: store.retain,
+    }
+}
