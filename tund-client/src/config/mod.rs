@@ -218,11 +218,24 @@ fn tun(section: &mut Section<'_>) -> Tun {
     let default_addresses = vec![(IpAddr::V4(Ipv4Addr::new(10, 111, 0, 2)), 32)];
     let addresses = value::one_or_list(8, value::interface_address);
     Tun {
-        name: section.or("name", "tund0".to_owned(), value::interface_name),
+        name: section.or("name", "tund0".to_owned(), tun_name),
         addresses: section.or("addresses", default_addresses, addresses),
         mtu: section.or("mtu", None, mtu),
         accept_forwarded: section.or("accept_forwarded", false, value::boolean),
     }
+}
+
+/// A name that can also stand in a rule of the guard; the kernel would take more.
+fn tun_name(name: &value::Value<'_>) -> value::Parsed<String> {
+    let text = value::interface_name(name)?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    if text.starts_with(['_', '-', '.']) || !text.bytes().all(plain) {
+        return Err(value::Fault::new(
+            format!("found {text:?}, which has a sign that rules of the firewall cannot name"),
+            "write letters, digits, '_', '-' and '.', a letter or digit first, like \"tund0\"",
+        ));
+    }
+    Ok(text)
 }
 
 fn mtu(mtu: &value::Value<'_>) -> value::Parsed<Option<u16>> {

@@ -339,6 +339,16 @@ const BAD_VALUES: &[(&str, &str, [&str; 2])] = &[
         "tun.name",
         ["\"a name\"", "\"tund0\""],
     ),
+    (
+        "[tun]\nname = \"wg@7\"\n",
+        "tun.name",
+        ["\"wg@7\"", "\"tund0\""],
+    ),
+    (
+        "[tun]\nname = \"-7\"\n",
+        "tun.name",
+        ["\"-7\"", "\"tund0\""],
+    ),
     ("[tun]\nmtu = 576\n", "tun.mtu", ["576", "1280 to 65535"]),
     (
         "[tun]\naccept_forwarded = \"no\"\n",
