@@ -98,7 +98,7 @@ pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async move {
+    let result = runtime.block_on(async move {
         let mut signals = Signals::new().context("cannot take over signals")?;
         let mut control = ControlServer::<ClientCommand>::bind(&config.control_socket)?;
         let mut daemon = Daemon::new(config, config_file)?;
@@ -115,7 +115,10 @@ pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
         let result = tokio::task::unconstrained(turns).await;
         control.finish().await;
         result
-    })
+    });
+    // Dropping it would wait for a name that is being resolved, for half a minute without a network.
+    runtime.shutdown_background();
+    result
 }
 
 fn random<const N: usize>() -> [u8; N] {

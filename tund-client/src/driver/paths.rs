@@ -21,24 +21,23 @@ pub(super) struct Paths {
     preference: Vec<String>,
     tun: TunName,
     fwmark: u32,
-    /// What the names resolved to last, in the order of the configuration.
-    addresses: Vec<SocketAddr>,
+    /// Of each endpoint the addresses that it was last known to have: a name that cannot be
+    /// resolved, as without a network, keeps its own.
+    addresses: Vec<Vec<SocketAddr>>,
     /// Every address ever met; its place is its number, whatever order names resolve to, as the
     /// core remembers at which address its session was made.
     numbers: Vec<SocketAddr>,
-    resolving: JoinSet<Vec<SocketAddr>>,
+    resolving: JoinSet<Vec<Vec<SocketAddr>>>,
     known: BTreeMap<PathId, (Path, SocketAddr)>,
 }
 
 impl Paths {
     pub(super) fn new(config: &Config, tun: TunName) -> Self {
         let endpoints = config.server_addresses.clone();
-        let addresses = endpoints
-            .iter()
-            .filter_map(|endpoint| match &endpoint.host {
-                Host::Address(ip) => Some(SocketAddr::new(*ip, endpoint.port)),
-                Host::Name(_) => None,
-            });
+        let addresses = endpoints.iter().map(|endpoint| match &endpoint.host {
+            Host::Address(ip) => vec![SocketAddr::new(*ip, endpoint.port)],
+            Host::Name(_) => Vec::new(),
+        });
         Self {
             addresses: addresses.collect(),
             preference: config.interfaces.clone(),
@@ -62,14 +61,14 @@ impl Paths {
         }
         let endpoints = self.endpoints.clone();
         self.resolving.spawn_blocking(move || {
-            let all = endpoints.iter().flat_map(|endpoint| match &endpoint.host {
+            let all = endpoints.iter().map(|endpoint| match &endpoint.host {
                 Host::Address(ip) => vec![SocketAddr::new(*ip, endpoint.port)],
                 Host::Name(name) => {
                     let found = (name.as_str(), endpoint.port).to_socket_addrs();
                     found.map(Iterator::collect).unwrap_or_default()
                 }
             });
-            all.take(ADDRESSES_MAX).collect()
+            all.collect()
         });
     }
 
@@ -78,13 +77,12 @@ impl Paths {
         if self.resolving.is_empty() {
             return Poll::Pending;
         }
-        match self.resolving.poll_join_next(cx) {
-            Poll::Ready(Some(Ok(addresses))) if !addresses.is_empty() => {
-                self.addresses = addresses;
-                Poll::Ready(())
-            }
-            Poll::Ready(_) | Poll::Pending => Poll::Pending,
+        if let Poll::Ready(Some(Ok(found))) = self.resolving.poll_join_next(cx)
+            && renew(&mut self.addresses, found)
+        {
+            return Poll::Ready(());
         }
+        Poll::Pending
     }
 
     /// Every usable way, best first.
@@ -96,8 +94,10 @@ impl Paths {
         self.known.clear();
         let mut order = Vec::new();
         let mut failure = None;
-        for server in &self.addresses {
-            let address = number_of(*server, &mut self.numbers, &self.addresses);
+        let current: Vec<_> = self.addresses.iter().flatten().copied().collect();
+        let current = current.get(..ADDRESSES_MAX).unwrap_or(&current);
+        for server in current {
+            let address = number_of(*server, &mut self.numbers, current);
             let query = PathQuery {
                 server: *server,
                 tun: &self.tun,
@@ -137,6 +137,18 @@ impl Paths {
     }
 }
 
+/// Takes over what was found for each endpoint; true if that was anything.
+fn renew(known: &mut [Vec<SocketAddr>], found: Vec<Vec<SocketAddr>>) -> bool {
+    let mut any = false;
+    for (old, new) in known.iter_mut().zip(found) {
+        if !new.is_empty() {
+            any = true;
+            *old = new;
+        }
+    }
+    any
+}
+
 /// The number of an address, a new one if it was never met.
 fn number_of(server: SocketAddr, numbers: &mut Vec<SocketAddr>, current: &[SocketAddr]) -> u16 {
     let known = numbers.iter().position(|of| *of == server);
@@ -173,6 +185,19 @@ mod tests {
 
         assert_eq!(number_of(two, &mut numbers, &[two, one]), 1);
         assert_eq!(number_of(one, &mut numbers, &[two, one]), 0);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_resolved_any_more_keeps_its_addresses() {
+        let (named, plain) = (address(1), address(2));
+        let mut known = vec![Vec::new(), vec![plain]];
+        assert!(renew(&mut known, vec![vec![named], vec![plain]]));
+
+        assert!(renew(&mut known, vec![Vec::new(), vec![plain]]));
+        assert_eq!(known, [[named], [plain]]);
+
+        assert!(!renew(&mut known, vec![Vec::new(), Vec::new()]));
+        assert_eq!(known, [[named], [plain]]);
     }
 
     #[test]
