@@ -157,6 +157,10 @@ fn no_spelling_of_the_servers_own_addresses_is_reached_by_injected_packets() {
     wait::until_true("nothing of it is left", SOON, || {
         scene.tund.client.status().flows.tcp == 0
     });
+    wait::until_true("the log says that no setting opens them", SOON, || {
+        let log = scene.tund.client.process.log();
+        log.contains("loopback") && log.contains("no setting opens them")
+    });
 }
 
 #[test]

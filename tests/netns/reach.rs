@@ -62,6 +62,9 @@ fn refused_destinations_are_told_at_once_and_name_the_setting() {
     }
     let log = scene.tund.server.process.log();
     assert!(log.contains("allow"), "the log names the setting: {log}");
+    wait::until_true("the client's log names it too", SOON, || {
+        scene.tund.client.process.log().contains("[origin] allow")
+    });
     drop(scene.echo());
 }
 

@@ -245,7 +245,10 @@ impl Member {
             }
             ClientEvent::Attached { .. } => self.view.attached_at = Some(now),
             ClientEvent::Ended { reason, .. } => self.view.ended = Some(reason),
-            ClientEvent::Detached | ClientEvent::FlowEnded(_) | ClientEvent::Refused(_) => {}
+            ClientEvent::Denied { .. }
+            | ClientEvent::Detached
+            | ClientEvent::FlowEnded(_)
+            | ClientEvent::Refused(_) => {}
         }
     }
 

@@ -37,7 +37,7 @@ const ROUNDS: usize = 32;
 const BATCH_PACKETS: usize = 64;
 /// How long the last words of links may take when the daemon stops.
 const STOP_TIME: Duration = Duration::from_secs(1);
-/// How often the host's own addresses are read again.
+/// How often the host's own addresses are read again, and what was not carried is told.
 const ADDRESSES_EVERY: Duration = Duration::from_secs(2);
 /// Flows at once. The server may allow fewer.
 const MAX_FLOWS: u64 = 16_384;
@@ -79,6 +79,7 @@ struct Daemon {
     addresses_at: Instant,
     /// What last went wrong with an attempt, for `status`.
     last_error: Option<(&'static str, String)>,
+    untaken: report::Untaken,
     stopping: Option<Instant>,
     accounts: AccountLog,
 }
@@ -222,6 +223,7 @@ impl Daemon {
             addresses,
             addresses_at: now,
             last_error: None,
+            untaken: report::Untaken::default(),
             stopping: None,
             accounts: AccountLog::default(),
             ready,
@@ -322,6 +324,7 @@ impl Daemon {
         if self.addresses_at + ADDRESSES_EVERY <= now {
             self.addresses_at = now;
             self.look_for_wear(now);
+            self.untaken.tell(self.client.netstack().stats(), now);
             let addresses = own_addresses();
             if addresses != self.addresses {
                 self.client
@@ -406,6 +409,10 @@ impl Daemon {
                 let session = self.client.session_id();
                 let interface = self.links.get(&link).map(|slot| slot.interface.as_str());
                 tracing::info!(session = session.map(tracing::field::display), %number, interface, "attached");
+            }
+            ClientEvent::Denied { destination, by } => {
+                tracing::debug!(%destination, ?by, "the server does not connect there");
+                self.untaken.denied(by);
             }
             ClientEvent::Detached => tracing::info!("detached; flows wait"),
             ClientEvent::Ended {

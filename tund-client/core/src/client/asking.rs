@@ -1,6 +1,6 @@
 //! The verdict on a SYN: held until the origin has answered, refused, or asked for later.
 
-use super::{Client, State};
+use super::{Client, ClientEvent, State};
 use crate::account::{self, EndedBy, FlowAccount, HowEnded, LostBytes};
 use crate::flow_table::ClientFlow;
 use crate::netstack::{AcceptError, ConnectionId, Refusal};
@@ -195,6 +195,11 @@ impl Client {
         let Some(known) = self.table.remove(flow) else {
             return;
         };
+        if let OpenError::Denied(by) = error {
+            let destination = known.destination;
+            self.events
+                .push_back(ClientEvent::Denied { destination, by });
+        }
         if let Some(refusal) = refusal(error) {
             let (end, lost) = (account::of_refusal(error), LostBytes::default());
             self.account(FlowAccount::new(flow, &known, end, lost, now));

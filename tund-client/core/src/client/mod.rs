@@ -14,8 +14,9 @@ use asking::Asking;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
-use tund_session::wire::frame::CloseCode;
+use tund_session::wire::frame::{CloseCode, DeniedBy};
 use tund_session::{
     Config, EndReason, FlowId, Instant, LinkId, LinkNumber, Outbox, Progress, Secret, Session,
     SessionId, Traffic,
@@ -72,6 +73,13 @@ pub enum ClientEvent {
         link: LinkId,
         /// Its number.
         number: LinkNumber,
+    },
+    /// The server does not connect to what an application wanted.
+    Denied {
+        /// What it wanted.
+        destination: SocketAddr,
+        /// The setting that forbids it.
+        by: DeniedBy,
     },
     /// No link works.
     Detached,

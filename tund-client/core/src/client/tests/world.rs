@@ -416,6 +416,7 @@ impl World {
                 self.client.handle_progress(link, progress, self.now);
             }
             ClientEvent::Attached { .. }
+            | ClientEvent::Denied { .. }
             | ClientEvent::Detached
             | ClientEvent::Ended { .. }
             | ClientEvent::FlowEnded(_)
