@@ -15,6 +15,7 @@ mod lab_emulator;
 mod lab_removal;
 mod outages;
 mod reach;
+mod proxy;
 mod restarts;
 mod rogues;
 mod strangers;

@@ -46,6 +46,8 @@ pub(crate) struct Config {
     pub(crate) connect_timeout: Duration,
     /// At least one; names and keys are each used once.
     pub(crate) clients: Vec<Client>,
+    /// Origins that get a PROXY protocol header.
+    pub(crate) proxy_protocol: Vec<Rule>,
     /// The control socket.
     pub(crate) control_socket: PathBuf,
     /// `RUST_LOG` wins over it.
@@ -94,6 +96,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
 }
 
 fn private_key(section: &mut Section<'_>) -> Option<PrivateKey> {
+        proxy_protocol: origin.proxy_protocol,
     let remedy = "make a key with `tund-server keygen --out /etc/tund/server.key` and add \
                   private_key_file = \"/etc/tund/server.key\" to [identity]";
     section

@@ -30,6 +30,7 @@ use tund_daemon::telemetry::Tally;
 use tund_server_core::admission::Admission;
 use tund_server_core::gate::Gate;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
+use tund_server_core::proxy::ProxyProtocol;
 use tund_session::{FlowId, Instance, Instant, LinkId, Outbox, SessionId};
 
 /// Rounds of work before other tasks of the runtime get a turn.
@@ -61,6 +62,7 @@ struct Server {
     gate: Gate,
     admission: Admission,
     keys: ClientKeys,
+    proxy: ProxyProtocol,
     /// Which `[[client]]` a key belongs to.
     client_of: BTreeMap<ClientKey, usize>,
     tls: ServerTls,
@@ -68,6 +70,8 @@ struct Server {
     listeners: Vec<Listener>,
     links: FxHashMap<LinkId, LinkSlot>,
     origins: BTreeMap<(SessionId, FlowId), flows::OriginSlot>,
+    /// Where links came from that were dropped since events were last taken: some are about them.
+    departed: FxHashMap<LinkId, SocketAddr>,
     opens: flows::Opens,
     denials: flows::Denials,
     /// What each token stands for; tokens are never used twice.
@@ -150,11 +154,13 @@ impl Server {
             client_of: BTreeMap::new(),
             tls,
             listeners: Vec::new(),
+            proxy: ProxyProtocol::new(config.proxy_protocol.clone()),
             links: FxHashMap::default(),
             origins: BTreeMap::new(),
             opens: flows::Opens::default(),
             denials: flows::Denials::default(),
             sources: FxHashMap::default(),
+            departed: FxHashMap::default(),
             next_token: 1,
             ready,
             failures: Failures::new().context("cannot watch origins for failures")?,
@@ -330,6 +336,7 @@ impl Server {
             }
         }
     }
+                self.departed.clear();
 
     fn on_signal(&mut self, signal: Signal, now: Instant) {
         match signal {
@@ -359,6 +366,7 @@ impl Server {
                 self.config.connect_timeout = config.connect_timeout;
                 self.admission
                     .set_rules(config.origin_allow, config.origin_deny);
+                self.proxy = ProxyProtocol::new(config.proxy_protocol);
                 self.config.clients = config.clients;
                 self.index_clients();
                 let listed = self
