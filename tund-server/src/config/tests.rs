@@ -383,7 +383,6 @@ fn what_has_no_effect_is_a_warning() {
         ("[origin]\nallow = [\"0.0.0.0/0\"]\n", 7, "origin.allow"),
         ("allow = [\"[::/0]:443\"]\n", 6, "client.allow"),
         ("[limits]\nmemory = \"32MiB\"\n", 7, "limits.memory"),
-        ("[state]\ndirectory = \"/srv/tund\"\n", 7, "state.directory"),
     ] {
         let loaded = stage.load(&(stage.minimum() + text));
         let warnings = stage.short(

@@ -271,6 +271,7 @@ impl Session {
         }
         open.grace = open.grace.min(self.config.max_grace);
         let mut flow = Flow::new(open.flow, open.grace, now);
+        flow.on_expiry = open.on_expiry;
         flow.tx.raise_limit(open.limit);
         self.flows.insert(open.flow, flow);
         if self.detached_since.is_some() {
