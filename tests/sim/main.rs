@@ -1,6 +1,7 @@
 //! Stories of both daemons' cores in virtual time, one per file.
 
 mod fairness;
+mod grace;
 mod idle_flows;
 mod last_word;
 mod make_before_break;

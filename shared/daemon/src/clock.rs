@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -32,6 +33,13 @@ pub fn now() -> Instant {
             .saturating_mul(NANOS_PER_SECOND)
             .saturating_add(nanos),
     )
+}
+
+/// The time of day since 1970, for what outlives the machine's next start. It may jump.
+pub fn time_of_day() -> Duration {
+    let reading = clock_gettime(Clock::CLOCK_REALTIME);
+    let seconds = reading.map_or(0, |reading| reading.tv_sec());
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
 /// Wakes one task at one moment of [`now`]'s clock, also when the machine slept meanwhile.

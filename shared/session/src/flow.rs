@@ -6,7 +6,7 @@ use crate::receive_buffer::ReceiveBuffer;
 use crate::send_buffer::SendBuffer;
 use crate::session::Delivery;
 use crate::time::Instant;
-use crate::wire::frame::Ack;
+use crate::wire::frame::{Ack, OnExpiry};
 use std::time::Duration;
 
 /// Has the origin answered?
@@ -35,6 +35,8 @@ pub(crate) struct Flow {
     pub(crate) id: FlowId,
     pub(crate) stage: Stage,
     pub(crate) grace: Duration,
+    /// What its client does with bytes that an outage outlasts.
+    pub(crate) on_expiry: OnExpiry,
     pub(crate) tx: SendBuffer,
     pub(crate) rx: ReceiveBuffer,
     /// Bytes up to here may be taken from the local socket; share = this − base.
@@ -89,6 +91,7 @@ impl Flow {
             id,
             stage: Stage::Opening,
             grace,
+            on_expiry: OnExpiry::Reset,
             tx: SendBuffer::default(),
             rx: ReceiveBuffer::default(),
             intake_limit: Offset(0),

@@ -509,7 +509,7 @@ fn a_flow_given_up_before_its_open_was_sent_leaves_nothing() {
     pair.resume();
 
     let opened = pair.events[SERVER].iter().filter_map(|event| {
-        let Event::FlowOpened { open } = event else {
+        let Event::FlowOpened { open, .. } = event else {
             return None;
         };
         Some(open.flow)

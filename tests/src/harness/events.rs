@@ -80,7 +80,7 @@ impl World {
                 }
             }
             Event::Ended { reason } => self.on_ended(who, reason),
-            Event::FlowOpened { open } => {
+            Event::FlowOpened { open, .. } => {
                 let unit = usize::from(open.source.port());
                 let socket = Socket::new(unit, SERVER, self.knobs.ring);
                 self.units[unit].sockets[SERVER] = Some(socket);

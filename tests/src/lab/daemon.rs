@@ -100,6 +100,8 @@ impl ServerDaemon {
             "[\"10.77.4.0/24\", \"10.77.5.2\", \"fd77:0:0:4::/64\", \"fd77:0:0:5::2\"]",
         );
         set(&mut sections, "control", "socket", &quoted(&control));
+        let state = directory.join(format!("{title}-state"));
+        set(&mut sections, "state", "directory", &quoted(&state));
         overlay(&mut sections, &settings.server);
         let mut text = toml(&sections);
         for (name, keys) in clients {
@@ -129,6 +131,14 @@ impl ServerDaemon {
             &self.config,
         );
         self.wait_until_serving();
+    }
+
+    /// Runs a subcommand on its control socket.
+    ///
+    /// # Errors
+    /// What the command wrote to stderr.
+    pub fn command(&self, arguments: &[&str]) -> Result<String, String> {
+        ask("tund-server", arguments, &self.control)
     }
 
     /// The rows of `sessions --json`.

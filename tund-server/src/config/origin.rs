@@ -22,6 +22,7 @@ pub(super) struct Origin {
     pub(super) allow: Vec<Rule>,
     pub(super) deny: Vec<Rule>,
     pub(super) connect_timeout: Duration,
+    pub(super) proxy_protocol: Vec<Rule>,
 }
 
 pub(super) fn origin(section: &mut Section<'_>) -> Origin {
@@ -31,16 +32,9 @@ pub(super) fn origin(section: &mut Section<'_>) -> Origin {
         allow: section.or("allow", Vec::new(), rules(4096)),
         deny: section.or("deny", Vec::new(), rules(4096)),
         connect_timeout: section.or("connect_timeout", Duration::from_secs(30), timeout),
+        proxy_protocol: section.or("proxy_protocol", Vec::new(), rules(256)),
     };
     check_allow(section, &origin.allow);
-    let proxied = section.or("proxy_protocol", Vec::new(), rules(256));
-    if !proxied.is_empty() {
-        section.reject(
-            "proxy_protocol",
-            "the PROXY protocol is not built in this version",
-            "remove proxy_protocol, and let these origins take plain connections",
-        );
-    }
     origin
 }
 

@@ -4,6 +4,7 @@ use super::origin::{Origin, open_error};
 use super::{Server, Source};
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Bound;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -24,10 +25,18 @@ const DENIALS_TOLD: u32 = 60;
 /// That minute.
 const DENIALS_PERIOD: Duration = Duration::from_secs(60);
 
+/// A flow that waits to be connected.
+#[derive(Debug)]
+struct Asked {
+    open: Open,
+    /// From where the link came that asked for it.
+    source: Option<SocketAddr>,
+}
+
 /// Flows that wait for their turn to be connected: at most as many as all sessions may have.
 #[derive(Debug, Default)]
 pub(super) struct Opens {
-    queue: BTreeMap<(SessionId, FlowId), Open>,
+    queue: BTreeMap<(SessionId, FlowId), Asked>,
     /// The session that had its turn last.
     last: Option<SessionId>,
     /// Connected in this turn of the loop.
@@ -45,7 +54,7 @@ impl Opens {
     }
 
     /// The next flow to be connected in this turn: the oldest of the next session in a circle.
-    fn next(&mut self) -> Option<(SessionId, Open)> {
+    fn next(&mut self) -> Option<(SessionId, Asked)> {
         if self.served >= OPENS_PER_TURN {
             return None;
         }
@@ -56,7 +65,7 @@ impl Opens {
         let key = *behind.or_else(|| self.queue.first_key_value())?.0;
         self.served += 1;
         self.last = Some(key.0);
-        self.queue.remove(&key).map(|open| (key.0, open))
+        self.queue.remove(&key).map(|asked| (key.0, asked))
     }
 
     fn forget_session(&mut self, session: SessionId) {
@@ -112,8 +121,11 @@ enum Fate {
 impl Server {
     pub(super) fn on_event(&mut self, session: SessionId, event: Event, now: Instant) {
         match event {
-            Event::FlowOpened { open } => {
-                self.opens.queue.insert((session, open.flow), open);
+            Event::FlowOpened { open, link } => {
+                let live = self.links.get(&link).map(|slot| slot.link.remote_addr());
+                let source = live.or_else(|| self.departed.get(&link).copied());
+                let asked = Asked { open, source };
+                self.opens.queue.insert((session, asked.open.flow), asked);
                 self.open_waiting(now);
             }
             Event::FlowReadable { flow } | Event::FlowWritable { flow } => {
@@ -167,20 +179,27 @@ impl Server {
 
     /// Connects flows that wait, as many as one turn takes.
     pub(super) fn open_waiting(&mut self, now: Instant) {
-        while let Some((session, open)) = self.opens.next() {
-            self.open(session, &open, now);
+        while let Some((session, asked)) = self.opens.next() {
+            self.open(session, &asked, now);
         }
     }
 
-    fn open(&mut self, session: SessionId, open: &Open, now: Instant) {
-        if let Err(error) = self.connect(session, open, now) {
+    fn open(&mut self, session: SessionId, asked: &Asked, now: Instant) {
+        let open = &asked.open;
+        if let Err(error) = self.connect(session, asked, now) {
             tracing::debug!(?error, to = %Redacted(open.destination), "an origin was not reached");
             self.registry
                 .with(session, now, |s| s.refuse_flow(open.flow, error, now));
         }
     }
 
-    fn connect(&mut self, session: SessionId, open: &Open, now: Instant) -> Result<(), OpenError> {
+    fn connect(
+        &mut self,
+        session: SessionId,
+        asked: &Asked,
+        now: Instant,
+    ) -> Result<(), OpenError> {
+        let open = &asked.open;
         if open.protocol != Protocol::Tcp {
             return Err(OpenError::Other(93)); // EPROTONOSUPPORT
         }
@@ -201,7 +220,10 @@ impl Server {
             }
             OpenError::Denied(denied.by())
         })?;
-        let origin = Origin::connect(destination).map_err(|error| open_error(&error))?;
+        let header = self
+            .proxy
+            .header(session, asked.source, destination, open.protocol);
+        let origin = Origin::connect(destination, header).map_err(|error| open_error(&error))?;
         let token = self.next_token;
         let waker = self.register(Source::Origin(session, open.flow));
         if let Err(error) = self.failures.watch(&origin, token) {

@@ -268,6 +268,7 @@ impl Server {
     pub(super) fn drop_link(&mut self, id: LinkId, now: Instant) {
         if let Some(slot) = self.links.remove(&id) {
             self.sources.remove(&slot.token);
+            self.departed.insert(id, slot.link.remote_addr());
             self.gate.gone(id);
             self.registry.handle_link_down(id, now);
         }

@@ -4,6 +4,7 @@ mod flows;
 mod links;
 mod origin;
 mod report;
+mod state;
 
 use crate::config::Config;
 use anyhow::Context as _;
@@ -29,6 +30,7 @@ use tund_daemon::ready::ReadySet;
 use tund_daemon::telemetry::Tally;
 use tund_server_core::admission::Admission;
 use tund_server_core::gate::Gate;
+use tund_server_core::proxy::ProxyProtocol;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
 use tund_session::{FlowId, Instance, Instant, LinkId, Outbox, SessionId};
 
@@ -60,6 +62,7 @@ struct Server {
     registry: Registry,
     gate: Gate,
     admission: Admission,
+    proxy: ProxyProtocol,
     keys: ClientKeys,
     /// Which `[[client]]` a key belongs to.
     client_of: BTreeMap<ClientKey, usize>,
@@ -67,6 +70,8 @@ struct Server {
 
     listeners: Vec<Listener>,
     links: FxHashMap<LinkId, LinkSlot>,
+    /// Where links came from that were dropped since events were last taken: some are about them.
+    departed: FxHashMap<LinkId, SocketAddr>,
     origins: BTreeMap<(SessionId, FlowId), flows::OriginSlot>,
     opens: flows::Opens,
     denials: flows::Denials,
@@ -83,6 +88,7 @@ struct Server {
     /// Deadlines of the driver's own sockets: connects, drains, closing links.
     timers: BTreeMap<(Instant, u64), Source>,
     refusals: Tally,
+    state: state::State,
     addresses_at: Instant,
     stopping: Option<Instant>,
 }
@@ -128,7 +134,7 @@ impl Server {
         let keys = ClientKeys::new(config.clients.iter().flat_map(|c| c.public_keys.clone()));
         let tls = ServerTls::new(&config.private_key, keys.clone())
             .context("cannot set TLS up with the private key of [identity]")?;
-        let registry = Registry::new(RegistryConfig {
+        let mut registry = Registry::new(RegistryConfig {
             session: tund_session::Config {
                 instance: Instance(random()),
                 buffer_bytes: config.buffer_bytes,
@@ -138,6 +144,8 @@ impl Server {
             max_sessions: config.max_sessions,
             memory_bytes: config.memory_bytes,
         });
+        registry.set_retention(config.retain);
+        let state = state::State::open(&config.state_directory, &mut registry, clock::now());
         let ready = ReadySet::new();
         let own = own_addresses();
         let admission =
@@ -146,11 +154,13 @@ impl Server {
             registry,
             gate: Gate::new(),
             admission,
+            proxy: ProxyProtocol::new(config.proxy_protocol.clone()),
             keys,
             client_of: BTreeMap::new(),
             tls,
             listeners: Vec::new(),
             links: FxHashMap::default(),
+            departed: FxHashMap::default(),
             origins: BTreeMap::new(),
             opens: flows::Opens::default(),
             denials: flows::Denials::default(),
@@ -165,6 +175,7 @@ impl Server {
             alarm: Alarm::new().context("cannot make a timer")?,
             timers: BTreeMap::new(),
             refusals: Tally::new(),
+            state,
             addresses_at: clock::now(),
             stopping: None,
             config,
@@ -238,10 +249,9 @@ impl Server {
             self.opens.next_turn();
             self.open_waiting(now);
             self.drain(now);
-            if self
-                .stopping
-                .is_some_and(|until| self.links.is_empty() || until <= now)
-            {
+            self.state.poll(cx, &mut self.registry, now);
+            let is_done = self.links.is_empty() && self.state.is_idle();
+            if self.stopping.is_some_and(|until| is_done || until <= now) {
                 return Poll::Ready(());
             }
             if !(ready || failed || expired) && self.opens.is_empty() {
@@ -326,6 +336,7 @@ impl Server {
             }
             self.dirty = dirty;
             if !moved {
+                self.departed.clear();
                 return;
             }
         }
@@ -359,6 +370,7 @@ impl Server {
                 self.config.connect_timeout = config.connect_timeout;
                 self.admission
                     .set_rules(config.origin_allow, config.origin_deny);
+                self.proxy = ProxyProtocol::new(config.proxy_protocol);
                 self.config.clients = config.clients;
                 self.index_clients();
                 let listed = self

@@ -138,6 +138,8 @@ pub enum Event {
     FlowOpened {
         /// As asked, grace capped.
         open: Open,
+        /// The link on which OPEN came, or the message before it that it had waited for.
+        link: LinkId,
     },
     /// Client: the origin has answered.
     FlowAccepted {

@@ -3,7 +3,7 @@
 use super::{EndReason, Event, LinkDeath, Session};
 use crate::id::FlowId;
 use crate::time::Instant;
-use crate::wire::frame::{CloseCode, Control, FlowCode};
+use crate::wire::frame::{CloseCode, Control, FlowCode, OnExpiry};
 
 impl Session {
     /// Ends the session: SESSION_CLOSE goes out where a link is, then [`Event::Ended`] tells.
@@ -18,6 +18,11 @@ impl Session {
         }
         self.ended = Some(reason);
         self.lost += self.buffered().0;
+        let stored = self
+            .flows
+            .values()
+            .filter(|f| f.on_expiry == OnExpiry::Store);
+        self.released_at_end = stored.map(|f| (f.id, f.rx.released())).collect();
         let lost = self.flows.values_mut().map(|flow| {
             flow.abandon_sending();
             (flow.id, flow.lost)

@@ -44,6 +44,7 @@ impl Session {
         let id = FlowId(self.last_flow.0 + 1);
         self.last_flow = id;
         let mut flow = Flow::new(id, target.grace, now);
+        flow.on_expiry = target.on_expiry;
         let limit = self.first_credit(&mut flow);
         self.flows.insert(id, flow);
         self.lane.say(Control::Open(Open {

@@ -18,7 +18,7 @@ pub use flows::Target;
 use crate::budget::Budget;
 use crate::control_lane::ControlLane;
 use crate::flow::Flow;
-use crate::id::{FlowId, Instance, LinkId, LinkNumber, Secret, SessionId};
+use crate::id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
 use crate::link::Link;
 use crate::time::Instant;
 use crate::wire::frame::Limits;
@@ -93,6 +93,8 @@ pub struct Session {
     lost: u64,
     /// At the end: flows that lost bytes.
     lost_by_flow: BTreeMap<FlowId, u64>,
+    /// Of each flow not forgotten at the end whose bytes the client may store.
+    released_at_end: Vec<(FlowId, Offset)>,
 }
 
 /// Bytes of flows since the session was made.
@@ -144,6 +146,7 @@ impl Session {
             traffic: Traffic::default(),
             lost: 0,
             lost_by_flow: BTreeMap::new(),
+            released_at_end: Vec::new(),
             config: config.clone(),
         }
     }
@@ -323,6 +326,12 @@ impl Session {
     /// After the end: the same of one flow that lived until then.
     pub fn lost_of(&self, flow: FlowId) -> u64 {
         self.lost_by_flow.get(&flow).copied().unwrap_or(0)
+    }
+
+    /// After the end: how far the peer's bytes were handed on, of each flow that was not settled and
+    /// whose bytes the client may store. No more than `max_flows`.
+    pub fn released_at_end(&self) -> &[(FlowId, Offset)] {
+        &self.released_at_end
     }
 
     /// Bytes of the two pools that flows hold beyond their floors.

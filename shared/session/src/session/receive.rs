@@ -62,7 +62,7 @@ impl Session {
             Frame::FlowState(acks) => acks
                 .into_iter()
                 .try_for_each(|ack| self.on_ack(id, ack, false, now)),
-            Frame::Control { number, message } => self.on_control(number, message, now),
+            Frame::Control { number, message } => self.on_control(id, number, message, now),
             Frame::ControlAck { number } => self.lane.acknowledge(number),
             Frame::Ping { nonce } => {
                 let link = self.links.get_mut(&id).ok_or("link gone")?;
@@ -153,21 +153,21 @@ impl Session {
         Ok(())
     }
 
-    fn on_control(&mut self, number: u64, message: Control, now: Instant) -> Taken {
+    fn on_control(&mut self, link: LinkId, number: u64, message: Control, now: Instant) -> Taken {
         self.lane.receive(number, message)?;
         while self.ended.is_none() {
             let Some(message) = self.lane.next_in_order() else {
                 break;
             };
-            self.on_message(message, now)?;
+            self.on_message(link, message, now)?;
         }
         Ok(())
     }
 
-    fn on_message(&mut self, message: Control, now: Instant) -> Taken {
+    fn on_message(&mut self, link: LinkId, message: Control, now: Instant) -> Taken {
         let client = self.role == Role::Client;
         match message {
-            Control::Open(open) if !client => self.on_open(open, now),
+            Control::Open(open) if !client => self.on_open(link, open, now),
             Control::OpenOk { flow, limit, grace } if client => self.on_open_ok(flow, limit, grace),
             Control::OpenErr { flow, error } if client => self.on_open_err(flow, error, now),
             Control::Reset { flow, end, code } => self.on_reset(flow, end, code, now),
@@ -196,11 +196,11 @@ impl Session {
                 self.bury_older(older_than, now);
                 Ok(())
             }
-            Control::LinkDown { link } => {
+            Control::LinkDown { link: down } => {
                 let named = self
                     .links
                     .values()
-                    .find(|l| l.number == Some(link))
+                    .find(|l| l.number == Some(down))
                     .map(|l| l.id);
                 if let Some(id) = named {
                     self.kill_link(id, LinkDeath::Retired, now);
@@ -248,7 +248,7 @@ impl Session {
         Ok(())
     }
 
-    fn on_open(&mut self, mut open: Open, now: Instant) -> Taken {
+    fn on_open(&mut self, link: LinkId, mut open: Open, now: Instant) -> Taken {
         if open.flow <= self.last_flow {
             return Err("OPEN of a flow id that was used before");
         }
@@ -271,12 +271,13 @@ impl Session {
         }
         open.grace = open.grace.min(self.config.max_grace);
         let mut flow = Flow::new(open.flow, open.grace, now);
+        flow.on_expiry = open.on_expiry;
         flow.tx.raise_limit(open.limit);
         self.flows.insert(open.flow, flow);
         if self.detached_since.is_some() {
             self.plan_expiry();
         }
-        self.events.push_back(Event::FlowOpened { open });
+        self.events.push_back(Event::FlowOpened { open, link });
         Ok(())
     }
 

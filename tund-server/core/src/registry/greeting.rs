@@ -9,7 +9,8 @@ use std::time::Duration;
 use tund_session::session::VERSION;
 use tund_session::wire::codec::{self, HEADER, max_body};
 use tund_session::wire::frame::{Frame, Hello, RejectReason, Resume, ResumeReject};
-use tund_session::{Instant, LinkId, Secret, SessionId};
+use tund_session::wire::kind::MAX_RELEASED;
+use tund_session::{FlowId, Instant, LinkId, Offset, Secret, SessionId};
 
 /// The longest first frame: RESUME, or HELLO.
 const FIRST_FRAME_MAX: usize = HEADER + {
@@ -243,14 +244,18 @@ impl Registry {
             return;
         };
         let (key, secret, id) = (greeting.key, greeting.secret.clone(), resume.session);
+        if let Some(tombstone) = self.tombstones.of(id, key) {
+            let (reason, released) = (tombstone.end.told(), tombstone.released.clone());
+            self.reject_with(link, reason, &released);
+            return;
+        }
         if resume.instance != self.config.session.instance {
             self.reject(link, RejectReason::Restarted);
             return;
         }
         let entry = self.entries.get(&id);
         if entry.is_none_or(|e| e.key != key || e.session.is_ended()) {
-            let reason = self.tombstones.reason(id, key);
-            self.reject(link, reason);
+            self.reject(link, RejectReason::Ended);
             return;
         }
         let mut verdict = Err(RejectReason::Ended);
@@ -267,6 +272,11 @@ impl Registry {
     }
 
     pub(super) fn reject(&mut self, link: LinkId, reason: RejectReason) {
+        self.reject_with(link, reason, &[]);
+    }
+
+    /// A list that fills frames exactly is followed by an empty one (PROTOCOL.md §3.4).
+    fn reject_with(&mut self, link: LinkId, reason: RejectReason, released: &[(FlowId, Offset)]) {
         let retry_after = match reason {
             RejectReason::Busy => BUSY_HINT,
             RejectReason::Proof
@@ -276,17 +286,26 @@ impl Registry {
             | RejectReason::Ended
             | RejectReason::Version => Duration::ZERO,
         };
-        let reject = ResumeReject {
-            reason,
-            released: Vec::new(),
-            retry_after,
-        };
-        let frame = Frame::ResumeReject(reject);
-        self.turn_away(link, Some(frame), TurnedAway::Rejected(reason));
+        let whole = released.len() - released.len() % MAX_RELEASED;
+        let (full, rest) = released.split_at(whole);
+        let lists = full.chunks(MAX_RELEASED).chain([rest]);
+        let frames = lists.map(|list| {
+            Frame::ResumeReject(ResumeReject {
+                reason,
+                released: list.to_vec(),
+                retry_after,
+            })
+        });
+        self.turn_away(link, frames, TurnedAway::Rejected(reason));
     }
 
-    pub(super) fn turn_away(&mut self, link: LinkId, answer: Option<Frame>, reason: TurnedAway) {
-        let state = LinkState::TurnedAway(answer);
+    pub(super) fn turn_away(
+        &mut self,
+        link: LinkId,
+        answer: impl IntoIterator<Item = Frame>,
+        reason: TurnedAway,
+    ) {
+        let state = LinkState::TurnedAway(answer.into_iter().collect());
         if let Some(LinkState::Greeting(greeting)) = self.links.insert(link, state) {
             self.forget_greeting(link, &greeting);
         }

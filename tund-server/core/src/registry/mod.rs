@@ -1,5 +1,6 @@
 //! Sessions by proved key and id: who is greeted, who resumes, who is turned away.
 
+mod epitaph;
 mod greeting;
 #[cfg(test)]
 mod tests;
@@ -10,6 +11,7 @@ use greeting::Greeting;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use tombstones::Tombstones;
+pub use tombstones::{End, Tombstone};
 use tund_session::wire::frame::{CloseCode, Frame, Hello, LinkCloseReason, RejectReason};
 use tund_session::{
     Config, Event, Instant, LinkDeath, LinkId, Outbox, Progress, Secret, Session, SessionId,
@@ -21,6 +23,13 @@ pub const KEY_IN_USE_WAIT: Duration = Duration::from_secs(2);
 pub const GREETING_TIME: Duration = Duration::from_secs(10);
 /// Ended sessions whose end is remembered; the oldest is forgotten, and reads `ended` then.
 pub const TOMBSTONES: usize = 10_000;
+/// The same of one key: chosen; a client asks for its last sessions only.
+pub const TOMBSTONES_PER_KEY: usize = 64;
+/// Offsets that all of them hold together: chosen, 16 MiB.
+pub const OFFSETS: usize = 1 << 20;
+/// How long an end is remembered unless told otherwise: a client keeps bytes for 30 days at most,
+/// and clocks differ.
+pub const REMEMBERED_FOR: Duration = Duration::from_secs(31 * 24 * 3600);
 /// Provisional sessions of one key: overlapping attempts of one client.
 pub const PROVISIONAL_PER_KEY: usize = 32;
 /// Links of one key that are not yet part of a session: the same, before their HELLO is answered.
@@ -50,7 +59,7 @@ enum LinkState {
     Greeting(Box<Greeting>),
     Member(SessionId),
     /// Only the answer is left to be sent.
-    TurnedAway(Option<Frame>),
+    TurnedAway(VecDeque<Frame>),
 }
 
 #[derive(Debug)]
@@ -140,7 +149,7 @@ impl Registry {
             entries: BTreeMap::new(),
             links: BTreeMap::new(),
             keys: BTreeMap::new(),
-            tombstones: Tombstones::default(),
+            tombstones: Tombstones::new(REMEMBERED_FOR),
             timers: BTreeSet::new(),
             greeting_timers: BTreeSet::new(),
             waiting: BTreeSet::new(),
@@ -283,7 +292,8 @@ impl Registry {
             if event == Event::Confirmed {
                 self.supersede(id, key, now);
             } else if let Event::Ended { reason } = event {
-                self.tombstones.add(id, key, reason);
+                let released = entry.session.released_at_end();
+                self.tombstones.add((id, key), reason, released, now);
                 self.forget_session(id, key);
                 self.judge_waiting(id, now);
             } else if matches!(event, Event::LinkDead { .. })
@@ -395,14 +405,16 @@ impl Registry {
                 sent
             }
             Some(LinkState::TurnedAway(answer)) => {
-                let close = Frame::LinkClose {
-                    reason: LinkCloseReason::Unneeded,
+                let Some(frame) = answer.pop_front() else {
+                    return false;
                 };
-                answer.take().is_some_and(|frame| {
-                    out.push(&frame);
-                    out.push(&close);
-                    true
-                })
+                out.push(&frame);
+                if answer.is_empty() {
+                    out.push(&Frame::LinkClose {
+                        reason: LinkCloseReason::Unneeded,
+                    });
+                }
+                true
             }
             Some(LinkState::Greeting(_)) | None => false,
         }
@@ -456,6 +468,31 @@ impl Registry {
             | LinkDeath::PeerClosed
             | LinkDeath::AttachFailed => false,
         }
+    }
+
+    /// How long ends of sessions are remembered from here on; longer than any client keeps bytes.
+    pub fn set_retention(&mut self, retain: Duration) {
+        self.tombstones.set_retention(retain);
+    }
+
+    /// Remembers an end that was written down `age` ago, by an earlier start too; the oldest first.
+    pub fn restore(&mut self, tombstone: Tombstone, age: Duration, now: Instant) {
+        self.tombstones.restore(tombstone, age, now);
+    }
+
+    /// The next end that is to be written down, and how long ago it was.
+    pub fn poll_tombstone(&mut self, now: Instant) -> Option<(&Tombstone, Duration)> {
+        self.tombstones.poll_fresh(now)
+    }
+
+    /// All ends that are remembered, oldest first.
+    pub fn tombstones(&self, now: Instant) -> impl Iterator<Item = (&Tombstone, Duration)> {
+        self.tombstones.all(now)
+    }
+
+    /// How many there are.
+    pub fn tombstone_count(&self) -> usize {
+        self.tombstones.len()
     }
 
     /// Everything kept for links and sessions that are not over; none of it may outlive them.

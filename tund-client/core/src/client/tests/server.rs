@@ -89,7 +89,7 @@ impl World {
     fn on_server_event(&mut self, session: SessionId, event: Event) {
         let now = self.now;
         match event {
-            Event::FlowOpened { open } => {
+            Event::FlowOpened { open, .. } => {
                 let (flow, port) = (open.flow, open.destination.port());
                 self.opened.push(((session, flow), open));
                 if self.quiet_ports.contains(&port) {

@@ -5,4 +5,5 @@ mod bounds;
 mod memory;
 mod newcomers;
 mod properties;
+mod tombstones;
 mod world;

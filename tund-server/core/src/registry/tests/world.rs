@@ -312,23 +312,33 @@ impl World {
     /// A flow whose origin has answered.
     pub(super) fn open(&mut self, client: usize) -> FlowId {
         let flow = self.ask(client);
+        self.accept(client, flow);
+        flow
+    }
+
+    /// The origin of a flow that was asked for answers.
+    pub(super) fn accept(&mut self, client: usize, flow: FlowId) {
         self.run();
         let id = self.clients[client].id().unwrap();
         self.registry
             .with(id, self.now, |s| s.accept_flow(flow, self.now));
         self.run();
-        flow
     }
 
     /// A flow that is asked for.
     pub(super) fn ask(&mut self, client: usize) -> FlowId {
+        self.ask_for(client, OnExpiry::Reset)
+    }
+
+    /// The same, with what becomes of its bytes when an outage outlasts it.
+    pub(super) fn ask_for(&mut self, client: usize, on_expiry: OnExpiry) -> FlowId {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         let target = Target {
             protocol: Protocol::Tcp,
             source: address("10.0.0.1:1000"),
             destination: address("192.0.2.1:80"),
             grace: GRACE,
-            on_expiry: OnExpiry::Reset,
+            on_expiry,
         };
         self.clients[client].open_flow(&target, self.now).unwrap()
     }

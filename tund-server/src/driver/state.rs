@@ -1,0 +1,172 @@
+//! What outlives a restart of the server: how sessions ended, in a journal that another thread writes.
+
+use std::io;
+use std::path::Path;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tund_daemon::clock;
+use tund_daemon::journal::{Found, Journal, StateDirectory};
+use tund_server_core::registry::{Registry, Tombstone};
+use tund_session::Instant;
+
+/// The journal's file in `[state] directory`.
+const TOMBSTONES: &str = "tombstones";
+
+/// The journal, and the write that is under way: one at most, each of all that has come meanwhile,
+/// and safe from a crash of the machine before the next.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Locked as long as this lives.
+    _directory: Option<StateDirectory>,
+    /// Here unless a write has it, or nothing can be kept.
+    journal: Option<Journal>,
+    writes: JoinSet<(Journal, io::Result<()>)>,
+    /// The last write failed, and was told.
+    has_failed: bool,
+    /// The next write replaces the file: a failure or much that is forgotten lies in it.
+    rewrite_due: bool,
+}
+
+impl State {
+    /// Gives the registry what earlier starts remembered. Without a directory that can be used the
+    /// daemon runs all the same, and says so.
+    pub(super) fn open(path: &Path, registry: &mut Registry, now: Instant) -> Self {
+        let opened = StateDirectory::open(path)
+            .and_then(|directory| Ok((directory.journal(TOMBSTONES)?, directory)));
+        match opened {
+            Ok(((journal, found), directory)) => {
+                let mut state = Self {
+                    _directory: Some(directory),
+                    journal: Some(journal),
+                    ..Self::default()
+                };
+                tell(path, &found);
+                restore(&found, registry, now);
+                state.rewrite_due = registry.tombstone_count() < found.records.len();
+                state
+            }
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "cannot keep state in {}; sessions that end are forgotten at the next restart. \
+                     Make it a directory that this user may write to, or name another in \
+                     [state] directory",
+                    path.display()
+                );
+                Self::default()
+            }
+        }
+    }
+
+    /// Writes down the ends that have come, and takes note of those that are written.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, registry: &mut Registry, now: Instant) {
+        loop {
+            while let Poll::Ready(Some(written)) = self.writes.poll_join_next(cx) {
+                match written {
+                    Ok((journal, result)) => {
+                        self.note(&result);
+                        self.journal = Some(journal);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "no more ends of sessions are written down");
+                    }
+                }
+            }
+            if !self.begin_write(registry, now) {
+                return;
+            }
+        }
+    }
+
+    /// Whether a write has begun: there is something to be written, and no other under way.
+    fn begin_write(&mut self, registry: &mut Registry, now: Instant) -> bool {
+        let Some(mut journal) = self.journal.take() else {
+            return false;
+        };
+        let today = clock::time_of_day();
+        let encode =
+            |(tombstone, age): (&Tombstone, Duration)| tombstone.encode(today.saturating_sub(age));
+        let mut records = Vec::new();
+        while let Some(fresh) = registry.poll_tombstone(now) {
+            records.push(encode(fresh));
+        }
+        if records.is_empty() {
+            self.journal = Some(journal);
+            return false;
+        }
+        let is_rewrite = self.rewrite_due || journal.is_bloated(registry.tombstone_count());
+        if is_rewrite {
+            records = registry.tombstones(now).map(encode).collect();
+        }
+        self.writes.spawn_blocking(move || {
+            let result = if is_rewrite {
+                journal.rewrite(&records)
+            } else {
+                journal.append(&records).and_then(|()| journal.sync())
+            };
+            (journal, result)
+        });
+        true
+    }
+
+    fn note(&mut self, result: &io::Result<()>) {
+        match result {
+            Ok(()) if self.has_failed => tracing::info!("ends of sessions are written down again"),
+            Ok(()) => {}
+            Err(error) if self.has_failed => tracing::debug!(%error, "the write failed again"),
+            Err(error) => tracing::warn!(
+                %error,
+                "how a session ended could not be written down, and a restart would forget it; \
+                 make room on the disk of [state] directory"
+            ),
+        }
+        self.has_failed = result.is_err();
+        self.rewrite_due = self.has_failed;
+    }
+
+    /// Nothing is being written.
+    pub(super) fn is_idle(&self) -> bool {
+        self.writes.is_empty()
+    }
+}
+
+fn restore(found: &Found, registry: &mut Registry, now: Instant) {
+    let today = clock::time_of_day();
+    let mut unknown = 0_usize;
+    for record in &found.records {
+        match Tombstone::decode(record) {
+            Some((tombstone, ended)) => {
+                registry.restore(tombstone, today.saturating_sub(ended), now);
+            }
+            None => unknown += 1,
+        }
+    }
+    if unknown > 0 {
+        tracing::warn!(unknown, "ends of sessions of another version were left out");
+    }
+    tracing::debug!(
+        count = registry.tombstone_count(),
+        "ends of sessions are known"
+    );
+}
+
+/// What was wrong with the file, if anything.
+fn tell(path: &Path, found: &Found) {
+    if let Some(aside) = &found.set_aside {
+        tracing::warn!(
+            "{} is not a journal of this version; it was moved to {}, and a new one was begun",
+            path.join(TOMBSTONES).display(),
+            aside.display()
+        );
+    }
+    if found.torn_bytes > 0 || found.damaged > 0 {
+        tracing::warn!(
+            torn_bytes = found.torn_bytes,
+            damaged = found.damaged,
+            kept = found.records.len(),
+            "the journal of ended sessions was cut short by a crash, or damaged; the rest is used"
+        );
+    }
+}
