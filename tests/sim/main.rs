@@ -4,6 +4,7 @@ mod fairness;
 mod idle_flows;
 mod last_word;
 mod make_before_break;
+mod mobile_life;
 mod outage;
 mod polling;
 mod portal;
