@@ -13,6 +13,7 @@ mod injection;
 mod lab_direct;
 mod lab_emulator;
 mod lab_removal;
+mod matrix;
 mod outages;
 mod reach;
 mod restarts;
