@@ -14,6 +14,7 @@ mod injection;
 mod lab_direct;
 mod lab_emulator;
 mod lab_removal;
+mod matrix;
 mod outages;
 mod proxy;
 mod reach;

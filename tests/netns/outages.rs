@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use tund_tests::emulator::Profile;
-use tund_tests::lab::{
-    Access, Download, Keys, Lab, Origin, SERVER_PORT, ServerDaemon, Settings, Tund, Upload, wait,
-};
+use tund_tests::lab::{Access, Download, Keys, SERVER_PORT, ServerDaemon, Settings, Upload, wait};
 
 use crate::support::{LATER, LONG, SOON, Scene, figure, median};
 
@@ -212,10 +210,7 @@ fn another_server_with_another_key_is_a_portal_too() {
 /// connection has been forgotten.
 fn attach_on_a_slow_path(runs: u64) -> Duration {
     let lossy = Profile::delay(Duration::from_millis(600)).loss(0.1);
-    let lab = Lab::emulated("a slow path", Profile::default());
-    let origin = Origin::start(&lab.origin);
-    let tund = Tund::start(&lab, &Settings::new());
-    let scene = Scene { tund, origin, lab };
+    let scene = Scene::emulated("a slow path", Profile::default(), &Settings::new());
     let mut echo = scene.echo();
     scene.lab.emulator(Access::Wifi).set(lossy);
     let mut times = Vec::new();

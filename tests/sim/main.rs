@@ -5,6 +5,7 @@ mod grace;
 mod idle_flows;
 mod last_word;
 mod make_before_break;
+mod mobile_life;
 mod outage;
 mod polling;
 mod portal;

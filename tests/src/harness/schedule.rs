@@ -2,6 +2,7 @@
 
 use super::rng::Rng;
 use super::world::Knobs;
+use std::time::Duration;
 
 /// How rough a schedule is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +123,7 @@ impl Schedule {
             ring: rng.pick(&[1, 3, 6, 40, 600, 20_000]).min(most),
             send_queue: rng.pick(&[60, 400, 5000, 200_000]),
             memory,
+            max_grace: Duration::from_secs(3600),
         };
         let count = rng.pick(&[60, 150, 300, 600]);
         let tail = rng.pick(&[0, 0, 15, 60]);

@@ -16,6 +16,7 @@ impl Knobs {
         ring: 64 * 1024,
         send_queue: 1 << 20,
         memory: 1 << 40,
+        max_grace: Duration::from_secs(3600),
     };
 }
 

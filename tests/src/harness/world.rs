@@ -54,6 +54,8 @@ pub struct Knobs {
     pub send_queue: usize,
     /// What the server daemon may hold for all sessions beyond their floors.
     pub memory: u64,
+    /// The longest grace that either end grants.
+    pub max_grace: Duration,
 }
 
 /// One flow from application to origin: two local connections, and how it may have ended.
@@ -125,6 +127,8 @@ pub struct World {
     pub refusing: bool,
     /// Timeouts are being handled.
     pub in_timeout: bool,
+    /// That side does nothing, not even look at its clock.
+    pub asleep: [bool; 2],
     /// Flows that ended before their origin had answered.
     pub(super) given_up: Vec<(SessionId, FlowId)>,
     /// Bytes that waited for each stuck reader before that.
@@ -151,7 +155,7 @@ fn config(knobs: &Knobs, side: usize, instance: u8) -> Config {
         instance: Instance(name),
         buffer_bytes: knobs.buffer[side],
         max_flows: knobs.max_flows[side],
-        max_grace: Duration::from_secs(3600),
+        max_grace: knobs.max_grace,
     }
 }
 
@@ -174,6 +178,7 @@ impl World {
             fault: None,
             refusing: false,
             in_timeout: false,
+            asleep: [false; 2],
             given_up: Vec::new(),
             held: BTreeMap::new(),
             client_instance: 1,

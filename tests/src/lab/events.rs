@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Access, Family, Lab, address, prefixed, wait};
 
@@ -68,6 +68,14 @@ impl Lab {
             .nft(&format!("add rule inet lab cut {side} {{ w0, m0 }} drop\n"));
     }
 
+    /// Drops everything that crosses one access link, silently, in both directions.
+    pub fn cut_access(&self, access: Access) {
+        let device = access.router_device();
+        self.router.nft(&format!(
+            "add rule inet lab cut iifname {device} drop\nadd rule inet lab cut oifname {device} drop\n"
+        ));
+    }
+
     /// Undoes the cuts.
     pub fn heal(&self) {
         self.router.nft("flush chain inet lab cut\n");
@@ -118,12 +126,15 @@ impl Lab {
         self.switch_after(Duration::ZERO);
     }
 
-    /// As [`Self::switch`], with `gap` of no network at all between the old and the new.
-    pub fn switch_after(&mut self, gap: Duration) {
+    /// As [`Self::switch`], with `gap` of no network at all between the old and the new. Gives the
+    /// moment at which the new one began to come.
+    pub fn switch_after(&mut self, gap: Duration) -> Instant {
         self.lower(self.access);
         wait::let_pass(gap);
         self.access = self.access.other();
+        let back = wait::now();
         self.raise(self.access);
+        back
     }
 
     /// Gives an access link its addresses and default routes, as joining a network does.
