@@ -52,7 +52,7 @@ pub fn saturated(scene: &Scene, rtt: Duration, length: Duration) -> Sample {
     scene.lab.emulator(Access::Wifi).set(profile(rtt));
     let stopped = stream.stop(&scene.origin, LONG);
     Sample {
-        tund: wrong.map_or(stopped.map(|_| silence), Err),
+        tund: wrong.map_or_else(|| stopped.map(|_| silence), Err),
         direct: Direct::Untried,
     }
 }
