@@ -2,8 +2,7 @@
 
 use super::world::{GRACE, SECOND, World, config, encoded, hello, key, session_config};
 use crate::registry::{
-    BUSY_HINT, ClientKey, GREETINGS_PER_KEY, PROVISIONAL_PER_KEY, Registry, RegistryConfig,
-    TurnedAway,
+    BUSY_HINT, ClientKey, GREETINGS_PER_KEY, PROVISIONAL_PER_KEY, RegistryConfig, TurnedAway,
 };
 use std::time::Duration;
 use tund_session::wire::frame::{CloseCode, RejectReason};
