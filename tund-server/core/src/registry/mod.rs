@@ -159,7 +159,10 @@ impl Registry {
             Some(LinkState::Member(id)) => {
                 let id = *id;
                 self.with(id, now, |session| session.handle_bytes(link, bytes, now));
-                self.note_heard(id);
+                if is_answer {
+                    self.note_heard(id);
+                }
+                let is_answer = self.is_waited_for(id, link);
             }
             Some(LinkState::Greeting(_)) => self.greet(link, &bytes, now),
             Some(LinkState::TurnedAway(_)) | None => {}
