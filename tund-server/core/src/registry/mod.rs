@@ -21,6 +21,8 @@ pub const KEY_IN_USE_WAIT: Duration = Duration::from_secs(2);
 pub const GREETING_TIME: Duration = Duration::from_secs(10);
 /// Ended sessions whose end is remembered; the oldest is forgotten, and reads `ended` then.
 pub const TOMBSTONES: usize = 10_000;
+/// The same of one key. A client comes back to its last session; chosen.
+pub const TOMBSTONES_PER_KEY: usize = 32;
 /// Provisional sessions of one key: overlapping attempts of one client.
 pub const PROVISIONAL_PER_KEY: usize = 32;
 /// Links of one key that are not yet part of a session: the same, before their HELLO is answered.
@@ -158,11 +160,11 @@ impl Registry {
         match self.links.get(&link) {
             Some(LinkState::Member(id)) => {
                 let id = *id;
+                let is_answer = self.is_waited_for(id, link);
                 self.with(id, now, |session| session.handle_bytes(link, bytes, now));
                 if is_answer {
                     self.note_heard(id);
                 }
-                let is_answer = self.is_waited_for(id, link);
             }
             Some(LinkState::Greeting(_)) => self.greet(link, &bytes, now),
             Some(LinkState::TurnedAway(_)) | None => {}

@@ -3,7 +3,7 @@
 use super::world::{GRACE, SECOND, World, config, encoded, hello, key, session_config};
 use crate::registry::{
     BUSY_HINT, ClientKey, GREETINGS_PER_KEY, PROVISIONAL_PER_KEY, Registry, RegistryConfig,
-    TOMBSTONES, TurnedAway,
+    TOMBSTONES, TOMBSTONES_PER_KEY, TurnedAway,
 };
 use std::time::Duration;
 use tund_session::wire::frame::{CloseCode, RejectReason};
@@ -112,16 +112,36 @@ fn tombstones_are_bounded_and_the_oldest_goes_first() {
     let mut registry = Registry::new(config());
     let id = |n: u64| SessionId(std::array::from_fn(|i| n.to_be_bytes()[i % 8]));
     let count = u64::try_from(TOMBSTONES).unwrap();
+    let of = |n: u64| numbered(u16::try_from(n / 8).unwrap());
     for n in 0..count + 5 {
-        registry.tombstones.add(id(n), key(1), EndReason::Expired);
-        registry.tombstones.add(id(n), key(1), EndReason::Abandoned);
+        registry.tombstones.add(id(n), of(n), EndReason::Expired);
+        registry.tombstones.add(id(n), of(n), EndReason::Abandoned);
     }
 
     assert_eq!(registry.tombstones.len(), TOMBSTONES);
-    let reason = |n| registry.tombstones.reason(id(n), key(1));
+    let reason = |n| registry.tombstones.reason(id(n), of(n));
     assert_eq!(reason(4), RejectReason::Ended);
     assert_eq!(reason(5), RejectReason::Expired);
     assert_eq!(reason(count + 4), RejectReason::Expired);
+}
+
+/// A listed client that makes and ends sessions without end.
+#[test]
+fn one_client_leaves_the_tombstones_of_others() {
+    let mut registry = Registry::new(config());
+    let id = |n: u64| SessionId(std::array::from_fn(|i| n.to_be_bytes()[i % 8]));
+    registry.tombstones.add(id(0), key(2), EndReason::Expired);
+    let count = u64::try_from(TOMBSTONES).unwrap();
+    for n in 1..=count {
+        registry.tombstones.add(id(n), key(1), EndReason::Expired);
+    }
+
+    assert_eq!(registry.tombstones.len(), TOMBSTONES_PER_KEY + 1);
+    let reason = |n, of| registry.tombstones.reason(id(n), key(of));
+    assert_eq!(reason(0, 2), RejectReason::Expired);
+    let kept = count - u64::try_from(TOMBSTONES_PER_KEY).unwrap();
+    assert_eq!(reason(kept, 1), RejectReason::Ended);
+    assert_eq!(reason(kept + 1, 1), RejectReason::Expired);
 }
 
 fn numbered(n: u16) -> ClientKey {
