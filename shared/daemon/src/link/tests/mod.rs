@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::sign::CertifiedKey;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -446,6 +446,25 @@ async fn the_kernel_tells_progress_round_trip_and_congestion_control() {
     assert!(!near.congestion_control().unwrap().is_empty());
     assert_eq!(near.remote_addr(), far.local_addr().unwrap());
     assert_eq!(near.local_addr().unwrap(), far.remote_addr());
+}
+
+/// A client without flows that lost power says nothing, and is asked nothing.
+#[tokio::test]
+async fn the_kernel_asks_after_hours_whether_a_client_is_there() {
+    let world = World::new();
+    let (near, far) = world.up().await;
+    let of = |link: &Link| {
+        let socket = SockRef::from(&link.stream);
+        let (time, every) = (
+            socket.tcp_keepalive_time().unwrap(),
+            socket.tcp_keepalive_interval().unwrap(),
+        );
+        (socket.keepalive().unwrap(), time, every)
+    };
+
+    let hours = Duration::from_secs(2 * 3600);
+    assert_eq!(of(&far), (true, hours, Duration::from_secs(75)));
+    assert!(!of(&near).0);
 }
 
 #[tokio::test]
