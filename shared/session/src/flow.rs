@@ -37,6 +37,8 @@ pub(crate) struct Flow {
     pub(crate) grace: Duration,
     /// What its client does with bytes that an outage outlasts.
     pub(crate) on_expiry: OnExpiry,
+    /// When it was opened, as this end knows: its grace does not run before (rule 11).
+    born: Instant,
     pub(crate) tx: SendBuffer,
     pub(crate) rx: ReceiveBuffer,
     /// Bytes up to here may be taken from the local socket; share = this − base.
@@ -73,6 +75,12 @@ pub(crate) struct Flow {
     pub(crate) lost: u64,
     /// The local socket is gone: no event about it any more.
     pub(crate) detached_socket: bool,
+    /// Where it stands in the session's index of stalled resets.
+    pub(crate) stall: Option<Instant>,
+    /// Where it stands in the session's index of the ends of graces.
+    pub(crate) expiry: Option<Instant>,
+    /// The session counts it no more among those that live.
+    pub(crate) is_past_told: bool,
     /// Last time the local socket took something, or something arrived (rule 13's 5 s).
     pub(crate) progress_at: Instant,
     /// An ACK is to be sent.
@@ -92,6 +100,7 @@ impl Flow {
             stage: Stage::Opening,
             grace,
             on_expiry: OnExpiry::Reset,
+            born: now,
             tx: SendBuffer::default(),
             rx: ReceiveBuffer::default(),
             intake_limit: Offset(0),
@@ -115,6 +124,9 @@ impl Flow {
             done_received: false,
             lost: 0,
             detached_socket: false,
+            stall: None,
+            expiry: None,
+            is_past_told: false,
             progress_at: now,
             ack_due: false,
             ack_on: None,
@@ -141,6 +153,17 @@ impl Flow {
             released: self.rx.released(),
             limit: self.rx.limit(),
         }
+    }
+
+    /// When an outage that began at `since` has outlasted the flow's grace, but for the server's
+    /// addition.
+    pub(crate) fn expires_at(&self, since: Instant) -> Instant {
+        since.max(self.born) + self.grace
+    }
+
+    /// Both directions are complete here.
+    pub(crate) fn is_past(&self) -> bool {
+        self.send_done && self.receive_done
     }
 
     /// DATA could be sent at once.

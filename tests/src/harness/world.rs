@@ -69,6 +69,8 @@ pub struct Unit {
     pub stalled_reset: bool,
     /// As asked for.
     pub grace: Duration,
+    /// When the application connected.
+    pub born: Instant,
 }
 
 impl fmt::Display for Unit {
@@ -295,6 +297,7 @@ impl World {
                     aborted: None,
                     stalled_reset: false,
                     grace,
+                    born: now,
                 });
                 self.tell(|| format!("application opens u{unit} as {flow}"));
                 self.drain();

@@ -136,6 +136,7 @@ impl Link {
     ) -> Result<Self, LinkError> {
         let remote = stream.peer_addr()?;
         socket::set_options(&stream, options)?;
+        socket::ask_when_idle(&stream)?;
         let handshake = Handshake::server(tls).map_err(LinkError::Tls)?;
         let state = State::Handshaking {
             tls: Box::new(handshake),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt};
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
-use socket2::{SockRef, Socket};
+use socket2::{SockRef, Socket, TcpKeepalive};
 use tund_session::Progress;
 
 /// What can be chosen for a link's socket.
@@ -35,6 +35,14 @@ impl Default for SocketOptions {
 /// Chosen: a link that was cut for some minutes is tried again soon after; a fresh dial is faster
 /// still, so more would not help.
 const RETRANSMIT_PAUSE_MS: u32 = 2_000;
+
+/// How long a link at the server may be silent before the kernel asks whether the client's host is
+/// there, and how long that may take. A session without flows asks nothing, since that would wake
+/// sleeping clients; so a client that lost power then would keep its link, and its place, for ever.
+/// Chosen: as seldom as RFC 1122 (4.2.3.6) wants it. With `TCP_USER_TIMEOUT` Linux gives up when
+/// the first probe has not been answered for the second of these times. That costs the link only.
+const ASK_AFTER: Duration = Duration::from_secs(2 * 3600);
+const ANSWER_WITHIN: Duration = Duration::from_secs(75);
 
 /// `TCP_RTO_MAX_MS`, Linux 6.15; not yet in the headers that we build with.
 const TCP_RTO_MAX_MS: libc::c_int = 44;
@@ -109,6 +117,14 @@ pub(super) fn set_options(socket: &impl AsFd, options: &SocketOptions) -> io::Re
         tracing::debug!("no TCP_RTO_MAX_MS here; retransmissions back off as the kernel likes");
     }
     Ok(())
+}
+
+/// Lets the kernel find out that a client's host is gone, though nothing is sent to it.
+pub(super) fn ask_when_idle(socket: &impl AsFd) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(ASK_AFTER)
+        .with_interval(ANSWER_WITHIN);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }
 
 /// Sends the SYN and does not wait for its answer.

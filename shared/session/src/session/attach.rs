@@ -287,7 +287,7 @@ impl Session {
         self.ask(id, now);
         self.heard_at = now;
         self.detached_since = None;
-        self.next_expiry = None;
+        self.expiries.clear();
         self.events.push_back(Event::Attached {
             link: id,
             number,
@@ -338,7 +338,7 @@ impl Session {
             self.events.push_back(Event::Confirmed);
         }
         self.detached_since = None;
-        self.next_expiry = None;
+        self.expiries.clear();
         self.ask(id, now);
         self.events.push_back(Event::Attached {
             link: id,

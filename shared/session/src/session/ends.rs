@@ -29,12 +29,16 @@ impl Session {
         });
         self.lost_by_flow = lost.filter(|(_, lost)| *lost > 0).collect();
         self.flows.clear();
+        self.live_flows = 0;
+        self.short_pieces = 0;
+        self.slices = 0;
         self.acks.clear();
         self.fresh.clear();
         self.bulk.clear();
         self.intake_starved.clear();
         self.credit_starved.clear();
-        self.resetting.clear();
+        self.stalls.clear();
+        self.expiries.clear();
         self.secrets.clear();
         if let Some(code) = say {
             self.lane.say_last(Control::SessionClose { code });
@@ -66,10 +70,22 @@ impl Session {
         };
         flow.receive_done = true;
         flow.reset_due = false;
-        flow.rx.abandon();
-        self.resetting.remove(&id);
+        self.drop_received(id);
         self.extend_credit(id);
         self.settle(id, now);
+    }
+
+    /// Lets go of what waits for the local socket.
+    fn drop_received(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        self.short_pieces -= flow.rx.short_pieces();
+        self.slices -= flow.rx.slices();
+        flow.rx.abandon();
+        if let Some(at) = flow.stall.take() {
+            self.stalls.remove(&(at, id));
+        }
     }
 
     /// Both directions are dropped here.
@@ -80,8 +96,7 @@ impl Session {
         flow.abandon_sending();
         flow.receive_done = true;
         flow.reset_due = false;
-        flow.rx.abandon();
-        self.resetting.remove(&id);
+        self.drop_received(id);
         self.extend_intake(id);
         self.extend_credit(id);
     }
@@ -99,6 +114,13 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
+        if flow.is_past() && !flow.is_past_told {
+            flow.is_past_told = true;
+            self.live_flows -= 1;
+            if let Some(at) = flow.expiry.take() {
+                self.expiries.remove(&(at, id));
+            }
+        }
         if flow.owes_done() {
             flow.done_sent = true;
             self.lane.say(Control::Done {
@@ -121,7 +143,17 @@ impl Session {
         };
         self.intake.resize(&mut flow.intake_share, 0);
         self.credit.resize(&mut flow.credit_share, 0);
-        self.resetting.remove(&id);
+        self.short_pieces -= flow.rx.short_pieces();
+        self.slices -= flow.rx.slices();
+        if let Some(at) = flow.stall {
+            self.stalls.remove(&(at, id));
+        }
+        if let Some(at) = flow.expiry {
+            self.expiries.remove(&(at, id));
+        }
+        if !flow.is_past_told {
+            self.live_flows -= 1;
+        }
         if self.flows.is_empty() {
             self.idle_since = now;
         }

@@ -46,7 +46,7 @@ impl Session {
         let mut flow = Flow::new(id, target.grace, now);
         flow.on_expiry = target.on_expiry;
         let limit = self.first_credit(&mut flow);
-        self.flows.insert(id, flow);
+        self.add_flow(flow);
         self.lane.say(Control::Open(Open {
             flow: id,
             protocol: target.protocol,
@@ -56,10 +56,18 @@ impl Session {
             grace: target.grace,
             on_expiry: target.on_expiry,
         }));
-        if self.detached_since.is_some() {
-            self.plan_expiry();
-        }
         Ok(id)
+    }
+
+    /// Keeps a flow that has just begun. In an outage it has all of its grace before it (rule 11).
+    pub(super) fn add_flow(&mut self, mut flow: Flow) {
+        if let Some(since) = self.detached_since {
+            let at = flow.expires_at(since) + self.extra();
+            flow.expiry = Some(at);
+            self.expiries.insert((at, flow.id));
+        }
+        self.live_flows += 1;
+        self.flows.insert(flow.id, flow);
     }
 
     /// Server: C is connected.
@@ -192,7 +200,9 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
+        let before = flow.rx.slices();
         let taken = flow.rx.release(count);
+        self.slices = self.slices - before + flow.rx.slices();
         if taken == 0 {
             return;
         }

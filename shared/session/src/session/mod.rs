@@ -51,8 +51,15 @@ pub struct Session {
     ended: Option<EndReason>,
 
     flows: BTreeMap<FlowId, Flow>,
+    /// Of these, so many are not complete in both directions: counted, since it is asked about at
+    /// every input.
+    live_flows: usize,
     /// The highest flow id given out or seen; ids are never used twice.
     last_flow: FlowId,
+    /// Short pieces that all flows hold out of order.
+    short_pieces: usize,
+    /// Pieces of all flows that keep the buffer that a link was read into.
+    slices: usize,
     lane: ControlLane,
     /// Bytes taken from local sockets and not released by the peer (INV-5).
     intake: Budget,
@@ -78,10 +85,11 @@ pub struct Session {
     detached_since: Option<Instant>,
     /// No flow exists since then.
     idle_since: Instant,
-    /// No flow's grace is over before that.
-    next_expiry: Option<Instant>,
-    /// Flows whose RESET waits for the local socket.
-    resetting: BTreeSet<FlowId>,
+    /// In an outage: when the grace of each flow that lives is over.
+    expiries: BTreeSet<(Instant, FlowId)>,
+    /// Flows whose RESET waits for the local socket alone, and when each is to be looked at: when
+    /// rule 13's time was over when it was put here. An index, since who opens flows may have many.
+    stalls: BTreeSet<(Instant, FlowId)>,
 
     /// Send schedule: flows that send little, then the others.
     fresh: VecDeque<FlowId>,
@@ -122,7 +130,10 @@ impl Session {
             confirmed: role == Role::Client,
             ended: None,
             flows: BTreeMap::new(),
+            live_flows: 0,
             last_flow: FlowId(0),
+            short_pieces: 0,
+            slices: 0,
             lane: ControlLane::default(),
             intake: Budget::new(config.buffer_bytes, config.max_flows),
             credit: Budget::new(config.buffer_bytes, config.max_flows),
@@ -137,8 +148,8 @@ impl Session {
             heard_at: now,
             detached_since: Some(now),
             idle_since: now,
-            next_expiry: None,
-            resetting: BTreeSet::new(),
+            expiries: BTreeSet::new(),
+            stalls: BTreeSet::new(),
             fresh: VecDeque::new(),
             bulk: VecDeque::new(),
             acks: VecDeque::new(),
@@ -360,4 +371,28 @@ impl Session {
         self.next_nonce += 1;
         self.next_nonce
     }
+
+    /// What else is kept, with that of one flow.
+    #[cfg(test)]
+    pub(crate) fn kept(&self, flow: FlowId) -> Kept {
+        Kept {
+            short_pieces: self.short_pieces,
+            slices: self.slices,
+            stalls: self.stalls.len(),
+            expiries: self.expiries.len(),
+            messages: self.lane.outstanding(),
+            chunks: self.flows.get(&flow).map_or(0, |f| f.tx.chunk_count()),
+        }
+    }
+}
+
+/// What tests ask about.
+#[cfg(test)]
+pub(crate) struct Kept {
+    pub(crate) short_pieces: usize,
+    pub(crate) slices: usize,
+    pub(crate) stalls: usize,
+    pub(crate) expiries: usize,
+    pub(crate) messages: u64,
+    pub(crate) chunks: usize,
 }

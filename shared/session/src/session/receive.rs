@@ -103,6 +103,7 @@ impl Session {
 
     fn on_data(&mut self, data: Data, now: Instant) -> Taken {
         let id = data.flow;
+        let may_share = self.may_share();
         let Some(flow) = self.known(id)? else {
             return Ok(());
         };
@@ -113,16 +114,32 @@ impl Session {
             self.owe_ack(id);
             return Ok(());
         }
-        let in_order = flow.rx.insert(data.offset, data.payload, data.fin)?;
-        if flow.rx.pieces() > limits::PIECES_OUT_OF_ORDER {
-            return Err("too many pieces out of order");
-        }
+        let before = (flow.rx.short_pieces(), flow.rx.slices());
+        let in_order = flow
+            .rx
+            .insert(data.offset, data.payload, data.fin, may_share)?;
         if in_order {
             flow.progress_at = now;
+        }
+        let after = (flow.rx.short_pieces(), flow.rx.slices());
+        self.short_pieces = self.short_pieces - before.0 + after.0;
+        self.slices = self.slices - before.1 + after.1;
+        if self.short_pieces > limits::PIECES_OUT_OF_ORDER {
+            return Err("too many short pieces out of order");
+        }
+        if in_order {
+            self.watch_reset(id);
             self.tell_readable(id);
         }
         self.owe_ack(id);
         Ok(())
+    }
+
+    /// Few payloads keep what they were read into. Junk between them would make a session whose
+    /// readers stand still hold many times its buffer.
+    fn may_share(&self) -> bool {
+        let most = limits::SLICES.max(self.config.buffer_bytes / limits::READ_BUFFER);
+        u64::try_from(self.slices).is_ok_and(|slices| slices < most)
     }
 
     fn on_ack(&mut self, link: LinkId, ack: Ack, strict: bool, now: Instant) -> Taken {
@@ -273,10 +290,7 @@ impl Session {
         let mut flow = Flow::new(open.flow, open.grace, now);
         flow.on_expiry = open.on_expiry;
         flow.tx.raise_limit(open.limit);
-        self.flows.insert(open.flow, flow);
-        if self.detached_since.is_some() {
-            self.plan_expiry();
-        }
+        self.add_flow(flow);
         self.events.push_back(Event::FlowOpened { open, link });
         Ok(())
     }
@@ -304,12 +318,12 @@ impl Session {
         } else if flow.receive_done {
             if !flow.done_sent {
                 flow.reset_due = true;
-                self.resetting.insert(id);
+                self.watch_reset(id);
                 self.tell_readable(id);
             }
             self.settle(id, now);
         } else {
-            self.resetting.insert(id);
+            self.watch_reset(id);
             self.extend_credit(id);
             if self.delivery(id) == Delivery::Reset {
                 self.tell_readable(id);

@@ -10,7 +10,7 @@ use tund_session::session::VERSION;
 use tund_session::wire::codec::{self, HEADER, max_body};
 use tund_session::wire::frame::{Frame, Hello, RejectReason, Resume, ResumeReject};
 use tund_session::wire::kind::MAX_RELEASED;
-use tund_session::{FlowId, Instant, LinkId, Offset, Secret, SessionId};
+use tund_session::{FlowId, Instant, LinkId, Offset, Secret, Session, SessionId};
 
 /// The longest first frame: RESUME, or HELLO.
 const FIRST_FRAME_MAX: usize = HEADER + {
@@ -194,14 +194,18 @@ impl Registry {
         self.waiting.range(range).map(|(_, link)| *link).collect()
     }
 
+    /// Somebody waits for `rival` to answer, and what comes on `link` would be one: what was under way
+    /// on a link that is dead for the session says nothing of its client.
+    pub(super) fn is_waited_for(&self, rival: SessionId, link: LinkId) -> bool {
+        let lives = |session: &Session| session.live_links().any(|(live, _)| live == link);
+        !self.waiting.is_empty() && self.session(rival).is_some_and(lives)
+    }
+
     /// Something of a session has come.
     ///
     /// The verdict still waits for its time: bytes of a client that was killed may be under way,
     /// and the end of its link behind them.
     pub(super) fn note_heard(&mut self, rival: SessionId) {
-        if self.waiting.is_empty() {
-            return;
-        }
         for link in self.waiting_for(rival) {
             if let Some(wait) = self.greeting(link).and_then(|g| g.wait.as_mut()) {
                 wait.is_heard = true;

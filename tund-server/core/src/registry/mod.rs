@@ -167,8 +167,11 @@ impl Registry {
         match self.links.get(&link) {
             Some(LinkState::Member(id)) => {
                 let id = *id;
+                let is_answer = self.is_waited_for(id, link);
                 self.with(id, now, |session| session.handle_bytes(link, bytes, now));
-                self.note_heard(id);
+                if is_answer {
+                    self.note_heard(id);
+                }
             }
             Some(LinkState::Greeting(_)) => self.greet(link, &bytes, now),
             Some(LinkState::TurnedAway(_)) | None => {}

@@ -148,9 +148,10 @@ fn times_and_bounds_are_those_of_the_code() {
         ("entries of FLOW_STATE", MAX_ACKS),
         ("entries of RESUME_REJECT", MAX_RELEASED),
         (
-            "pieces held out of order in one flow",
+            "pieces under 4096 bytes held out of order in one session",
             limits::PIECES_OUT_OF_ORDER,
         ),
+        ("LINK_DOWN never sent", limits::LINKS_DOWN),
         ("PONGs waiting on one link", limits::LINK_FRAMES),
         ("links of one session", limits::LINKS),
         ("secrets that count", limits::SECRETS),

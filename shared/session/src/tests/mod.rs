@@ -1,5 +1,7 @@
 //! Two sessions back to back in virtual time.
 
+mod hostile;
+
 use crate::wire::frame::{
     CloseCode, Control, FlowCode, Frame, Hello, OnExpiry, OpenError, Protocol, RejectReason,
     ResumeReject,
@@ -621,9 +623,6 @@ fn a_claim_that_was_never_possible_ends_the_session_only() {
         reason: EndReason::Peer(CloseCode::Violation),
     };
     assert!(pair.saw(CLIENT, &told));
-    let _ = Control::Retire {
-        older_than: LinkNumber(1),
-    };
 }
 
 #[test]
@@ -689,4 +688,75 @@ fn who_opens_and_never_acknowledges_breaks_the_protocol() {
     }
 
     assert!(opened > most, "{opened} OPENs");
+}
+
+/// A session without flows has been without a link for longer than any grace when an application
+/// connects. Its flow was given up at once: grace was counted from the beginning of the outage.
+#[test]
+fn a_flow_opened_in_an_outage_has_its_grace_before_it() {
+    let mut pair = Pair::new();
+    pair.lose_link();
+    pair.seconds(100);
+    let flow = pair.open();
+
+    pair.seconds(59);
+    assert!(!pair.ends[CLIENT].is_ended());
+    pair.seconds(2);
+
+    let expired = Event::FlowAborted {
+        flow,
+        code: FlowCode::Expired,
+    };
+    assert!(pair.saw(CLIENT, &expired));
+    assert!(pair.ends[CLIENT].is_ended());
+}
+
+/// The only flow is given up by its application before its grace is over. Nothing expires then,
+/// and the session waits as one without flows does.
+#[test]
+fn a_session_whose_flow_has_ended_otherwise_does_not_expire() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.lose_link();
+    pair.seconds(30);
+    pair.ends[CLIENT].abort(flow, FlowCode::Asked, pair.now);
+
+    pair.seconds(569);
+    assert!(!pair.ends[CLIENT].is_ended());
+    pair.seconds(2);
+
+    let told = Event::Ended {
+        reason: EndReason::Abandoned,
+    };
+    assert!(pair.saw(CLIENT, &told));
+}
+
+/// The client has read RESUME_OK, but nothing of it reaches the server on that link, which gives
+/// the link up. Without LINK_DOWN the client took what it had sent there for under way.
+#[test]
+fn a_link_given_up_unconfirmed_is_told_of() {
+    let mut pair = Pair::new();
+    pair.open_accepted();
+    let link = LinkId(9);
+    pair.ends[CLIENT].handle_link_up(link, secret(9), pair.now);
+    let mut out = Outbox::new();
+    pair.ends[CLIENT].poll_transmit(link, 10_000, &mut out, pair.now);
+    let Ok(Some(Frame::Resume(resume))) = wire::codec::decode(&mut Bytes::from(out.to_vec()))
+    else {
+        panic!("no RESUME");
+    };
+    let server = &mut pair.ends[SERVER];
+    server
+        .handle_resume(link, &resume, secret(9), pair.now)
+        .unwrap();
+    out.clear();
+    server.poll_transmit(link, 10_000, &mut out, pair.now);
+    pair.ends[CLIENT].handle_bytes(link, out.to_vec().into(), pair.now);
+    assert!(pair.ends[CLIENT].is_working(link));
+
+    // The first link works on; the client's word on the new one does not arrive.
+    pair.seconds(16);
+
+    assert!(!pair.ends[CLIENT].is_working(link));
+    assert!(pair.ends[CLIENT].is_attached());
 }
