@@ -1,6 +1,7 @@
 //! Two ends of a link over loopback: what passes, what is refused, and what each end learns.
 
 mod listing;
+mod turns;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -643,7 +644,7 @@ impl World {
     }
 
     fn take(&self, stream: TcpStream) -> Link {
-        self.shrink(&socket2::SockRef::from(&stream));
+        self.shrink(&SockRef::from(&stream));
         Link::accept(stream, &self.server_tls(), &SocketOptions::default()).unwrap()
     }
 
