@@ -13,6 +13,7 @@ use accounts::AccountLog;
 use anyhow::Context as _;
 use links::LinkSlot;
 use paths::Paths;
+use report::NeverCarried;
 use rustc_hash::FxHashMap;
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -79,8 +80,11 @@ struct Daemon {
     addresses_at: Instant,
     /// What last went wrong with an attempt, for `status`.
     last_error: Option<(&'static str, String)>,
+    /// Since the last link attached, somebody else has answered for the server, and the log says so.
+    is_impostor_told: bool,
     stopping: Option<Instant>,
     accounts: AccountLog,
+    never_carried: NeverCarried,
 }
 
 /// The token of the TUN device; those of links are their ids.
@@ -219,8 +223,10 @@ impl Daemon {
             addresses,
             addresses_at: now,
             last_error: None,
+            is_impostor_told: false,
             stopping: None,
             accounts: AccountLog::default(),
+            never_carried: NeverCarried::default(),
             ready,
             tun,
             config_file,
@@ -319,6 +325,7 @@ impl Daemon {
         if self.addresses_at + ADDRESSES_EVERY <= now {
             self.addresses_at = now;
             self.look_for_wear(now);
+            self.tell_never_carried(now);
             let addresses = own_addresses();
             if addresses != self.addresses {
                 self.client
@@ -400,6 +407,7 @@ impl Daemon {
             }
             ClientEvent::Attached { link, number } => {
                 self.last_error = None;
+                self.is_impostor_told = false;
                 let session = self.client.session_id();
                 let interface = self.links.get(&link).map(|slot| slot.interface.as_str());
                 tracing::info!(session = session.map(tracing::field::display), %number, interface, "attached");
@@ -465,7 +473,12 @@ impl Daemon {
     /// An attempt or a link has failed.
     fn note_failure(&mut self, error: &LinkError) {
         let code = match error {
-            LinkError::NotOurServer(_) => "server_key_mismatch",
+            LinkError::NotOurServer(_) => {
+                if !std::mem::replace(&mut self.is_impostor_told, true) {
+                    tracing::warn!("not our server: {error}; attempts go on");
+                }
+                "server_key_mismatch"
+            }
             LinkError::KeyNotListed(_) => return,
             LinkError::Limit(_)
             | LinkError::PeerClosed

@@ -3,6 +3,7 @@
 use super::links::LinkSlot;
 use super::{Daemon, accounts};
 use std::time::Duration;
+use tund_client_core::packet::Reason;
 use tund_client_core::{ClientFlow, FlowAccount, Refused, State};
 use tund_daemon::control::{
     ByteCounts, ClientCommand, ClientState, ClientStatus, EndedFlowRow, ErrorReport, FLOW_ROWS_MAX,
@@ -30,7 +31,34 @@ pub(super) const fn refusal(why: Refused) -> (&'static str, &'static str) {
     }
 }
 
+/// The time between two lines about what is never carried.
+const NEVER_CARRIED_PERIOD: Duration = Duration::from_secs(60);
+
+/// What the log has said of packets that are never carried.
+#[derive(Debug, Default)]
+pub(super) struct NeverCarried {
+    told: u64,
+    /// No line before this.
+    quiet_until: Instant,
+}
+
 impl Daemon {
+    /// Tells, at most once a minute, of destinations that no setting opens.
+    pub(super) fn tell_never_carried(&mut self, now: Instant) {
+        let stats = self.client.netstack().stats();
+        let reasons = [Reason::SpecialAddress, Reason::OwnDestination];
+        let total: u64 = reasons.into_iter().map(|of| stats.untaken(of)).sum();
+        let state = &mut self.never_carried;
+        if total > state.told && state.quiet_until <= now {
+            tracing::info!(
+                packets = total - state.told,
+                "packets to or from loopback, reserved addresses or this host itself were refused; no \
+                 setting opens these"
+            );
+            (state.told, state.quiet_until) = (total, now + NEVER_CARRIED_PERIOD);
+        }
+    }
+
     pub(super) fn on_request(&mut self, request: Request<ClientCommand>, now: Instant) {
         match request.command.clone() {
             ClientCommand::Status => request.answer(&self.status(now)),
