@@ -1,19 +1,19 @@
 //! Sessions by proved key and id: who is greeted, who resumes, who is turned away.
 
+mod farewell;
 mod greeting;
 #[cfg(test)]
 mod tests;
 mod tombstones;
 
 use bytes::Bytes;
+pub use farewell::{Farewell, LAST_WORDS, LAST_WORDS_REVOKED};
 use greeting::Greeting;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use tombstones::Tombstones;
 use tund_session::wire::frame::{CloseCode, Frame, Hello, LinkCloseReason, RejectReason};
-use tund_session::{
-    Config, Event, Instant, LinkDeath, LinkId, Outbox, Progress, Secret, Session, SessionId,
-};
+use tund_session::{Config, Event, Instant, LinkId, Outbox, Progress, Secret, Session, SessionId};
 
 /// How long an attached session has to answer before a newcomer with its key takes over.
 pub const KEY_IN_USE_WAIT: Duration = Duration::from_secs(2);
@@ -50,7 +50,10 @@ enum LinkState {
     Greeting(Box<Greeting>),
     Member(SessionId),
     /// Only the answer is left to be sent.
-    TurnedAway(Option<Frame>),
+    TurnedAway {
+        key: ClientKey,
+        answer: Option<Frame>,
+    },
 }
 
 #[derive(Debug)]
@@ -162,7 +165,7 @@ impl Registry {
                 self.note_heard(id);
             }
             Some(LinkState::Greeting(_)) => self.greet(link, &bytes, now),
-            Some(LinkState::TurnedAway(_)) | None => {}
+            Some(LinkState::TurnedAway { .. }) | None => {}
         }
     }
 
@@ -174,7 +177,7 @@ impl Registry {
                 self.bury(id);
             }
             Some(LinkState::Greeting(greeting)) => self.forget_greeting(link, &greeting),
-            Some(LinkState::TurnedAway(_)) | None => {}
+            Some(LinkState::TurnedAway { .. }) | None => {}
         }
     }
 
@@ -337,19 +340,6 @@ impl Registry {
         }
     }
 
-    /// Ends every session, and turns away every link, whose key is no longer listed.
-    pub fn retain_keys(&mut self, listed: impl Fn(&ClientKey) -> bool, now: Instant) {
-        let gone = self.keys.keys().filter(|key| !listed(key));
-        for key in gone.copied().collect::<Vec<_>>() {
-            for link in self.greetings_of(&key) {
-                self.turn_away(link, None, TurnedAway::KeyRemoved);
-            }
-            for id in self.sessions_of(&key) {
-                self.close(id, CloseCode::KeyRemoved, now);
-            }
-        }
-    }
-
     /// Ends one session from this side.
     pub fn close(&mut self, id: SessionId, code: CloseCode, now: Instant) {
         self.with(id, now, |session| session.close(code, now));
@@ -394,7 +384,7 @@ impl Registry {
                 }
                 sent
             }
-            Some(LinkState::TurnedAway(answer)) => {
+            Some(LinkState::TurnedAway { answer, .. }) => {
                 let close = Frame::LinkClose {
                     reason: LinkCloseReason::Unneeded,
                 };
@@ -445,17 +435,6 @@ impl Registry {
     /// Bytes that all sessions hold beyond their floors.
     pub fn lent(&self) -> u64 {
         self.lent
-    }
-
-    /// Whether a link death leaves anything to be said on it.
-    pub fn has_last_words(death: LinkDeath) -> bool {
-        match death {
-            LinkDeath::SessionEnded | LinkDeath::Retired => true,
-            LinkDeath::Transport
-            | LinkDeath::Silent
-            | LinkDeath::PeerClosed
-            | LinkDeath::AttachFailed => false,
-        }
     }
 
     /// Everything kept for links and sessions that are not over; none of it may outlive them.
