@@ -80,6 +80,12 @@ fn forty_mebibytes_pass_through_an_outage(outage: Duration) {
     scene.tund.client.wait_for("detached", LATER);
     let held = scene.tund.client.status().buffered_bytes.up;
     assert!((38 * MIB..=40 * MIB).contains(&held), "{held} bytes held");
+    let held = wait::until("the server holds what the origin wrote", LATER, || {
+        let rows = scene.tund.server.sessions().unwrap();
+        let held = rows[0]["buffered_bytes"]["down"].as_u64()?;
+        (held >= 38 * MIB).then_some(held)
+    });
+    assert!(held <= 40 * MIB, "{held} bytes held downwards");
     wait::let_pass(outage.saturating_sub(wait::now() - start));
     scene.lab.heal();
 

@@ -193,6 +193,8 @@ fn another_server_with_another_key_is_a_portal_too() {
         scene.tund.client.status().error
     });
     assert_eq!(shown.code, "server_key_mismatch", "{}", shown.message);
+    let text = scene.tund.client.command(&["status"]).unwrap();
+    assert!(text.contains("the first goes on"), "{text}");
     scene.lab.divert_off();
     drop(impostor);
 
@@ -237,10 +239,10 @@ fn attach_on_a_slow_path(runs: u64) -> Duration {
 }
 
 #[test]
-fn a_slow_and_lossy_path_is_attached_in_time() {
-    let took = attach_on_a_slow_path(1);
+fn a_slow_and_lossy_path_is_attached_within_10_s() {
+    let took = attach_on_a_slow_path(3);
 
-    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(took <= Duration::from_secs(10), "median {took:?}");
 }
 
 #[test]

@@ -48,7 +48,7 @@ impl Request {
     ///
     /// # Errors
     /// Those of the write.
-    pub fn send(self, stream: &mut TcpStream) -> io::Result<()> {
+    pub fn send(self, stream: &mut impl io::Write) -> io::Result<()> {
         let (verb, seed, length) = match self {
             Self::Down { seed, length } => (b'd', seed, length),
             Self::Echo => (b'e', 0, 0),

@@ -80,6 +80,8 @@ struct Daemon {
     /// What last went wrong with an attempt, for `status`.
     last_error: Option<(&'static str, String)>,
     untaken: report::Untaken,
+    /// Since the last link attached, somebody else has answered for the server, and the log says so.
+    is_impostor_told: bool,
     stopping: Option<Instant>,
     accounts: AccountLog,
 }
@@ -224,6 +226,7 @@ impl Daemon {
             addresses_at: now,
             last_error: None,
             untaken: report::Untaken::default(),
+            is_impostor_told: false,
             stopping: None,
             accounts: AccountLog::default(),
             ready,
@@ -406,6 +409,7 @@ impl Daemon {
             }
             ClientEvent::Attached { link, number } => {
                 self.last_error = None;
+                self.is_impostor_told = false;
                 let session = self.client.session_id();
                 let interface = self.links.get(&link).map(|slot| slot.interface.as_str());
                 tracing::info!(session = session.map(tracing::field::display), %number, interface, "attached");
@@ -475,7 +479,12 @@ impl Daemon {
     /// An attempt or a link has failed.
     fn note_failure(&mut self, error: &LinkError) {
         let code = match error {
-            LinkError::NotOurServer(_) => "server_key_mismatch",
+            LinkError::NotOurServer(_) => {
+                if !std::mem::replace(&mut self.is_impostor_told, true) {
+                    tracing::warn!("not our server: {error}; attempts go on");
+                }
+                "server_key_mismatch"
+            }
             LinkError::KeyNotListed(_) => return,
             LinkError::Limit(_)
             | LinkError::PeerClosed

@@ -366,6 +366,24 @@ fn every_kind_of_bad_value_is_told_in_its_line() {
 }
 
 #[test]
+fn every_bad_entry_of_a_list_is_told_in_its_line() {
+    let stage = stage();
+    let text = "[origin]\nallow = [\n  \"10.0.0.0/33\",\n  \"10.0.0.0/8\",\n  \"224.0.0.1\",\n]\n";
+
+    let mistakes = stage.mistakes(&(stage.minimum() + text));
+
+    assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+    assert!(
+        mistakes[0].starts_with("server.toml:8: origin.allow: "),
+        "{mistakes:?}"
+    );
+    assert!(
+        mistakes[1].starts_with("server.toml:10: origin.allow: "),
+        "{mistakes:?}"
+    );
+}
+
+#[test]
 fn what_is_not_built_is_never_promised() {
     let stage = stage();
     stage.one(

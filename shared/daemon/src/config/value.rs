@@ -32,15 +32,24 @@ pub struct Fault {
     pub remedy: String,
     /// Where in the text, if not at the beginning of the value.
     pub(super) offset: Option<usize>,
+    /// More of the same value, where it is a list: each has its own line and remedy.
+    others: Vec<Self>,
 }
 
 impl Fault {
+    /// Each of them, in the order of the file.
+    pub(super) fn each(mut self) -> impl Iterator<Item = Self> {
+        let others = std::mem::take(&mut self.others);
+        std::iter::once(self).chain(others)
+    }
+
     /// A fault of the value as a whole.
     pub fn new(found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             found: found.into(),
             remedy: remedy.into(),
             offset: None,
+            others: Vec::new(),
         }
     }
 
@@ -391,13 +400,25 @@ pub fn list<T>(
                 format!("write at most {max} items"),
             ));
         }
-        let parse_item = |item: &Value<'_>| {
-            parser(item).map_err(|fault| Fault {
-                offset: fault.offset.or_else(|| Some(item.span().start)),
-                ..fault
-            })
-        };
-        items.iter().map(parse_item).collect()
+        let mut parsed = Vec::new();
+        let mut faults = Vec::new();
+        for item in items.iter() {
+            match parser(item) {
+                Ok(good) => parsed.push(good),
+                Err(fault) => faults.push(Fault {
+                    offset: fault.offset.or_else(|| Some(item.span().start)),
+                    ..fault
+                }),
+            }
+        }
+        let mut faults = faults.into_iter();
+        match faults.next() {
+            None => Ok(parsed),
+            Some(first) => Err(Fault {
+                others: faults.collect(),
+                ..first
+            }),
+        }
     }
 }
 

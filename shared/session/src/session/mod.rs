@@ -219,6 +219,11 @@ impl Session {
         self.ended.is_some()
     }
 
+    /// Why it was destroyed, if it was.
+    pub fn end_reason(&self) -> Option<EndReason> {
+        self.ended
+    }
+
     /// Server: the client has spoken after WELCOME.
     pub fn is_confirmed(&self) -> bool {
         self.confirmed
@@ -284,6 +289,11 @@ impl Session {
     /// Links of the session, attaches under way and last words included.
     pub fn link_count(&self) -> usize {
         self.links.len()
+    }
+
+    /// Whether a link is the session's still: neither dead nor retired.
+    pub fn has_link(&self, link: LinkId) -> bool {
+        self.links.contains_key(&link)
     }
 
     /// Numbers of the links that are attached.

@@ -24,7 +24,7 @@ const FIRST_FRAME_MAX: usize = HEADER + {
 /// A link that has proved a key, before it is part of a session.
 #[derive(Debug)]
 pub(super) struct Greeting {
-    key: ClientKey,
+    pub(super) key: ClientKey,
     secret: Secret,
     /// The id a new session would get: drawn by the driver.
     fresh: SessionId,
@@ -79,7 +79,7 @@ impl Registry {
     fn greeting(&mut self, link: LinkId) -> Option<&mut Greeting> {
         match self.links.get_mut(&link)? {
             LinkState::Greeting(greeting) => Some(greeting),
-            LinkState::Member(_) | LinkState::TurnedAway(_) => None,
+            LinkState::Member(_) | LinkState::TurnedAway { .. } => None,
         }
     }
 
@@ -309,9 +309,12 @@ impl Registry {
         answer: impl IntoIterator<Item = Frame>,
         reason: TurnedAway,
     ) {
-        let state = LinkState::TurnedAway(answer.into_iter().collect());
-        if let Some(LinkState::Greeting(greeting)) = self.links.insert(link, state) {
-            self.forget_greeting(link, &greeting);
+        if let Some(greeting) = self.greeting(link) {
+            let (key, answer) = (greeting.key, answer.into_iter().collect());
+            let state = LinkState::TurnedAway { key, answer };
+            if let Some(LinkState::Greeting(greeting)) = self.links.insert(link, state) {
+                self.forget_greeting(link, &greeting);
+            }
         }
         self.answers.push(link);
         self.events

@@ -1,21 +1,21 @@
 //! Sessions by proved key and id: who is greeted, who resumes, who is turned away.
 
 mod epitaph;
+mod farewell;
 mod greeting;
 #[cfg(test)]
 mod tests;
 mod tombstones;
 
 use bytes::Bytes;
+pub use farewell::{Farewell, LAST_WORDS, LAST_WORDS_REVOKED};
 use greeting::Greeting;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use tombstones::Tombstones;
 pub use tombstones::{End, Tombstone};
 use tund_session::wire::frame::{CloseCode, Frame, Hello, LinkCloseReason, RejectReason};
-use tund_session::{
-    Config, Event, Instant, LinkDeath, LinkId, Outbox, Progress, Secret, Session, SessionId,
-};
+use tund_session::{Config, Event, Instant, LinkId, Outbox, Progress, Secret, Session, SessionId};
 
 /// How long an attached session has to answer before a newcomer with its key takes over.
 pub const KEY_IN_USE_WAIT: Duration = Duration::from_secs(2);
@@ -59,7 +59,10 @@ enum LinkState {
     Greeting(Box<Greeting>),
     Member(SessionId),
     /// Only the answer is left to be sent.
-    TurnedAway(VecDeque<Frame>),
+    TurnedAway {
+        key: ClientKey,
+        answer: VecDeque<Frame>,
+    },
 }
 
 #[derive(Debug)]
@@ -174,7 +177,7 @@ impl Registry {
                 }
             }
             Some(LinkState::Greeting(_)) => self.greet(link, &bytes, now),
-            Some(LinkState::TurnedAway(_)) | None => {}
+            Some(LinkState::TurnedAway { .. }) | None => {}
         }
     }
 
@@ -186,7 +189,7 @@ impl Registry {
                 self.bury(id);
             }
             Some(LinkState::Greeting(greeting)) => self.forget_greeting(link, &greeting),
-            Some(LinkState::TurnedAway(_)) | None => {}
+            Some(LinkState::TurnedAway { .. }) | None => {}
         }
     }
 
@@ -350,19 +353,6 @@ impl Registry {
         }
     }
 
-    /// Ends every session, and turns away every link, whose key is no longer listed.
-    pub fn retain_keys(&mut self, listed: impl Fn(&ClientKey) -> bool, now: Instant) {
-        let gone = self.keys.keys().filter(|key| !listed(key));
-        for key in gone.copied().collect::<Vec<_>>() {
-            for link in self.greetings_of(&key) {
-                self.turn_away(link, None, TurnedAway::KeyRemoved);
-            }
-            for id in self.sessions_of(&key) {
-                self.close(id, CloseCode::KeyRemoved, now);
-            }
-        }
-    }
-
     /// Ends one session from this side.
     pub fn close(&mut self, id: SessionId, code: CloseCode, now: Instant) {
         self.with(id, now, |session| session.close(code, now));
@@ -407,7 +397,7 @@ impl Registry {
                 }
                 sent
             }
-            Some(LinkState::TurnedAway(answer)) => {
+            Some(LinkState::TurnedAway { answer, .. }) => {
                 let Some(frame) = answer.pop_front() else {
                     return false;
                 };
@@ -460,17 +450,6 @@ impl Registry {
     /// Bytes that all sessions hold beyond their floors.
     pub fn lent(&self) -> u64 {
         self.lent
-    }
-
-    /// Whether a link death leaves anything to be said on it.
-    pub fn has_last_words(death: LinkDeath) -> bool {
-        match death {
-            LinkDeath::SessionEnded | LinkDeath::Retired => true,
-            LinkDeath::Transport
-            | LinkDeath::Silent
-            | LinkDeath::PeerClosed
-            | LinkDeath::AttachFailed => false,
-        }
     }
 
     /// How long ends of sessions are remembered from here on; longer than any client keeps bytes.

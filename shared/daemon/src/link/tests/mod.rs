@@ -1,6 +1,7 @@
 //! Two ends of a link over loopback: what passes, what is refused, and what each end learns.
 
 mod listing;
+mod turns;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;

@@ -2,6 +2,7 @@
 
 mod attach;
 mod bounds;
+mod farewell;
 mod memory;
 mod newcomers;
 mod properties;
