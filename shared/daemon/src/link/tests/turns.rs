@@ -32,6 +32,11 @@ fn turn(link: &mut Link) -> (Vec<usize>, bool) {
 
 #[tokio::test]
 async fn the_smallest_records_make_no_longer_a_turn_than_large_ones() {
+    // As in the daemons: tokio's own budget would end turns earlier.
+    tokio::task::unconstrained(small_records()).await;
+}
+
+async fn small_records() {
     let world = World::new();
     let (mut near, mut far) = world.up().await;
     let all = 3 * SMALL_PER_TURN + 10;
@@ -40,20 +45,18 @@ async fn the_smallest_records_make_no_longer_a_turn_than_large_ones() {
     }
     flush(&mut near).await.unwrap();
 
-    // The first finds the socket readable.
-    let mut got = recv(&mut far).await.unwrap().unwrap().len();
-    let (first, was_woken) = turn(&mut far);
-
-    assert_eq!(1 + first.len(), SMALL_PER_TURN);
-    assert!(was_woken, "what is left would wait for more to arrive");
-    got += first.len();
-    let mut turns = 1;
+    let (mut got, mut full) = (0, 0);
     while got < all {
+        // The first of each turn finds the socket readable.
         got += recv(&mut far).await.unwrap().unwrap().len();
-        let (sizes, _) = turn(&mut far);
-        assert!(sizes.len() < SMALL_PER_TURN, "{}", sizes.len());
-        got += sizes.len();
-        turns += 1;
+        let (sizes, was_woken) = turn(&mut far);
+        got += sizes.iter().sum::<usize>();
+        let count = 1 + sizes.len();
+        assert!(count <= SMALL_PER_TURN, "{count}");
+        if count == SMALL_PER_TURN {
+            full += 1;
+            assert!(was_woken, "what is left would wait for more to arrive");
+        }
     }
-    assert!(turns >= 4, "{turns} turns");
+    assert!(full >= 2, "{full} full turns");
 }
