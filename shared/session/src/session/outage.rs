@@ -26,6 +26,7 @@ impl Session {
         if link.judge(progress, now) {
             let since = link.suspect_since;
             self.check_detached(since, now);
+            self.weigh_suspect(id, now);
         }
     }
 
@@ -86,11 +87,12 @@ impl Session {
             self.lane.say_link_down(number);
         }
         self.check_detached(link.suspect_since, now);
+        self.steer(now);
     }
 
     /// Begins an outage if no link works; `since` if it began before `now`, but never before the
     /// last frame: a PING may be unanswered while others are heard.
-    fn check_detached(&mut self, since: Option<Instant>, now: Instant) {
+    pub(super) fn check_detached(&mut self, since: Option<Instant>, now: Instant) {
         if self.is_attached() || self.detached_since.is_some() {
             return;
         }
@@ -206,7 +208,11 @@ impl Session {
         for (id, duty) in &due {
             let (id, duty) = (*id, *duty);
             match duty {
+                // What carries nothing is asked together with what carries: it must be known to
+                // work when the other is found not to.
+                Duty::Ping if client && self.carrier() == Some(id) => self.probe(now),
                 Duty::Ping => self.ask(id, now),
+                Duty::Leave => self.let_go(id, now),
                 Duty::Check => {
                     if let Some(link) = self.links.get_mut(&id) {
                         link.overdue(now);

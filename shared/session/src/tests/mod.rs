@@ -17,6 +17,8 @@ struct Pair {
     ends: [Session; 2],
     events: [VecDeque<Event>; 2],
     cut: bool,
+    /// What both kernels say of the peer.
+    heard_ago: Option<Duration>,
     links: Vec<LinkId>,
     next: u64,
 }
@@ -55,6 +57,7 @@ impl Pair {
             ends: [client, server],
             events: [VecDeque::new(), VecDeque::new()],
             cut: false,
+            heard_ago: None,
             links: vec![link],
             next: 2,
         };
@@ -167,9 +170,13 @@ impl Pair {
                 .chain(&self.events[SERVER])
                 .any(|e| matches!(e, Event::WantProgress { .. }));
             if asked {
+                let progress = Progress {
+                    heard_ago: self.heard_ago,
+                    ..Progress::default()
+                };
                 for link in self.links.clone() {
-                    self.ends[CLIENT].handle_progress(link, Progress::default(), self.now);
-                    self.ends[SERVER].handle_progress(link, Progress::default(), self.now);
+                    self.ends[CLIENT].handle_progress(link, progress, self.now);
+                    self.ends[SERVER].handle_progress(link, progress, self.now);
                 }
                 self.events.iter_mut().for_each(|q| {
                     q.retain(|e| !matches!(e, Event::WantProgress { .. }));
@@ -355,6 +362,22 @@ fn a_silent_cut_is_noticed_in_little_over_a_second() {
     assert!(!pair.saw(CLIENT, &Event::Detached));
     pair.seconds(1);
     assert!(pair.saw(CLIENT, &Event::Detached));
+}
+
+#[test]
+fn a_kernel_that_hears_of_the_peer_vouches_for_a_slow_link() {
+    for (heard_ms, vouches) in [(749, true), (750, false)] {
+        let mut pair = Pair::new();
+        let flow = pair.open_accepted();
+        pair.cut = true;
+        pair.heard_ago = Some(Duration::from_millis(heard_ms));
+        pair.write(CLIENT, flow, 10);
+        pair.run();
+
+        pair.seconds(20);
+
+        assert_eq!(pair.ends[CLIENT].is_attached(), vouches, "{heard_ms}");
+    }
 }
 
 #[test]
