@@ -71,9 +71,10 @@ impl Lab {
     /// Drops everything that crosses one access link, silently, in both directions.
     pub fn cut_access(&self, access: Access) {
         let device = access.router_device();
-        self.router.nft(&format!(
-            "add rule inet lab cut iifname {device} drop\nadd rule inet lab cut oifname {device} drop\n"
-        ));
+        for side in ["iifname", "oifname"] {
+            self.router
+                .nft(&format!("add rule inet lab cut {side} {device} drop\n"));
+        }
     }
 
     /// Undoes the cuts.
@@ -131,10 +132,30 @@ impl Lab {
     pub fn switch_after(&mut self, gap: Duration) -> Instant {
         self.lower(self.access);
         wait::let_pass(gap);
-        self.access = self.access.other();
         let back = wait::now();
-        self.raise(self.access);
+        self.use_access(self.access.other());
         back
+    }
+
+    /// Raises an access link as the one in use, with the better metric from now on.
+    pub fn use_access(&mut self, access: Access) {
+        self.access = access;
+        self.raise(access);
+    }
+
+    /// As [`Self::use_access`], while the other one is up: its routes get the worse metric before.
+    pub fn prefer(&mut self, access: Access) {
+        let other = access.other();
+        let mut lines = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let router = address(family, other.subnet(), 1);
+            let device = other.device();
+            let route = format!("default via {router} dev {device}");
+            lines.push(format!("route add {route} metric 200"));
+            lines.push(format!("route del {route} metric 100"));
+        }
+        self.client.ip_batch(&lines);
+        self.use_access(access);
     }
 
     /// Gives an access link its addresses and default routes, as joining a network does.
