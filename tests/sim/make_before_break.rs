@@ -15,7 +15,8 @@ fn what_was_under_way_on_a_silent_link_goes_out_again_when_it_is_let_go_of() {
     world.work(false);
 
     world.attach();
-    world.work_for(Duration::from_secs(1)); // LEAVING
+    // Its last PING is unanswered, and nothing has moved since.
+    world.work_for(Duration::from_millis(400));
     world.work(true);
 
     assert_eq!(world.socket(0, CLIENT).got, 5000);
@@ -25,6 +26,31 @@ fn what_was_under_way_on_a_silent_link_goes_out_again_when_it_is_let_go_of() {
         assert_eq!(live.len(), 1, "{live:?}");
         assert_eq!(live[0].0, LinkId(2));
     }
+}
+
+#[test]
+fn what_was_under_way_on_a_link_without_a_device_goes_out_again_at_once() {
+    let mut world = World::calm(Knobs::ROOMY);
+    world.story = Some(Vec::new());
+    world.connect();
+    world.silence(LinkId(1));
+    world.socket(0, SERVER).write(5000);
+    world.socket(0, CLIENT).write(5000);
+    world.work(false);
+    let before = world.now;
+    world
+        .with(Who::Client, |client| {
+            client.handle_link_lost(LinkId(1), before);
+        })
+        .unwrap();
+    assert!(!world.session(Who::Client).unwrap().is_attached());
+
+    world.attach();
+    world.work(true);
+
+    assert_eq!(world.now, before, "no timeout was needed");
+    assert_eq!(world.socket(0, CLIENT).got, 5000);
+    assert_eq!(world.socket(0, SERVER).got, 5000);
 }
 
 #[test]

@@ -332,6 +332,11 @@ impl Link {
             return false;
         };
         let was_overdue = std::mem::take(&mut ping.overdue);
+        if let Some(round_trip) = progress.round_trip.filter(|_| !was_overdue) {
+            // PINGs measure seldom, at the server hardly ever, and sometimes a queue that is gone.
+            let expected = limits::PONG_MIN.max(round_trip);
+            ping.check_at = ping.check_at.min(ping.asked_at + expected);
+        }
         let (known, since) = ping.baseline.replace((progress, now)).unzip();
         let stands_still = known.is_some_and(|known| progress.is_standstill(&known));
         if was_overdue && stands_still && since.is_some_and(|at| last_heard <= at) {

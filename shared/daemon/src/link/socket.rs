@@ -94,6 +94,9 @@ pub(super) fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
             bytes_acked: raw.bytes_acked,
             bytes_received: raw.bytes_received,
             heard_ago: Some(Duration::from_millis(heard_ms.into())),
+            round_trip: (raw.rtt_us > 0).then(|| {
+                Duration::from_micros(u64::from(raw.rtt_us) + 4 * u64::from(raw.rtt_var_us))
+            }),
         },
         rtt: Duration::from_micros(raw.rtt_us.into()),
         rtt_var: Duration::from_micros(raw.rtt_var_us.into()),

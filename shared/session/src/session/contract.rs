@@ -37,6 +37,9 @@ pub struct Progress {
     /// How long ago the kernel heard anything of the peer's, acknowledgements too; none where it
     /// does not say. On a slow path they come so seldom that the counts stand still in between.
     pub heard_ago: Option<Duration>,
+    /// How long an answer takes at most as the kernel has it, from every acknowledgement
+    /// (`tcpi_rtt` + 4 × `tcpi_rttvar`); none where it does not say.
+    pub round_trip: Option<Duration>,
 }
 
 impl Progress {

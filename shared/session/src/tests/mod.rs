@@ -17,8 +17,9 @@ struct Pair {
     ends: [Session; 2],
     events: [VecDeque<Event>; 2],
     cut: bool,
-    /// What both kernels say of the peer.
+    /// What both kernels say of the peer and the path.
     heard_ago: Option<Duration>,
+    round_trip: Option<Duration>,
     links: Vec<LinkId>,
     next: u64,
 }
@@ -58,6 +59,7 @@ impl Pair {
             events: [VecDeque::new(), VecDeque::new()],
             cut: false,
             heard_ago: None,
+            round_trip: None,
             links: vec![link],
             next: 2,
         };
@@ -159,7 +161,11 @@ impl Pair {
     }
 
     fn seconds(&mut self, seconds: u64) {
-        for _ in 0..seconds * 10 {
+        self.tenths(seconds * 10);
+    }
+
+    fn tenths(&mut self, tenths: u64) {
+        for _ in 0..tenths {
             self.now = self.now + Duration::from_millis(100);
             for end in &mut self.ends {
                 end.handle_timeout(self.now);
@@ -172,6 +178,7 @@ impl Pair {
             if asked {
                 let progress = Progress {
                     heard_ago: self.heard_ago,
+                    round_trip: self.round_trip,
                     ..Progress::default()
                 };
                 for link in self.links.clone() {
@@ -377,6 +384,27 @@ fn a_kernel_that_hears_of_the_peer_vouches_for_a_slow_link() {
         pair.seconds(20);
 
         assert_eq!(pair.ends[CLIENT].is_attached(), vouches, "{heard_ms}");
+    }
+}
+
+#[test]
+fn an_end_that_never_measured_believes_its_kernel_how_long_an_answer_takes() {
+    for (round_trip_ms, is_attached) in [(None, true), (Some(200), false), (Some(700), true)] {
+        let mut pair = Pair::new();
+        let flow = pair.open_accepted();
+        pair.seconds(2);
+        pair.cut = true;
+        pair.round_trip = round_trip_ms.map(Duration::from_millis);
+        pair.write(SERVER, flow, 10);
+        pair.run();
+
+        pair.tenths(15);
+
+        assert_eq!(
+            pair.ends[SERVER].is_attached(),
+            is_attached,
+            "{round_trip_ms:?}"
+        );
     }
 }
 

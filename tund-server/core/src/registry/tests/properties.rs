@@ -158,7 +158,7 @@ impl Driver {
                 let progress = Progress {
                     bytes_acked: n,
                     bytes_received: n,
-                    heard_ago: None,
+                    ..Progress::default()
                 };
                 self.registry.handle_progress(LinkId(link), progress, now);
             }
