@@ -425,7 +425,7 @@ impl Daemon {
                 // Now it is known that there is no way to an IPv4 address: is there a translator?
                 self.paths.resolve();
                 // A name that does not resolve is no lack of routes: asked for again soon.
-                if self.paths.has_addresses() {
+                if self.paths.waits_for_network() {
                     self.client.handle_paths(&[], now);
                 }
             }

@@ -7,7 +7,7 @@ use crate::sys::resolve::{Way, look_up, name_servers};
 use crate::sys::route::{Path, PathQuery, paths};
 use crate::sys::tun::TunName;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::task::{Context, Poll};
 use tokio::task::JoinSet;
 use tund_client_core::{Path as UsablePath, PathId};
@@ -17,6 +17,14 @@ use tund_daemon::config::{Endpoint, Host};
 const ADDRESSES_MAX: usize = 16;
 /// Addresses that keep their number; beyond it, those that no name leads to any more lose theirs.
 const NUMBERS_MAX: usize = 256;
+/// Addresses for documentation (RFC 5737, RFC 3849): what leads there leads to the world.
+const OUTSIDE: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 53),
+    SocketAddr::new(
+        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+        53,
+    ),
+];
 
 /// Prefixes of translators that are tried.
 const PREFIXES_MAX: usize = 4;
@@ -169,9 +177,15 @@ impl Paths {
         Poll::Pending
     }
 
-    /// Whether any address of the server is known, so that there can be paths.
-    pub(super) fn has_addresses(&self) -> bool {
-        self.addresses.iter().any(|known| !known.is_empty())
+    /// Whether news of the network alone can lead to a path that was not found: an address is known
+    /// and nothing leads there, or nothing leads anywhere where names could be asked for.
+    pub(super) fn waits_for_network(&self) -> bool {
+        self.addresses.iter().any(|known| !known.is_empty()) || !self.leads_outside()
+    }
+
+    fn leads_outside(&self) -> bool {
+        let mut outside = name_servers().into_iter().chain(OUTSIDE);
+        outside.any(|server| self.direct(server).map_or(true, |found| !found.is_empty()))
     }
 
     /// Every usable way, best first.
@@ -215,29 +229,30 @@ impl Paths {
 
     /// The paths to one address; if there are none, those to what a translator makes of it.
     fn find_one(&self, server: SocketAddr) -> Result<(SocketAddr, Vec<Path>), SystemError> {
-        let find = |server| {
-            let query = PathQuery {
-                server,
-                tun: &self.tun,
-                fwmark: self.fwmark,
-                preference: &self.preference,
-            };
-            paths(&query)
-        };
-        let direct = find(server)?;
+        let direct = self.direct(server)?;
         let IpAddr::V4(v4) = server.ip() else {
             return Ok((server, direct));
         };
         if direct.is_empty() {
             for prefix in &self.prefixes {
                 let translated = SocketAddr::new(prefix.address_of(v4).into(), server.port());
-                let found = find(translated)?;
+                let found = self.direct(translated)?;
                 if !found.is_empty() {
                     return Ok((translated, found));
                 }
             }
         }
         Ok((server, direct))
+    }
+
+    fn direct(&self, server: SocketAddr) -> Result<Vec<Path>, SystemError> {
+        let query = PathQuery {
+            server,
+            tun: &self.tun,
+            fwmark: self.fwmark,
+            preference: &self.preference,
+        };
+        paths(&query)
     }
 
     /// What a number stands for.
