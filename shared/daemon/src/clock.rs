@@ -186,7 +186,7 @@ impl SleepWatch {
     pub fn new() -> io::Result<Self> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = watch(Timer(TimerFd::new(ClockId::CLOCK_REALTIME, flags)?))?;
-        let mut watch = Self {
+        let watch = Self {
             timer,
             slept: slept(),
         };
