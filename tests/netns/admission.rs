@@ -1,6 +1,5 @@
 //! Who may attach: keys that are listed, used once at a time, and nobody else.
 
-use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -66,9 +65,13 @@ fn a_wrong_server_key_is_shown_and_never_final() {
 
     let error = wait::until("status shows the error", LATER, || second.status().error);
     assert_eq!(error.code, "server_key_mismatch", "{}", error.message);
-    wait::throughout("it is not final", Duration::from_secs(1), || {
+    // Attempts go on, two a second.
+    wait::throughout("it is not final", Duration::from_secs(2), || {
         second.status().state != "refused"
     });
+    let log = second.process.log();
+    let told = log.lines().filter(|line| line.contains("not our server"));
+    assert_eq!(told.count(), 1, "{log}");
     assert!(scene.tund.server.sessions().unwrap().is_empty());
 }
 
@@ -76,16 +79,8 @@ fn a_wrong_server_key_is_shown_and_never_final() {
 fn a_key_taken_off_the_list_loses_everything_within_a_second() {
     let scene = Scene::new("a removed key", &Settings::new());
     let mut echo = scene.echo();
-    let replacement = Keys::generate(scene.lab.directory(), "replacement");
-    let config = scene.tund.server.config();
-    let text = fs::read_to_string(config).unwrap();
-    fs::write(
-        config,
-        text.replace(&scene.tund.client_keys.public, &replacement.public),
-    )
-    .unwrap();
 
-    scene.tund.server.process.signal(Signal::SIGHUP);
+    scene.tund.server.unlist(&scene.tund.client_keys);
 
     wait::until_true("its session is gone", Duration::from_secs(1), || {
         scene.tund.server.sessions().unwrap().is_empty()
@@ -102,6 +97,38 @@ fn a_key_taken_off_the_list_loses_everything_within_a_second() {
     drop(Download::start(&scene.lab.client, scene.target(), 1, 1));
     let status = scene.tund.client.wait_for("refused", LATER);
     assert!(status.error.is_some(), "refused for a reason");
+}
+
+#[test]
+fn a_removed_key_whose_client_is_away_leaves_nothing_of_what_was_held_for_it() {
+    let scene = Scene::new("a removed key, detached", &Settings::new());
+    let size = 30 << 20;
+    let download = Download::start(&scene.lab.client, scene.target(), 1, size);
+    wait::until_true("it runs", LATER, || download.timeline().total() > 0);
+    scene.lab.cut();
+    scene.lab.forget();
+    wait::until_true("the server holds what the origin sends", LATER, || {
+        let rows = scene.tund.server.sessions().unwrap();
+        rows[0]["state"] == "detached" && rows[0]["buffered_bytes"]["down"].as_u64() > Some(4 << 20)
+    });
+
+    scene.tund.server.unlist(&scene.tund.client_keys);
+
+    wait::until_true(
+        "session and buffers are gone",
+        Duration::from_secs(1),
+        || {
+            let status = scene.tund.server.status().unwrap();
+            status["sessions"]["detached"] == 0 && status["memory"]["used_bytes"] == 0
+        },
+    );
+    assert!(
+        scene.lab.server.run("ss -Htan dport = :8080").is_empty(),
+        "its origins are gone"
+    );
+    scene.lab.heal();
+    let status = scene.tund.client.wait_for("refused", LATER);
+    assert_eq!(status.error.unwrap().code, "key_not_listed");
 }
 
 #[test]
@@ -196,6 +223,7 @@ fn a_thousand_idle_strangers_keep_nobody_out() {
     let scene = Scene::new("idle strangers", &Settings::new());
     let server = scene.lab.server_address(Family::V4);
     let mut echo = scene.echo();
+    let start = wait::now();
     let strangers: Vec<_> = (0..1000)
         .filter_map(|_| scene.lab.origin.connect(server, SOON).ok())
         .collect();
@@ -206,6 +234,11 @@ fn a_thousand_idle_strangers_keep_nobody_out() {
     echo.round_trip().unwrap();
 
     Echo::open(&scene.lab.client, scene.target()).unwrap();
-    let lines = scene.tund.server.process.log().lines().count();
-    assert!(lines < 100, "{lines} lines in the log");
+    let log = scene.tund.server.process.log();
+    let about_them = log.lines().filter(|line| line.contains("refused in the"));
+    let about_them = u64::try_from(about_them.count()).unwrap();
+    let minutes = (wait::now() - start).as_secs() / 60;
+    assert!((1..=1 + minutes).contains(&about_them), "{log}");
+    // Its start, and what became of the one session.
+    assert!(log.lines().count() < 10, "{log}");
 }

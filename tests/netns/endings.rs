@@ -215,31 +215,71 @@ fn a_reset_during_an_outage_arrives_after_it_with_all_before_it() {
     receive(far, 1).assert_reset_after(LENGTH);
 }
 
-#[test]
-fn a_stuck_reader_does_not_hold_a_reset_for_ever() {
-    // More than the application's socket takes, less than what the client daemon accepts for it.
-    let length = 100_000;
-    let scene = Scene::new("stuck reader", &Settings::new());
-    scene.lab.client.sysctl("ipv4.tcp_rmem", "4096 65536 65536");
-    let (mut near, far, _listener) = pair(&scene, Family::V4);
-    write_until_blocked(&far, length);
-
-    reset(far);
-
-    let filter = format!("ss -Htan sport = :{}", near.local_addr().unwrap().port());
-    wait::until_true("the application's connection is reset", LATER, || {
-        scene.lab.client.run(&filter).is_empty()
-    });
-    let ending = loop {
-        match near.read(&mut [0; 65536]) {
-            Ok(0) => break Ending::Finished,
+/// Reads to the end of a connection that has one.
+fn end_of(mut stream: TcpStream) -> Ending {
+    loop {
+        match stream.read(&mut [0; 65536]) {
+            Ok(0) => return Ending::Finished,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => break ending_of(&error),
+            Err(error) => return ending_of(&error),
         }
-    };
-    assert_eq!(ending, Ending::Reset);
+    }
+}
+
+/// Nothing of a flow is left at either daemon.
+#[track_caller]
+fn wait_until_forgotten(scene: &Scene) {
     scene.wait_without_flows();
+    wait::until_true("nothing is left on the server either", LATER, || {
+        let rows = scene.tund.server.sessions().unwrap();
+        let is_empty = |row: &serde_json::Value| {
+            row["flows"]["tcp"] == 0
+                && row["buffered_bytes"]["up"] == 0
+                && row["buffered_bytes"]["down"] == 0
+        };
+        rows.iter().all(is_empty) && scene.lab.server.run("ss -Htan dport = :9000").is_empty()
+    });
+    let held = scene.tund.client.status().buffered_bytes;
+    assert_eq!((held.up, held.down), (0, 0));
+}
+
+#[test]
+fn a_stuck_application_does_not_hold_a_reset_for_ever() {
+    // What the client daemon accepts for it, and more than all buffers between take.
+    for length in [100_000, 3_000_000] {
+        let scene = Scene::new("stuck application", &Settings::new());
+        scene.lab.client.sysctl("ipv4.tcp_rmem", "4096 65536 65536");
+        let (near, far, _listener) = pair(&scene, Family::V4);
+        write_until_blocked(&far, length);
+
+        reset(far);
+
+        let filter = format!("ss -Htan sport = :{}", near.local_addr().unwrap().port());
+        wait::until_true("the application's connection is reset", LATER, || {
+            scene.lab.client.run(&filter).is_empty()
+        });
+        assert_eq!(end_of(near), Ending::Reset);
+        wait_until_forgotten(&scene);
+    }
+}
+
+#[test]
+fn a_stuck_origin_does_not_hold_a_reset_for_ever() {
+    for length in [300_000, 3_000_000] {
+        let scene = Scene::new("stuck origin", &Settings::new());
+        scene.lab.origin.sysctl("ipv4.tcp_rmem", "4096 65536 65536");
+        let (near, far, _listener) = pair(&scene, Family::V4);
+        write_until_blocked(&near, length);
+
+        reset(near);
+
+        wait::until_true("the origin's connection is reset", LATER, || {
+            scene.lab.origin.run("ss -Htn sport = :9000").is_empty()
+        });
+        assert_eq!(end_of(far), Ending::Reset);
+        wait_until_forgotten(&scene);
+    }
 }
 
 #[test]

@@ -2,53 +2,9 @@
 
 use std::time::Duration;
 
-use tund_tests::lab::{Lab, Tund, narrate, wait};
+use tund_tests::lab::{Event, Lab, Tund, wait};
 
 use crate::support::{Dice, LATER};
-
-/// Something that happens to the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// Silence, after which the old connection goes on.
-    Cut,
-    /// Silence, after which the old connection stays dead.
-    Forget,
-    /// A middlebox resets the connection.
-    Rst,
-    /// The client is without network, and then in another.
-    Switch,
-}
-
-impl Event {
-    /// Whether no link can outlive it.
-    fn is_hard(self) -> bool {
-        match self {
-            Self::Cut => false,
-            Self::Forget | Self::Rst | Self::Switch => true,
-        }
-    }
-
-    fn happen(self, lab: &mut Lab, length: Duration) {
-        narrate("event", &format!("{self:?} {length:?}"));
-        match self {
-            Self::Cut => {
-                lab.cut();
-                wait::let_pass(length);
-                lab.heal();
-            }
-            Self::Forget => {
-                lab.cut();
-                lab.forget();
-                wait::let_pass(length);
-                lab.heal();
-            }
-            Self::Rst => {
-                lab.rst();
-            }
-            Self::Switch => lab.switch_after(length),
-        }
-    }
-}
 
 /// How many events there are to be, and how long each may last.
 #[derive(Clone, Copy, Debug)]

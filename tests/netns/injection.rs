@@ -1,22 +1,14 @@
-//! Packets that no honest application sends: injected at the TUN device, and spoofed by a
-//! neighbour on the access link.
+//! Packets that no honest application sends, injected at the TUN device.
 
-use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd as _;
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
-use nix::libc;
-use nix::net::if_::if_nametoindex;
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike as _, sendmsg, socket,
-};
+use etherparse::{Icmpv4Type, Icmpv6Type, SlicedPacket, TransportSlice, icmpv4, icmpv6};
 use tund_tests::lab::{Family, ORIGIN_PORT, Origin, Settings, TUN, wait};
 
-use crate::support::{SOON, Scene};
-
-const OWN4: Ipv4Addr = Ipv4Addr::new(10, 111, 0, 2);
-const OWN6: Ipv6Addr = Ipv6Addr::new(0xfd11, 0, 0, 0, 0, 0, 0, 2);
+use crate::neighbours::{OWN4, OWN6};
+use crate::sniffer::{Sniffer, inject};
+use crate::support::{LATER, SOON, Scene};
 
 /// Internet checksum over some pieces of even length.
 fn checksum(pieces: &[&[u8]]) -> [u8; 2] {
@@ -60,102 +52,106 @@ fn syn(target: SocketAddr, source_port: u16) -> Vec<u8> {
     packet
 }
 
-/// Puts packets into the TUN device as if the kernel had routed them there.
-fn inject(scene: &Scene, packets: &[Vec<u8>]) {
-    let sent = scene.lab.client.enter(|| -> io::Result<()> {
-        let device = link_address(if_nametoindex(TUN)?);
-        let raw = socket(
-            AddressFamily::Packet,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
-        for packet in packets {
-            let pieces = [IoSlice::new(packet)];
-            sendmsg(
-                raw.as_raw_fd(),
-                &pieces,
-                &[],
-                MsgFlags::empty(),
-                Some(&device),
-            )?;
-        }
-        Ok(())
-    });
-    sent.unwrap();
-}
+/// Destinations that the client itself refuses: no packet on a wire may have them.
+const IMPOSSIBLE: [&str; 7] = [
+    "0.0.0.0",
+    "127.0.0.1",
+    "127.1.2.3",
+    "::",
+    "::1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.77.3.2",
+];
 
-/// The address of a device for packet sockets; nix can read one, but not make one.
-fn link_address(index: u32) -> LinkAddr {
-    let raw = libc::sockaddr_ll {
-        sll_family: u16::try_from(libc::AF_PACKET).expect("17"),
-        sll_protocol: 0,
-        sll_ifindex: i32::try_from(index).expect("devices are counted from 1"),
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
+/// Destinations that the server refuses.
+const FORBIDDEN: [&str; 11] = [
+    "10.77.3.2",
+    "10.77.5.1",
+    "169.254.169.254",
+    "::127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a4d:302",
+    "2002:7f00:1::",
+    "2002:a4d:302::1",
+    "fd77:0:0:3::2",
+    "fd77:0:0:5::1",
+    "fe80::1",
+];
+
+/// Destinations of many hosts, about which no host may say anything (RFC 1122 §3.2.2).
+const MANY: [&str; 3] = ["255.255.255.255", "224.0.0.1", "ff02::1"];
+
+/// Which SYN's destination a packet says to be administratively prohibited.
+fn prohibited(packet: &[u8]) -> Option<IpAddr> {
+    let sliced = SlicedPacket::from_ip(packet).ok()?;
+    let quoted = match sliced.transport? {
+        TransportSlice::Icmpv4(icmp) => {
+            let why = icmpv4::DestUnreachableHeader::FilterProhibited;
+            (icmp.icmp_type() == Icmpv4Type::DestinationUnreachable(why)).then(|| icmp.payload())?
+        }
+        TransportSlice::Icmpv6(icmp) => {
+            let why = icmpv6::DestUnreachableCode::Prohibited;
+            (icmp.icmp_type() == Icmpv6Type::DestinationUnreachable(why)).then(|| icmp.payload())?
+        }
+        TransportSlice::Tcp(_) | TransportSlice::Udp(_) | TransportSlice::Igmp(_) => return None,
     };
-    let length = u32::try_from(size_of_val(&raw)).expect("20");
-    #[expect(
-        unsafe_code,
-        reason = "a socket address of a kind that has no safe constructor"
-    )]
-    // SAFETY: `raw` is a whole sockaddr_ll, of that length and family.
-    let address = unsafe { LinkAddr::from_raw((&raw const raw).cast(), Some(length)) };
-    address.expect("its family and length are right")
+    // The quotation may be cut short behind its header.
+    match quoted.first()? >> 4 {
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(quoted.get(16..20)?).ok()?)),
+        _ => Some(IpAddr::from(
+            <[u8; 16]>::try_from(quoted.get(24..40)?).ok()?,
+        )),
+    }
 }
 
 #[test]
-fn no_spelling_of_the_servers_own_addresses_is_reached_by_injected_packets() {
+fn injected_packets_reach_nothing_forbidden_and_are_answered_as_prohibited() {
     let scene = Scene::new("injected packets", &Settings::new());
     drop(scene.echo());
     let local = Origin::start(&scene.lab.server);
-    let hosts = [
-        "0.0.0.0",
-        "127.0.0.1",
-        "127.1.2.3",
-        "10.77.3.2",
-        "10.77.5.1",
-        "169.254.169.254",
-        "255.255.255.255",
-        "224.0.0.1",
-        "::",
-        "::1",
-        "::ffff:127.0.0.1",
-        "::ffff:10.77.3.2",
-        "::127.0.0.1",
-        "64:ff9b::7f00:1",
-        "64:ff9b::a4d:302",
-        "2002:7f00:1::",
-        "2002:a4d:302::1",
-        "fd77:0:0:3::2",
-        "fd77:0:0:5::1",
-        "fe80::1",
-        "ff02::1",
-    ];
-    let addresses = hosts.map(|host| SocketAddr::new(host.parse().unwrap(), ORIGIN_PORT));
+    let address = |host: &&str| -> IpAddr { host.parse().unwrap() };
+    let told: BTreeSet<_> = IMPOSSIBLE.iter().chain(&FORBIDDEN).map(address).collect();
+    let hosts = told.iter().copied().chain(MANY.iter().map(address));
     let packets: Vec<_> = (40_000..)
-        .zip(addresses)
-        .map(|(port, to)| syn(to, port))
+        .zip(hosts)
+        .map(|(port, host)| syn(SocketAddr::new(host, ORIGIN_PORT), port))
         .collect();
     // The same way of sending, to an origin that may be reached: the packets are right.
     let accepted = scene.origin.accepted();
     let honest = [Family::V4, Family::V6]
         .map(|family| syn(scene.lab.origin_address(family, ORIGIN_PORT), 50_000));
-    inject(&scene, &honest);
+    inject(&scene.lab.client, TUN, &honest);
     wait::until_true("the honest packets are right", SOON, || {
         scene.origin.accepted() == accepted + 2
     });
+    let mut sniffer = Sniffer::start(&scene.lab.client, TUN);
 
-    inject(&scene, &packets);
+    inject(&scene.lab.client, TUN, &packets);
 
-    wait::throughout("nothing is reached", Duration::from_secs(2), || {
-        local.accepted() == 0
+    let mut answered = BTreeSet::new();
+    wait::until_true("each is answered as prohibited", LATER, || {
+        let packets = sniffer.packets();
+        answered.extend(packets.iter().filter_map(|packet| prohibited(packet)));
+        answered.len() >= told.len()
     });
+    assert_eq!(answered, told);
     drop(scene.echo());
     wait::until_true("nothing of it is left", SOON, || {
         scene.tund.client.status().flows.tcp == 0
+    });
+    let late = sniffer.packets();
+    assert_eq!(
+        late.iter().filter_map(|packet| prohibited(packet)).count(),
+        0,
+        "an answer about many hosts, or a second one"
+    );
+    assert_eq!(local.accepted(), 0);
+    let log = scene.tund.server.process.log();
+    let named = log.lines().filter(|line| line.contains("[origin] allow"));
+    assert_eq!(named.count(), FORBIDDEN.len(), "{log}");
+    wait::until_true("the log says that no setting opens them", SOON, || {
+        let log = scene.tund.client.process.log();
+        log.contains("loopback") && log.contains("no setting opens them")
     });
 }
 
@@ -173,75 +169,8 @@ fn random_packets_at_the_device_do_no_harm() {
         packets.push(packet);
     }
 
-    inject(&scene, &packets);
+    inject(&scene.lab.client, TUN, &packets);
 
     echo.round_trip().unwrap();
     drop(scene.echo());
-}
-
-/// Takes a datagram; a signal that happens to arrive is none.
-fn receive(socket: &UdpSocket) -> io::Result<usize> {
-    loop {
-        match socket.recv(&mut [0; 9]) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
-}
-
-#[test]
-fn a_neighbour_reaches_no_application_through_the_devices_addresses() {
-    let scene = Scene::new("a neighbour", &Settings::new());
-    drop(scene.echo());
-    let lab = &scene.lab;
-    lab.router.run("ip route add 10.111.0.2 via 10.77.1.2");
-    lab.router.run("ip route add fd11::2 via fd77:0:0:1::2");
-    let application = |own: IpAddr| {
-        let socket = lab.client.enter(|| UdpSocket::bind((own, 0))).unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_millis(300)))
-            .unwrap();
-        socket
-    };
-    let neighbour = lab.router.enter(|| UdpSocket::bind("[::]:0")).unwrap();
-    for filter in ["0", "1", "2"] {
-        for which in ["all", "wifi", TUN] {
-            lab.client
-                .sysctl(&format!("ipv4.conf.{which}.rp_filter"), filter);
-        }
-        for (open, protected) in [
-            (
-                lab.access_address(Family::V4, lab.access()),
-                IpAddr::V4(OWN4),
-            ),
-            (
-                lab.access_address(Family::V6, lab.access()),
-                IpAddr::V6(OWN6),
-            ),
-        ] {
-            for bound_to in [protected, IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-                let socket = application(bound_to);
-                let port = socket.local_addr().unwrap().port();
-                let send = |to: IpAddr| {
-                    let to = match to {
-                        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-                        IpAddr::V6(v6) => v6,
-                    };
-                    neighbour.send_to(b"spoofed", (to, port)).unwrap();
-                };
-                send(protected);
-                let error = receive(&socket).unwrap_err();
-                assert_eq!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock,
-                    "rp_filter {filter}"
-                );
-                if bound_to.is_unspecified() {
-                    send(open);
-                    // The way is open for what is meant for the access link's own address.
-                    receive(&socket).unwrap();
-                }
-            }
-        }
-    }
 }

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use tund_tests::emulator::Profile;
-use tund_tests::lab::{
-    Access, Download, Keys, Lab, Origin, SERVER_PORT, ServerDaemon, Settings, Tund, Upload, wait,
-};
+use tund_tests::lab::{Access, Download, Keys, SERVER_PORT, ServerDaemon, Settings, Upload, wait};
 
 use crate::support::{LATER, LONG, SOON, Scene, figure, median};
 
@@ -195,6 +193,8 @@ fn another_server_with_another_key_is_a_portal_too() {
         scene.tund.client.status().error
     });
     assert_eq!(shown.code, "server_key_mismatch", "{}", shown.message);
+    let text = scene.tund.client.command(&["status"]).unwrap();
+    assert!(text.contains("the first goes on"), "{text}");
     scene.lab.divert_off();
     drop(impostor);
 
@@ -212,10 +212,7 @@ fn another_server_with_another_key_is_a_portal_too() {
 /// connection has been forgotten.
 fn attach_on_a_slow_path(runs: u64) -> Duration {
     let lossy = Profile::delay(Duration::from_millis(600)).loss(0.1);
-    let lab = Lab::emulated("a slow path", Profile::default());
-    let origin = Origin::start(&lab.origin);
-    let tund = Tund::start(&lab, &Settings::new());
-    let scene = Scene { tund, origin, lab };
+    let scene = Scene::emulated("a slow path", Profile::default(), &Settings::new());
     let mut echo = scene.echo();
     scene.lab.emulator(Access::Wifi).set(lossy);
     let mut times = Vec::new();
@@ -242,10 +239,10 @@ fn attach_on_a_slow_path(runs: u64) -> Duration {
 }
 
 #[test]
-fn a_slow_and_lossy_path_is_attached_in_time() {
-    let took = attach_on_a_slow_path(1);
+fn a_slow_and_lossy_path_is_attached_within_10_s() {
+    let took = attach_on_a_slow_path(3);
 
-    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(took <= Duration::from_secs(10), "median {took:?}");
 }
 
 #[test]

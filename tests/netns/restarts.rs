@@ -3,9 +3,10 @@
 use std::io::{self, Read as _};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tund_tests::lab::{Settings, wait};
 
-use crate::support::{Echo, LATER, SOON, Scene, figure};
+use crate::support::{Echo, LATER, LONG, SOON, Scene, figure};
 
 /// Within which everything is as it should be after a restart.
 const BACK: Duration = Duration::from_secs(2);
@@ -99,4 +100,75 @@ fn a_killed_server_during_an_outage_is_found_out_afterwards() {
     let error = echo.round_trip().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     scene.echo();
+}
+
+#[test]
+#[ignore = "long: the server waits 31 s before it gives a session up"]
+fn long_how_a_session_ended_is_told_over_a_restart() {
+    let mut scene = Scene::new("tombstones", &Settings::new().grace("1s"));
+    let mut echo = scene.echo();
+    // It sleeps, and so neither notices the outage nor lets its own grace pass.
+    scene.tund.client.process.signal(Signal::SIGSTOP);
+    scene.lab.cut();
+    wait::until_true("the server has given the session up", LONG, || {
+        scene
+            .tund
+            .server
+            .sessions()
+            .is_ok_and(|rows| rows.is_empty())
+    });
+    let file = scene.lab.directory().join("server-state/tombstones");
+    wait::until_true("its end is written down", SOON, || {
+        std::fs::metadata(&file).is_ok_and(|data| data.len() > 8)
+    });
+    scene.tund.server.process.kill();
+    scene.tund.server.start_again(&scene.lab);
+
+    scene.lab.heal();
+    scene.tund.client.process.signal(Signal::SIGCONT);
+
+    let error = echo.stream.read_exact(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    let log = scene.tund.server.process.log();
+    assert!(log.contains("turned away reason=Expired"), "{log}");
+    scene.echo();
+}
+
+#[test]
+fn a_server_without_a_directory_for_its_state_says_so_and_runs() {
+    let settings = Settings::new().server("state", "directory", "\"/proc/tund\"");
+    let mut scene = Scene::new("no state directory", &settings);
+    scene.echo();
+    let log = scene.tund.server.process.log();
+    assert!(log.contains("cannot keep state in /proc/tund"), "{log}");
+    assert!(
+        log.contains("[state] directory"),
+        "it says what to do: {log}"
+    );
+
+    scene.tund.server.process.kill();
+    scene.tund.server.start_again(&scene.lab);
+
+    scene.echo();
+}
+
+#[test]
+fn a_journal_that_a_crash_has_cut_short_or_another_program_wrote_stops_no_server() {
+    let mut scene = Scene::new("damaged state", &Settings::new());
+    let file = scene.lab.directory().join("server-state/tombstones");
+    for (content, told) in [
+        (&b"tundlog\x01\x40\0\0\0torn"[..], "cut short by a crash"),
+        (&b"something else"[..], "moved to"),
+    ] {
+        assert!(scene.tund.server.process.terminate(LATER).success());
+        std::fs::write(&file, content).unwrap();
+
+        scene.tund.server.start_again(&scene.lab);
+
+        let log = scene.tund.server.process.log();
+        assert!(log.contains(told), "{log}");
+        scene.echo();
+    }
+    let aside = std::fs::read(file.with_extension("unreadable")).unwrap();
+    assert_eq!(aside, b"something else");
 }

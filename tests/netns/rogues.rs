@@ -1,6 +1,7 @@
 //! Clients whose key is listed and who mean no good: refused, ended, and alone in that.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tund_session::wire::codec;
@@ -8,8 +9,8 @@ use tund_session::wire::frame::{Ack, Control, Data, DeniedBy, Frame, OpenError};
 use tund_session::{FlowId, Offset};
 use tund_tests::crowd::{Pair, Rogue};
 use tund_tests::lab::{
-    ClientDaemon, Download, Family, Keys, Lab, ORIGIN_PORT, Origin, ServerDaemon, Settings, Tund,
-    steer, wait,
+    ClientDaemon, Download, Family, Keys, Lab, ORIGIN_PORT, Origin, Request, ServerDaemon,
+    Settings, Tund, steer, wait,
 };
 
 use crate::support::{Echo, LONG, SOON, Scene, figure};
@@ -208,6 +209,70 @@ fn ack(accepted: u64) -> Ack {
         released: Offset(accepted),
         limit: Offset(1 << 20),
     }
+}
+
+/// Flows of a peer that reads nothing of them.
+const DOWNLOADS: u64 = 300;
+
+#[test]
+fn a_removed_key_is_rid_of_within_a_second_though_its_peer_neither_reads_nor_closes() {
+    let (scene, pair) = scene("a removed key that does not read", &Settings::new());
+    let mut echo = scene.echo();
+    let used = || scene.tund.server.status().unwrap()["memory"]["used_bytes"].as_u64();
+    let before = used();
+    let mut rogue = greeted(&scene, &pair);
+    // Each flow has a first share of some kilobytes; together they fill both kernels and more.
+    for flow in 1..=DOWNLOADS {
+        rogue.open(flow, scene.target());
+    }
+    let mut opened = 0;
+    while opened < DOWNLOADS {
+        let frame = rogue.receive().expect("the session goes on");
+        if let Frame::Control { message, .. } = frame {
+            assert!(matches!(message, Control::OpenOk { .. }), "{message:?}");
+            opened += 1;
+        }
+    }
+    let mut request = Vec::new();
+    let (seed, length) = (1, 100 * MIB);
+    Request::Down { seed, length }.send(&mut request).unwrap();
+    for flow in 1..=DOWNLOADS {
+        rogue.send(&Frame::Data(Data {
+            flow: FlowId(flow),
+            offset: Offset(0),
+            fin: false,
+            payload: request.clone().into(),
+        }));
+    }
+    // As the server's kernel shows it, within an IPv6 address.
+    let name = rogue.local_address().ip().to_string();
+    let links = || {
+        let all = scene.lab.server.run("ss -Htan sport = :443");
+        all.lines().filter(|line| line.contains(&name)).count()
+    };
+    wait::until_true("link, kernel and session are full", LONG, || {
+        let rows = scene.tund.server.sessions().unwrap();
+        let of_rogue = rows.iter().find(|row| row["client"] == "rogue");
+        of_rogue.is_some_and(|row| row["buffered_bytes"]["down"].as_u64() > Some(3 * MIB))
+    });
+    assert_eq!(links(), 1);
+
+    scene.tund.server.unlist(&pair.listed);
+
+    let limit = Duration::from_secs(1);
+    wait::until_true("its link, origin and buffers are gone", limit, || {
+        links() == 0
+            && scene
+                .lab
+                .server
+                .run("ss -Htan dport = :8080")
+                .lines()
+                .count()
+                == 1
+            && used() <= before
+    });
+    echo.round_trip().unwrap();
+    rogue.wait_for_end(SOON);
 }
 
 /// Something that a peer must not do, and how it is done.

@@ -1,13 +1,13 @@
-//! What several stories need: a lab with both daemons and an origin, and small observations.
+//! What several stories need: limits of time, and small observations.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tund_tests::lab::{
-    Family, Lab, Namespace, ORIGIN_PORT, Origin, Request, Settings, Tund, narrate, wait,
-};
+use tund_tests::lab::{Namespace, narrate, wait};
+
+pub(crate) use tund_tests::lab::{Echo, Scene};
 
 /// For what happens at once unless something is wrong.
 pub(crate) const SOON: Duration = Duration::from_secs(5);
@@ -17,74 +17,6 @@ pub(crate) const LATER: Duration = Duration::from_secs(20);
 
 /// For a transfer that is under way.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
-
-/// A lab with an origin, and both daemons in front of it.
-#[derive(Debug)]
-pub(crate) struct Scene {
-    pub(crate) tund: Tund,
-    pub(crate) origin: Origin,
-    /// Below the daemons: fields are dropped in order.
-    pub(crate) lab: Lab,
-}
-
-impl Scene {
-    /// Builds it and starts the daemons.
-    #[track_caller]
-    pub(crate) fn new(title: &str, settings: &Settings) -> Self {
-        let lab = Lab::new(title);
-        let origin = Origin::start(&lab.origin);
-        let tund = Tund::start(&lab, settings);
-        Self { tund, origin, lab }
-    }
-
-    /// The origin's service over IPv4.
-    pub(crate) fn target(&self) -> SocketAddr {
-        self.lab.origin_address(Family::V4, ORIGIN_PORT)
-    }
-
-    /// An open connection through tund whose other end sends everything back.
-    #[track_caller]
-    pub(crate) fn echo(&self) -> Echo {
-        Echo::open(&self.lab.client, self.target()).expect("a connection through tund")
-    }
-
-    /// Waits until no flow is left on the client daemon.
-    #[track_caller]
-    pub(crate) fn wait_without_flows(&self) {
-        wait::until_true("no flow is left on the client daemon", LATER, || {
-            self.tund.client.status().flows.tcp == 0
-        });
-    }
-}
-
-/// A connection on which single bytes go there and back.
-#[derive(Debug)]
-pub(crate) struct Echo {
-    pub(crate) stream: TcpStream,
-}
-
-impl Echo {
-    /// Opens it, with one byte there and back.
-    pub(crate) fn open(from: &Namespace, to: SocketAddr) -> io::Result<Self> {
-        let mut stream = from.connect(to, LATER)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(LATER))?;
-        Request::Echo.send(&mut stream)?;
-        let mut echo = Self { stream };
-        echo.round_trip()?;
-        Ok(echo)
-    }
-
-    /// One byte there and back.
-    pub(crate) fn round_trip(&mut self) -> io::Result<()> {
-        let sent = [0x5a];
-        let mut received = [0];
-        self.stream.write_all(&sent)?;
-        self.stream.read_exact(&mut received)?;
-        assert_eq!(received, sent);
-        Ok(())
-    }
-}
 
 /// Resets a connection as an application does that is killed with `SO_LINGER` 0.
 pub(crate) fn reset(stream: TcpStream) {

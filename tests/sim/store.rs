@@ -216,9 +216,9 @@ impl World {
 
     fn on_server(&mut self, session: SessionId, event: Event) {
         let now = self.now;
-        if let Event::FlowOpened { open } = event {
+        if let Event::FlowOpened { open, .. } = event {
             self.connect(session, open.flow);
-        } else if let Event::DeliverOpened { deliver } = event {
+        } else if let Event::DeliverOpened { deliver, .. } = event {
             assert!(self.deliveries.begin(session, KEY, deliver));
             self.connect(session, deliver.flow);
         } else if let Event::FlowReadable { flow } = event {

@@ -4,3 +4,4 @@ pub mod crowd;
 pub mod emulator;
 pub mod harness;
 pub mod lab;
+pub mod outages;

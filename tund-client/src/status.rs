@@ -3,7 +3,7 @@
 use tund_daemon::cli::{both_ways, columns, elapsed, flow_counts, link_line, state_name};
 use tund_daemon::config::format_size;
 use tund_daemon::control::{
-    ByteCounts, ClientStatus, EndedFlowRow, FlowRow, OutageReport, SpoolCounts,
+    ByteCounts, ClientState, ClientStatus, EndedFlowRow, FlowRow, SpoolCounts,
 };
 
 /// The status, one fact per line; what carries most comes first among the links.
@@ -28,7 +28,7 @@ pub(crate) fn text(status: &ClientStatus) -> String {
     fact("flows", flow_counts(status.flows));
     fact("transferred", both_ways(status.bytes));
     fact("buffered", both_ways(status.buffered_bytes));
-    fact("outages", outages(status.outages));
+    fact("outages", outages(status));
     if status.spool != SpoolCounts::default() {
         fact("stored", stored(status.spool));
     }
@@ -48,8 +48,12 @@ fn stored(spool: SpoolCounts) -> String {
     text
 }
 
-fn outages(outages: OutageReport) -> String {
+/// Those that are over, and the one that goes on.
+fn outages(status: &ClientStatus) -> String {
+    let outages = status.outages;
+    let goes_on = status.state == ClientState::Detached;
     let mut text = match outages.count {
+        0 if goes_on => return "the first goes on".to_owned(),
         0 => "none".to_owned(),
         count => count.to_string(),
     };
@@ -58,6 +62,9 @@ fn outages(outages: OutageReport) -> String {
     }
     if let Some(resume_ms) = outages.last_resume_ms {
         text.push_str(&format!(", resumed in {}", elapsed(resume_ms)));
+    }
+    if goes_on {
+        text.push_str("; another goes on");
     }
     text
 }
@@ -147,7 +154,7 @@ fn lost(bytes: ByteCounts) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tund_daemon::control::{ByteCounts, ClientState, ErrorReport, FlowCounts, LinkReport};
+    use tund_daemon::control::{ErrorReport, FlowCounts, LinkReport, OutageReport};
 
     use super::*;
 
@@ -318,6 +325,24 @@ mod tests {
         );
         assert!(text(&ready()).contains("stored:       4KiB in 3 files, 1 of them dead\n"));
         assert!(text(&ready()).contains("error:        another key (server_key_mismatch)\n"));
+    }
+
+    #[test]
+    fn an_outage_that_goes_on_is_told_beside_those_that_are_over() {
+        let third = ClientStatus {
+            state: ClientState::Detached,
+            ..attached()
+        };
+        let told = "outages:      2, the last one 30.1s, resumed in 41ms; another goes on\n";
+        assert!(text(&third).contains(told), "{}", text(&third));
+        let mut first = ClientStatus {
+            state: ClientState::Detached,
+            outages: OutageReport::default(),
+            ..attached()
+        };
+        assert!(text(&first).contains("outages:      the first goes on\n"));
+        first.state = ClientState::Attached;
+        assert!(text(&first).contains("outages:      none\n"));
     }
 
     #[test]

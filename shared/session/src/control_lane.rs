@@ -1,7 +1,7 @@
 //! The reliable, numbered control lane: nothing about a flow's life is fire-and-forget.
 
-use crate::id::{FlowId, LinkId};
-use crate::limits::CONTROL_WINDOW;
+use crate::id::{FlowId, LinkId, LinkNumber};
+use crate::limits::{CONTROL_WINDOW, LINKS_DOWN};
 use crate::wire::frame::{Control, Framing, OnExpiry};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -39,6 +39,19 @@ impl ControlLane {
     /// Queues a message.
     pub(crate) fn say(&mut self, message: Control) {
         self.fresh.push_back(message);
+    }
+
+    /// Queues word of a dead link. Of what was never sent, only the last are kept: the peer has few
+    /// links, and finds out about each by itself, if later.
+    pub(crate) fn say_link_down(&mut self, link: LinkNumber) {
+        let is_one = |message: &Control| matches!(message, Control::LinkDown { .. });
+        let waiting = self.fresh.iter().filter(|message| is_one(message)).count();
+        if waiting >= LINKS_DOWN
+            && let Some(oldest) = self.fresh.iter().position(is_one)
+        {
+            self.fresh.remove(oldest);
+        }
+        self.say(Control::LinkDown { link });
     }
 
     /// The session has ended: of what was never sent, only this is still worth a word.

@@ -49,6 +49,8 @@ pub(crate) struct Flow {
     /// Client: bytes are taken before the origin has answered.
     pub(crate) is_early: bool,
     pub(crate) grace: Duration,
+    /// When it was opened, as this end knows: its grace does not run before (rule 11).
+    born: Instant,
     pub(crate) tx: SendBuffer,
     pub(crate) rx: ReceiveBuffer,
     /// Bytes up to here may be taken from the local socket; share = this − base.
@@ -88,8 +90,12 @@ pub(crate) struct Flow {
     pub(crate) lost: u64,
     /// The local socket is gone: no event about it any more.
     pub(crate) detached_socket: bool,
-    /// Its grace runs from here at the earliest (rule 11).
-    pub(crate) opened_at: Instant,
+    /// Where it stands in the session's index of stalled resets.
+    pub(crate) stall: Option<Instant>,
+    /// Where it stands in the session's index of the ends of graces.
+    pub(crate) expiry: Option<Instant>,
+    /// The session counts it no more among those that live.
+    pub(crate) is_past_told: bool,
     /// Last time the local socket took something, or something arrived (rule 13's 5 s).
     pub(crate) progress_at: Instant,
     /// An ACK is to be sent.
@@ -110,6 +116,7 @@ impl Flow {
             purpose: Purpose::Plain,
             is_early: false,
             grace,
+            born: now,
             tx: SendBuffer::default(),
             rx: ReceiveBuffer::default(),
             intake_limit: Offset(0),
@@ -135,7 +142,9 @@ impl Flow {
             done_received: false,
             lost: 0,
             detached_socket: false,
-            opened_at: now,
+            stall: None,
+            expiry: None,
+            is_past_told: false,
             progress_at: now,
             ack_due: false,
             ack_on: None,
@@ -143,11 +152,6 @@ impl Flow {
             turn: Turn::Idle,
             deficit: crate::limits::QUANTUM,
         }
-    }
-
-    /// When its grace is over, in an outage since then.
-    pub(crate) fn expires_at(&self, since: Instant) -> Instant {
-        since.max(self.opened_at) + self.grace
     }
 
     /// Nothing more is sent: what the peer has not released is lost.
@@ -186,6 +190,17 @@ impl Flow {
             released: self.rx.released(),
             limit: self.rx.limit(),
         }
+    }
+
+    /// When an outage that began at `since` has outlasted the flow's grace, but for the server's
+    /// addition.
+    pub(crate) fn expires_at(&self, since: Instant) -> Instant {
+        since.max(self.born) + self.grace
+    }
+
+    /// Both directions are complete here.
+    pub(crate) fn is_past(&self) -> bool {
+        self.send_done && self.receive_done
     }
 
     /// Bytes may be taken from the local socket.

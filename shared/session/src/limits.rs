@@ -19,12 +19,23 @@ pub const GROWING_SHARE: u64 = 32;
 pub const INTAKE_AHEAD: u64 = 256 * 1024;
 /// Control messages under way without acknowledgement, and held out of order; push back.
 pub const CONTROL_WINDOW: u64 = 1024;
-/// Pieces held out of order in one session; beyond it the peer breaks the protocol (close).
+/// Pieces shorter than [`COPY_BELOW`] held out of order in one session; beyond it the peer breaks
+/// the protocol (close). Each costs some 100 bytes beside its own, which no credit counts; those
+/// that touch become one, so an honest peer has hardly more of them than links have died.
 pub const PIECES_OUT_OF_ORDER: usize = 65_536;
 /// Payloads shorter than this are copied, so that they do not pin a whole read buffer.
 pub const COPY_BELOW: usize = 4 * 1024;
+/// The most that a link is read into at once; a payload that is not copied keeps all of it.
+pub const READ_BUFFER: u64 = 128 * 1024;
+/// Payloads of a session that may wait for local sockets without being copied, though the buffer is
+/// small; with a larger one as many as keep no more memory than it. Chosen: the frames of two turns
+/// of a driver, so that readers who keep up cost no copy.
+pub const SLICES: u64 = 64;
 /// Links of one session at once, attaches under way included; more are refused.
 pub const LINKS: usize = 32;
+/// LINK_DOWNs of a session that were never sent; beyond it the oldest is forgotten. A network that
+/// lets RESUME through and no answer would make them without end. Chosen: twice what a peer holds.
+pub const LINKS_DOWN: usize = 64;
 /// Link secrets kept at the server for one session; the oldest never confirmed is forgotten.
 pub const SECRETS: usize = 256;
 /// Link-level frames waiting on one link (PONGs to a peer that does not read); close the link.
@@ -48,8 +59,17 @@ pub const LATELY: Duration = Duration::from_secs(60);
 pub const KEEPALIVE: Duration = Duration::from_secs(25);
 /// A PONG is never expected sooner: scheduling noise.
 pub const PONG_MIN: Duration = Duration::from_millis(150);
+/// A kernel that heard of the peer less long ago is not held to be cut off: two full segments, which
+/// are acknowledged together, take 240 ms at 100 kbit/s and 740 ms at 32 kbit/s.
+pub const KERNEL_QUIET: Duration = Duration::from_millis(750);
 /// A PONG is expected so soon while no round trip was measured.
 pub const PONG_FIRST: Duration = Duration::from_secs(1);
+/// So many PINGs follow each other after an attach: by then 4 × RTTVAR, which starts at twice the
+/// round trip (RFC 6298), is half of it, and an outage is noticed that much sooner.
+pub const FIRST_SAMPLES: u8 = 6;
+/// A link that is not needed any more has so long to run empty; what is left goes out again on the
+/// new one. Chosen: a queue that takes longer is slower than sending it again.
+pub const LEAVING: Duration = Duration::from_secs(1);
 /// Without any frame for so long a link is dead (rule 10).
 pub const LINK_SILENT: Duration = Duration::from_secs(60);
 /// An attach not confirmed for so long is given up (rules 8, 9).

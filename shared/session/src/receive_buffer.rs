@@ -6,6 +6,55 @@ use crate::limits::COPY_BELOW;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::collections::{BTreeMap, VecDeque};
 
+/// Bytes that wait for the local socket.
+#[derive(Debug)]
+struct Piece {
+    bytes: Bytes,
+    /// A part of the buffer that a link was read into, all of which it keeps in memory.
+    is_slice: bool,
+}
+
+impl Piece {
+    /// A copy, unless it is long and `may_share`.
+    fn new(bytes: Bytes, may_share: bool) -> Self {
+        if may_share && bytes.len() >= COPY_BELOW {
+            let is_slice = true;
+            return Self { bytes, is_slice };
+        }
+        let mut own = BytesMut::with_capacity(bytes.len());
+        own.put_slice(&bytes);
+        Self {
+            bytes: own.freeze(),
+            is_slice: false,
+        }
+    }
+
+    fn is_short(&self) -> bool {
+        self.bytes.len() < COPY_BELOW
+    }
+}
+
+/// Where bytes that arrive lie.
+#[derive(Clone, Copy)]
+enum Memory {
+    /// In a buffer that a link was read into, where they may stay.
+    Shared,
+    /// In one where they may not stay.
+    Lent,
+    /// In memory of our own.
+    Own,
+}
+
+impl Memory {
+    fn of(may_share: bool) -> Self {
+        if may_share { Self::Shared } else { Self::Lent }
+    }
+
+    fn kept(is_slice: bool) -> Self {
+        if is_slice { Self::Shared } else { Self::Own }
+    }
+}
+
 /// One direction of a flow at its receiver.
 ///
 /// `drained, released ≤ taken ≤ accepted ≤ limit`; what lies between `taken` and `accepted` is in
@@ -26,15 +75,19 @@ pub(crate) struct ReceiveBuffer {
     /// The highest offset the peer may send; Σ(limit − drained) ≤ buffer (INV-5, rule 5).
     limit: Offset,
     /// In order, from `taken` on.
-    queue: VecDeque<Bytes>,
+    queue: VecDeque<Piece>,
     /// In order, behind `queue`: the beginning of a message that is not complete.
-    tail: VecDeque<Bytes>,
+    tail: VecDeque<Piece>,
     /// Finds where messages end, where only whole ones are handed on; else none.
     framer: Option<Framer>,
     /// RESET ends the half here, and with it the last message.
     cut_at: Option<Offset>,
     /// Out of order: disjoint pieces beyond `accepted`.
-    early: BTreeMap<Offset, Bytes>,
+    early: BTreeMap<Offset, Piece>,
+    /// How many of them are shorter than [`COPY_BELOW`].
+    short_pieces: usize,
+    /// How many pieces, early or in order, are slices of read buffers.
+    slices: usize,
     /// Where FIN stands.
     fin: Option<Offset>,
 }
@@ -77,20 +130,25 @@ impl ReceiveBuffer {
     }
 
     pub(crate) fn queue(&self) -> impl Iterator<Item = &Bytes> {
-        self.queue.iter()
+        self.queue.iter().map(|piece| &piece.bytes)
     }
 
     /// Bytes held: in order and early.
     pub(crate) fn held(&self) -> u64 {
-        let early: usize = self.early.values().map(Bytes::len).sum();
+        let early: usize = self.early.values().map(|piece| piece.bytes.len()).sum();
         let fin_taken = u64::from(self.fin.is_some_and(|fin| self.accepted > fin));
         self.accepted.since(self.taken).saturating_sub(fin_taken)
             + u64::try_from(early).unwrap_or(u64::MAX)
     }
 
-    /// Pieces held out of order.
-    pub(crate) fn pieces(&self) -> usize {
-        self.early.len()
+    /// Pieces held out of order that are shorter than [`COPY_BELOW`].
+    pub(crate) fn short_pieces(&self) -> usize {
+        self.short_pieces
+    }
+
+    /// Pieces that keep a whole read buffer each, at worst.
+    pub(crate) fn slices(&self) -> usize {
+        self.slices
     }
 
     /// All bytes before FIN were taken by the local socket; FIN is next.
@@ -98,7 +156,8 @@ impl ReceiveBuffer {
         self.fin == Some(self.taken) && self.accepted > self.taken
     }
 
-    /// Takes DATA; true when something in order has arrived.
+    /// Takes DATA; true when something in order has arrived. It is copied unless it `may_share` the
+    /// buffer that it was read into.
     ///
     /// # Errors
     ///
@@ -108,6 +167,7 @@ impl ReceiveBuffer {
         offset: Offset,
         payload: Bytes,
         fin: bool,
+        may_share: bool,
     ) -> Result<bool, &'static str> {
         let end = offset.plus(len_of(&payload));
         if end.plus(u64::from(fin)) > self.limit {
@@ -122,7 +182,7 @@ impl ReceiveBuffer {
         }
         self.fin = fin_at;
         let before = self.accepted;
-        self.place(offset, payload);
+        self.place(offset, payload, may_share);
         self.take_early();
         if self.fin == Some(self.accepted) {
             self.accepted = self.accepted.plus(1);
@@ -156,13 +216,13 @@ impl ReceiveBuffer {
         let early = self
             .early
             .last_key_value()
-            .map(|(at, b)| at.plus(len_of(b)));
+            .map(|(at, piece)| at.plus(len_of(&piece.bytes)));
         let fin_taken = u64::from(self.fin.is_some_and(|fin| self.accepted > fin));
         let in_order = Offset(self.accepted.0.saturating_sub(fin_taken));
         early.unwrap_or(in_order).max(in_order)
     }
 
-    fn place(&mut self, mut offset: Offset, mut payload: Bytes) {
+    fn place(&mut self, mut offset: Offset, mut payload: Bytes, may_share: bool) {
         if offset < self.accepted {
             let known = usize::try_from(self.accepted.since(offset)).unwrap_or(usize::MAX);
             if known >= payload.len() {
@@ -176,16 +236,17 @@ impl ReceiveBuffer {
         }
         if offset == self.accepted {
             self.accepted = offset.plus(len_of(&payload));
-            self.arrive(payload);
+            self.arrive(payload, Memory::of(may_share));
             return;
         }
-        self.place_early(offset, payload);
+        self.place_early(offset, payload, may_share);
     }
 
-    /// Keeps what is not yet here of a piece beyond `accepted`.
-    fn place_early(&mut self, mut offset: Offset, mut payload: Bytes) {
-        if let Some((at, before)) = self.early.range(..=offset).next_back() {
-            let covered = at.plus(len_of(before)).since(offset);
+    /// Keeps what is not yet here of a piece beyond `accepted`. What it covers whole it replaces, so
+    /// that nobody makes us walk over the same small pieces again and again.
+    fn place_early(&mut self, mut offset: Offset, mut payload: Bytes, may_share: bool) {
+        if let Some((at, before)) = self.early.range(..offset).next_back() {
+            let covered = at.plus(len_of(&before.bytes)).since(offset);
             let covered = usize::try_from(covered).unwrap_or(usize::MAX);
             if covered >= payload.len() {
                 return;
@@ -193,47 +254,71 @@ impl ReceiveBuffer {
             payload = payload.slice(covered..);
             offset = offset.plus(u64::try_from(covered).unwrap_or(u64::MAX));
         }
-        while let Some((at, after)) = self.early.range(offset..).next() {
-            let (at, after_end) = (*at, at.plus(len_of(after)));
-            let end = offset.plus(len_of(&payload));
-            if end <= at {
+        let end = offset.plus(len_of(&payload));
+        while let Some((at, after)) = self.early.range(offset..end).next() {
+            let at = *at;
+            if at.plus(len_of(&after.bytes)) > end {
+                payload.truncate(usize::try_from(at.since(offset)).unwrap_or(usize::MAX));
                 break;
             }
-            let head = usize::try_from(at.since(offset)).unwrap_or(usize::MAX);
-            if head > 0 {
-                self.early
-                    .insert(offset, own_if_short(payload.slice(..head)));
-            }
-            if after_end >= end {
-                return;
-            }
-            let skip = usize::try_from(after_end.since(offset)).unwrap_or(usize::MAX);
-            payload = payload.slice(skip..);
-            offset = after_end;
+            self.remove_early(at);
         }
-        self.early.insert(offset, own_if_short(payload));
+        if !payload.is_empty() {
+            self.keep_early(offset, Piece::new(payload, may_share));
+        }
+    }
+
+    /// Keeps a piece; a short one grows together with a short one before it.
+    fn keep_early(&mut self, offset: Offset, piece: Piece) {
+        let before = self.early.range(..offset).next_back();
+        let touched = before.filter(|(at, before)| {
+            at.plus(len_of(&before.bytes)) == offset && before.is_short() && piece.is_short()
+        });
+        let touched = touched.map(|(at, _)| *at);
+        let (at, piece) = match touched.and_then(|at| Some((at, self.remove_early(at)?))) {
+            Some((at, before)) => {
+                let mut block = BytesMut::from(before.bytes);
+                block.put_slice(&piece.bytes);
+                let bytes = block.freeze();
+                let is_slice = false;
+                (at, Piece { bytes, is_slice })
+            }
+            None => (offset, piece),
+        };
+        self.short_pieces += usize::from(piece.is_short());
+        self.slices += usize::from(piece.is_slice);
+        self.early.insert(at, piece);
+    }
+
+    fn remove_early(&mut self, at: Offset) -> Option<Piece> {
+        let piece = self.early.remove(&at)?;
+        self.short_pieces -= usize::from(piece.is_short());
+        self.slices -= usize::from(piece.is_slice);
+        Some(piece)
     }
 
     /// Moves what has become in order.
     fn take_early(&mut self) {
-        while let Some((at, piece)) = self.early.pop_first() {
-            if at > self.accepted {
-                self.early.insert(at, piece);
+        while let Some((at, _)) = self.early.first_key_value()
+            && *at <= self.accepted
+        {
+            let at = *at;
+            let Some(mut piece) = self.remove_early(at) else {
                 return;
-            }
+            };
             let known = usize::try_from(self.accepted.since(at)).unwrap_or(usize::MAX);
-            if known < piece.len() {
-                let rest = piece.slice(known..);
-                self.accepted = self.accepted.plus(len_of(&rest));
-                self.arrive(rest);
+            if known < piece.bytes.len() {
+                piece.bytes.advance(known);
+                self.accepted = self.accepted.plus(len_of(&piece.bytes));
+                self.arrive(piece.bytes, Memory::kept(piece.is_slice));
             }
         }
     }
 
     /// The next bytes in order are here.
-    fn arrive(&mut self, mut payload: Bytes) {
+    fn arrive(&mut self, mut payload: Bytes, memory: Memory) {
         let Some(framer) = &mut self.framer else {
-            enqueue(&mut self.queue, payload);
+            self.slices += append(&mut self.queue, payload, memory);
             return;
         };
         let start = framer.position();
@@ -241,10 +326,11 @@ impl ReceiveBuffer {
         let whole = usize::try_from(framer.boundary().since(start)).unwrap_or(usize::MAX);
         if whole > 0 {
             self.queue.append(&mut self.tail);
-            enqueue(&mut self.queue, payload.split_to(whole.min(payload.len())));
+            let whole = payload.split_to(whole.min(payload.len()));
+            self.slices += append(&mut self.queue, whole, memory);
         }
         if !payload.is_empty() {
-            enqueue(&mut self.tail, payload);
+            self.slices += append(&mut self.tail, payload, memory);
         }
     }
 
@@ -255,11 +341,12 @@ impl ReceiveBuffer {
             let Some(first) = self.queue.front_mut() else {
                 break;
             };
-            if first.len() > left {
-                first.advance(left);
+            if first.bytes.len() > left {
+                first.bytes.advance(left);
                 left = 0;
             } else {
-                left = left.saturating_sub(first.len());
+                left = left.saturating_sub(first.bytes.len());
+                self.slices -= usize::from(first.is_slice);
                 self.queue.pop_front();
             }
         }
@@ -317,6 +404,8 @@ impl ReceiveBuffer {
         self.queue.clear();
         self.tail.clear();
         self.early.clear();
+        self.short_pieces = 0;
+        self.slices = 0;
     }
 }
 
@@ -324,35 +413,41 @@ fn len_of(bytes: &Bytes) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
-/// Appends to a queue; short pieces share one block of their own.
-fn enqueue(queue: &mut VecDeque<Bytes>, payload: Bytes) {
-    if payload.len() >= COPY_BELOW {
-        queue.push_back(payload);
-        return;
+/// Appends to a queue; short pieces share one block of their own. How many slices came with it.
+fn append(queue: &mut VecDeque<Piece>, payload: Bytes, memory: Memory) -> usize {
+    if payload.len() < COPY_BELOW && lengthen_last(queue, &payload) {
+        return 0;
     }
-    if let Some(last) = queue.pop_back() {
-        if last.len() < COPY_BELOW {
-            match last.try_into_mut() {
-                Ok(mut block) => {
-                    block.put_slice(&payload);
-                    queue.push_back(block.freeze());
-                    return;
-                }
-                Err(shared) => queue.push_back(shared),
-            }
-        } else {
-            queue.push_back(last);
-        }
-    }
-    queue.push_back(Bytes::copy_from_slice(&payload));
+    let piece = match memory {
+        Memory::Own if payload.len() >= COPY_BELOW => Piece {
+            bytes: payload,
+            is_slice: false,
+        },
+        Memory::Own | Memory::Lent => Piece::new(payload, false),
+        Memory::Shared => Piece::new(payload, true),
+    };
+    let slices = usize::from(piece.is_slice);
+    queue.push_back(piece);
+    slices
 }
 
-/// A short piece gets memory of its own, so that it does not pin a whole read buffer.
-fn own_if_short(piece: Bytes) -> Bytes {
-    if piece.len() < COPY_BELOW {
-        let mut own = BytesMut::with_capacity(piece.len());
-        own.put_slice(&piece);
-        return own.freeze();
+/// False if the last piece is long, no memory of our own, or in use elsewhere.
+fn lengthen_last(queue: &mut VecDeque<Piece>, payload: &[u8]) -> bool {
+    let Some(last) = queue.back_mut() else {
+        return false;
+    };
+    if last.is_slice || !last.is_short() {
+        return false;
     }
-    piece
+    match std::mem::take(&mut last.bytes).try_into_mut() {
+        Ok(mut block) => {
+            block.put_slice(payload);
+            last.bytes = block.freeze();
+            true
+        }
+        Err(used) => {
+            last.bytes = used;
+            false
+        }
+    }
 }

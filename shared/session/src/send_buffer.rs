@@ -2,8 +2,9 @@
 
 use crate::framer::Framer;
 use crate::id::{LinkId, Offset};
+use crate::limits::COPY_BELOW;
 use crate::wire::codec::MAX_PAYLOAD;
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use std::collections::VecDeque;
 
 /// A stretch of offsets that is under way on one link.
@@ -109,8 +110,33 @@ impl SendBuffer {
 
     pub(crate) fn push(&mut self, bytes: Bytes) {
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        self.chunks.push_back((self.end, bytes));
+        if let Some(bytes) = self.append(bytes) {
+            self.chunks.push_back((self.end, bytes));
+        }
         self.end = self.end.plus(len);
+    }
+
+    /// Lets a short chunk grow, so that a socket which yields few bytes at a time does not cost many
+    /// times what the budget counts. Gives back what begins a chunk of its own.
+    fn append(&mut self, bytes: Bytes) -> Option<Bytes> {
+        let Some((_, last)) = self.chunks.back_mut() else {
+            return Some(bytes);
+        };
+        if last.len() >= COPY_BELOW || bytes.len() >= COPY_BELOW {
+            return Some(bytes);
+        }
+        // While an outbox still refers to it, it stays as it is.
+        match std::mem::take(last).try_into_mut() {
+            Ok(mut block) => {
+                block.put_slice(&bytes);
+                *last = block.freeze();
+                None
+            }
+            Err(shared) => {
+                *last = shared;
+                Some(bytes)
+            }
+        }
     }
 
     pub(crate) fn finish(&mut self) {
@@ -287,5 +313,10 @@ impl SendBuffer {
         self.base = self.send_end();
         self.accepted = self.base;
         self.high = self.high.max(self.base);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn chunk_count(&self) -> usize {
+        self.chunks.len()
     }
 }

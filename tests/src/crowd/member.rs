@@ -11,7 +11,7 @@ use tund_client_core::netstack::{
     Arena, NetstackConfig, RECEIVE_RING_BYTES, RingMemory, Rings, SEND_RING_BYTES, Sink,
 };
 use tund_client_core::{
-    Client, ClientConfig, ClientEvent, DuringOutage, PathId, Policies, Refused, Rules, State,
+    Client, ClientConfig, ClientEvent, DuringOutage, Path, PathId, Policies, Refused, Rules, State,
 };
 use tund_daemon::identity::PrivateKey;
 use tund_daemon::link::{ClientTls, Link, LinkError, SocketOptions};
@@ -26,9 +26,12 @@ const SLOTS: usize = 4;
 /// The largest piece taken from a link at once.
 const READ_BYTES: usize = 64 * 1024;
 /// The one way to the server.
-const PATH: PathId = PathId {
-    interface: 1,
-    address: 0,
+const PATH: Path = Path {
+    id: PathId {
+        interface: 1,
+        address: 0,
+    },
+    is_metered: false,
 };
 
 /// What a member has seen so far.
@@ -141,6 +144,7 @@ impl Member {
             policies: Policies::new(rules, Vec::new()),
             spool_bytes: 0,
             linger: Some(Duration::from_secs(60)),
+            standby: true,
             seed: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
         };
         let mut application = Application::new(target.origin);
@@ -257,7 +261,10 @@ impl Member {
             | ClientEvent::Undeliverable => {}
             ClientEvent::Attached { .. } => self.view.attached_at = Some(now),
             ClientEvent::Ended { reason, .. } => self.view.ended = Some(reason),
-            ClientEvent::Detached | ClientEvent::FlowEnded(_) | ClientEvent::Refused(_) => {}
+            ClientEvent::Denied { .. }
+            | ClientEvent::Detached
+            | ClientEvent::FlowEnded(_)
+            | ClientEvent::Refused(_) => {}
         }
     }
 

@@ -92,6 +92,11 @@ impl Rogue {
         welcome
     }
 
+    /// Its end of the link.
+    pub fn local_address(&self) -> SocketAddr {
+        self.link.local_addr().expect("an open socket has a name")
+    }
+
     /// The next control message.
     pub fn say(&mut self, message: Control) {
         self.said += 1;

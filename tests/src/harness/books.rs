@@ -50,6 +50,8 @@ pub struct Books {
     pub links: BTreeSet<LinkId>,
     /// When the last frame came.
     pub heard_at: Instant,
+    /// When the session last told of a flow that has expired.
+    pub expired_at: Option<Instant>,
     /// The owner has ended it.
     pub closing: bool,
 }
@@ -62,6 +64,7 @@ impl Books {
             locals: BTreeMap::new(),
             links: BTreeSet::new(),
             heard_at: now,
+            expired_at: None,
             closing: false,
         }
     }

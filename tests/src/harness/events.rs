@@ -83,7 +83,7 @@ impl World {
                 }
             }
             Event::Ended { reason } => self.on_ended(who, reason),
-            Event::FlowOpened { open } => self.on_opened(who, &open),
+            Event::FlowOpened { open, .. } => self.on_opened(who, &open),
             Event::FlowAccepted { flow } => self.on_accepted(who, flow),
             Event::FlowRefused { flow, error, .. } => self.on_refused(who, flow, error),
             Event::FlowReadable { flow } => {
@@ -223,11 +223,12 @@ impl World {
     /// Rule 11: no grace runs while a link is up.
     fn on_expired(&mut self, who: Who, index: usize) {
         let now = self.now;
-        let grace = self.units[index].grace;
+        let (grace, born) = (self.units[index].grace, self.units[index].born);
         self.units[index].aborted = Some("expired");
         let Some(books) = self.books(who) else {
             return;
         };
+        books.expired_at = Some(now);
         let heard_at = books.heard_at;
         if !self.in_timeout {
             return;
@@ -236,10 +237,10 @@ impl World {
             Who::Client => Duration::ZERO,
             Who::Server(_) => Duration::from_secs(30),
         };
-        let outage = now.saturating_duration_since(heard_at);
+        let outage = now.saturating_duration_since(heard_at.max(born));
         if outage < grace + extra {
             self.fault(format!(
-                "u{index} expired {outage:?} after a frame, grace {grace:?}"
+                "u{index} expired {outage:?} after a frame or its beginning, grace {grace:?}"
             ));
         }
         let there = self.units[index].sockets[1 - who.side()].as_ref();
@@ -284,7 +285,7 @@ impl World {
         let Some(books) = self.books(who) else {
             return;
         };
-        let (closing, heard_at) = (books.closing, books.heard_at);
+        let (closing, heard_at, expired_at) = (books.closing, books.heard_at, books.expired_at);
         self.check_remainders(who, reason);
         let Some(books) = self.books(who) else {
             return;
@@ -293,6 +294,9 @@ impl World {
         let silence = now.saturating_duration_since(heard_at);
         let live = locals.values().any(|local| !local.is_complete());
         let quiet = !live && silence >= Duration::from_secs(600);
+        // Some flow has expired just now, or one that nothing is said of any more, since its socket
+        // is gone. If none did, rule 15 has its say.
+        let expired = expired_at == Some(now) || locals.values().any(Local::is_complete);
         let legitimate = match reason {
             EndReason::Local(CloseCode::Superseded) => {
                 self.met(Situation::Superseded);
@@ -306,7 +310,7 @@ impl World {
                 RejectReason::Ended | RejectReason::Superseded | RejectReason::Expired,
             ) => !self.has_peer(who),
             EndReason::Rejected(_) => false,
-            EndReason::Expired => self.in_timeout,
+            EndReason::Expired => self.in_timeout && expired,
             EndReason::Abandoned => {
                 let confirmed = self.session(who).is_some_and(Session::is_confirmed);
                 self.met(if confirmed {

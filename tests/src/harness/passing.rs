@@ -12,11 +12,13 @@ const GREETING: Duration = Duration::from_secs(20);
 const TURNS: usize = 20_000;
 
 impl World {
-    /// The next deadline of either daemon.
+    /// The next deadline of either daemon that is awake.
     pub fn next_deadline(&self) -> Option<Instant> {
         let client = self.client.as_ref().and_then(|c| c.session.poll_timeout());
+        let client = client.filter(|_| !self.asleep[CLIENT]).map(|(at, _)| at);
         let server = self.registry.poll_timeout();
-        client.map(|(at, _)| at).into_iter().chain(server).min()
+        let server = server.filter(|_| !self.asleep[SERVER]);
+        client.into_iter().chain(server).min()
     }
 
     /// Lets both daemons do what is due, or calls them early.
@@ -26,10 +28,14 @@ impl World {
         let ends: Vec<Who> = self.ends();
         let before: Vec<usize> = ends.iter().map(|who| self.flows_of(*who)).collect();
         self.in_timeout = true;
-        if let Some(client) = &mut self.client {
+        if let Some(client) = &mut self.client
+            && !self.asleep[CLIENT]
+        {
             client.session.handle_timeout(now);
         }
-        self.registry.handle_timeout(now);
+        if !self.asleep[SERVER] {
+            self.registry.handle_timeout(now);
+        }
         for link in self.pipes.keys().copied().collect::<Vec<_>>() {
             self.adopt(link);
         }
@@ -40,6 +46,7 @@ impl World {
         }
         self.close_old_pipes();
         if let Some(client) = &self.client
+            && !self.asleep[CLIENT]
             && let Some((at, timer)) = client.session.poll_timeout()
             && at <= now
         {
@@ -47,7 +54,11 @@ impl World {
                 "client: deadline {timer:?} lies in the past after a timeout"
             ));
         }
-        if self.registry.poll_timeout().is_some_and(|at| at <= now) {
+        let server = self
+            .registry
+            .poll_timeout()
+            .filter(|_| !self.asleep[SERVER]);
+        if server.is_some_and(|at| at <= now) {
             self.fault("server: a deadline lies in the past after a timeout");
         }
     }
@@ -75,6 +86,9 @@ impl World {
     /// What never said HELLO, and what is over.
     fn close_old_pipes(&mut self) {
         let now = self.now;
+        if self.asleep[SERVER] {
+            return;
+        }
         let old = self.pipes.values().filter(|pipe| {
             pipe.session.is_none() && pipe.open[SERVER] && pipe.born + GREETING <= now
         });

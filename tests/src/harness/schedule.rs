@@ -2,6 +2,7 @@
 
 use super::rng::Rng;
 use super::world::Knobs;
+use std::time::Duration;
 
 /// How rough a schedule is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub enum Kind {
     Overtake,
     /// Timeouts are handled although none may be due.
     Tick,
+    /// The client's owner prefers, keeps or gives up a link.
+    Steer,
     /// A link is cut or stalled.
     Break,
     /// A long time passes.
@@ -66,8 +69,8 @@ pub enum Kind {
 type Weight = (Kind, usize, Mood);
 
 /// Weights per mille.
-const WEIGHTS: [Weight; 15] = [
-    (Kind::Deliver, 270, Mood::Mild),
+const WEIGHTS: [Weight; 16] = [
+    (Kind::Deliver, 250, Mood::Mild),
     (Kind::Transmit, 210, Mood::Mild),
     (Kind::Application, 170, Mood::Mild),
     (Kind::Pump, 130, Mood::Mild),
@@ -77,6 +80,7 @@ const WEIGHTS: [Weight; 15] = [
     (Kind::Wait, 30, Mood::Mild),
     (Kind::Tick, 10, Mood::Mild),
     (Kind::Overtake, 15, Mood::Mild),
+    (Kind::Steer, 20, Mood::Mild),
     (Kind::Break, 35, Mood::Links),
     (Kind::Outage, 13, Mood::All),
     (Kind::Disconnect, 3, Mood::All),
@@ -85,10 +89,11 @@ const WEIGHTS: [Weight; 15] = [
 ];
 
 /// The same towards the end, when flows finish one after the other.
-const LAST: [Weight; 6] = [
+const LAST: [Weight; 7] = [
     (Kind::Finish, 600, Mood::Mild),
     (Kind::Wait, 100, Mood::Mild),
     (Kind::Dial, 60, Mood::Mild),
+    (Kind::Steer, 30, Mood::Mild),
     (Kind::Overtake, 100, Mood::Mild),
     (Kind::Break, 120, Mood::Links),
     (Kind::RestartClient, 10, Mood::All),
@@ -126,6 +131,7 @@ impl Schedule {
             send_queue: rng.pick(&[60, 400, 5000, 200_000]),
             memory,
             stored: false,
+            max_grace: Duration::from_secs(3600),
         };
         let count = rng.pick(&[60, 150, 300, 600]);
         let tail = rng.pick(&[0, 0, 15, 60]);

@@ -17,6 +17,7 @@ impl Knobs {
         send_queue: 1 << 20,
         memory: 1 << 40,
         stored: false,
+        max_grace: Duration::from_secs(3600),
     };
 }
 
@@ -55,6 +56,15 @@ impl World {
             }
         }
         panic!("the world does not come to rest");
+    }
+
+    /// Every flow has a turn at both ends; nothing moves on links.
+    pub fn run_flows(&mut self) {
+        for who in self.ends() {
+            for flow in self.flows(who) {
+                self.work_on(who, flow);
+            }
+        }
     }
 
     /// No fault so far.

@@ -56,6 +56,8 @@ pub struct Knobs {
     pub memory: u64,
     /// Every other flow may be stored.
     pub stored: bool,
+    /// The longest grace that either end grants.
+    pub max_grace: Duration,
 }
 
 /// One flow from application to origin: two local connections, and how it may have ended.
@@ -71,6 +73,8 @@ pub struct Unit {
     pub grace: Duration,
     /// Its messages are kept for delivery.
     pub stored: bool,
+    /// When the application connected.
+    pub born: Instant,
 }
 
 impl fmt::Display for Unit {
@@ -129,6 +133,8 @@ pub struct World {
     pub refusing: bool,
     /// Timeouts are being handled.
     pub in_timeout: bool,
+    /// That side does nothing, not even look at its clock.
+    pub asleep: [bool; 2],
     /// Flows that ended before their origin had answered.
     pub(super) given_up: Vec<(SessionId, FlowId)>,
     /// Bytes that waited for each stuck reader before that.
@@ -155,7 +161,7 @@ fn config(knobs: &Knobs, side: usize, instance: u8) -> Config {
         instance: Instance(name),
         buffer_bytes: knobs.buffer[side],
         max_flows: knobs.max_flows[side],
-        max_grace: Duration::from_secs(3600),
+        max_grace: knobs.max_grace,
         capabilities: capability::DELIVERY,
     }
 }
@@ -179,6 +185,7 @@ impl World {
             fault: None,
             refusing: false,
             in_timeout: false,
+            asleep: [false; 2],
             given_up: Vec::new(),
             held: BTreeMap::new(),
             client_instance: 1,
@@ -306,6 +313,7 @@ impl World {
                     stalled_reset: false,
                     grace,
                     stored,
+                    born: now,
                 });
                 self.tell(|| format!("application opens u{unit} as {flow}"));
                 self.drain();

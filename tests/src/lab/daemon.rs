@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use super::namespace::{Namespace, command_output};
 use super::process::Process;
 use super::settings::{Sections, Settings, overlay, quoted, set, toml};
@@ -133,6 +135,14 @@ impl ServerDaemon {
         self.wait_until_serving();
     }
 
+    /// Runs a subcommand on its control socket.
+    ///
+    /// # Errors
+    /// What the command wrote to stderr.
+    pub fn command(&self, arguments: &[&str]) -> Result<String, String> {
+        ask("tund-server", arguments, &self.control)
+    }
+
     /// The rows of `sessions --json`.
     ///
     /// # Errors
@@ -142,9 +152,28 @@ impl ServerDaemon {
         serde_json::from_str(&text).map_err(|cause| format!("{cause}: {text}"))
     }
 
+    /// What `status --json` says.
+    ///
+    /// # Errors
+    /// What the command wrote to stderr.
+    pub fn status(&self) -> Result<serde_json::Value, String> {
+        let text = ask("tund-server", &["status", "--json"], &self.control)?;
+        serde_json::from_str(&text).map_err(|cause| format!("{cause}: {text}"))
+    }
+
     /// The file that it was started with.
     pub fn config(&self) -> &Path {
         &self.config
+    }
+
+    /// Has it read its configuration again, with another key in place of `listed`.
+    #[track_caller]
+    pub fn unlist(&self, listed: &Keys) {
+        let other = Keys::generate(self.config.parent().expect("a file"), "nobody");
+        let text = fs::read_to_string(&self.config).expect("its configuration is a file");
+        fs::write(&self.config, text.replace(&listed.public, &other.public))
+            .expect("its configuration can be written");
+        self.process.signal(Signal::SIGHUP);
     }
 
     fn wait_until_serving(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Access, Family, Lab, address, prefixed, wait};
 
@@ -68,6 +68,15 @@ impl Lab {
             .nft(&format!("add rule inet lab cut {side} {{ w0, m0 }} drop\n"));
     }
 
+    /// Drops everything that crosses one access link, silently, in both directions.
+    pub fn cut_access(&self, access: Access) {
+        let device = access.router_device();
+        for side in ["iifname", "oifname"] {
+            self.router
+                .nft(&format!("add rule inet lab cut {side} {device} drop\n"));
+        }
+    }
+
     /// Undoes the cuts.
     pub fn heal(&self) {
         self.router.nft("flush chain inet lab cut\n");
@@ -118,12 +127,35 @@ impl Lab {
         self.switch_after(Duration::ZERO);
     }
 
-    /// As [`Self::switch`], with `gap` of no network at all between the old and the new.
-    pub fn switch_after(&mut self, gap: Duration) {
+    /// As [`Self::switch`], with `gap` of no network at all between the old and the new. Gives the
+    /// moment at which the new one began to come.
+    pub fn switch_after(&mut self, gap: Duration) -> Instant {
         self.lower(self.access);
         wait::let_pass(gap);
-        self.access = self.access.other();
-        self.raise(self.access);
+        let back = wait::now();
+        self.use_access(self.access.other());
+        back
+    }
+
+    /// Raises an access link as the one in use, with the better metric from now on.
+    pub fn use_access(&mut self, access: Access) {
+        self.access = access;
+        self.raise(access);
+    }
+
+    /// As [`Self::use_access`], while the other one is up: its routes get the worse metric before.
+    pub fn prefer(&mut self, access: Access) {
+        let other = access.other();
+        let mut lines = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let router = address(family, other.subnet(), 1);
+            let device = other.device();
+            let route = format!("default via {router} dev {device}");
+            lines.push(format!("route add {route} metric 200"));
+            lines.push(format!("route del {route} metric 100"));
+        }
+        self.client.ip_batch(&lines);
+        self.use_access(access);
     }
 
     /// Gives an access link its addresses and default routes, as joining a network does.

@@ -25,10 +25,13 @@ mod namespace;
 mod origin;
 mod portal;
 mod process;
+mod scene;
 mod settings;
 mod status;
+mod stream;
 mod timeline;
 pub mod wait;
+mod weather;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -44,9 +47,12 @@ pub use namespace::{Namespace, narrate};
 pub use origin::{ORIGIN_PORT, Origin, Request};
 pub use portal::Portal;
 pub use process::Process;
+pub use scene::{Echo, Scene};
 pub use settings::Settings;
 pub use status::{BothWays, Flows, Link, Outages, Status, StatusError};
+pub use stream::{Pace, Stream};
 pub use timeline::Timeline;
+pub use weather::Event;
 
 /// The port on which the server daemon listens, and which a portal takes over.
 pub const SERVER_PORT: u16 = 443;

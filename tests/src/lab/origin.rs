@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::app::{Pattern, Report, read_pattern, write_pattern};
 use super::namespace::Namespace;
+use super::stream::{Pace, write_while};
 use super::timeline::Timeline;
 use super::wait;
 
@@ -28,6 +29,13 @@ pub enum Request {
     },
     /// Send back what comes, then FIN.
     Echo,
+    /// Send the pattern until the application half-closes, then FIN.
+    Stream {
+        /// Of the pattern.
+        seed: u64,
+        /// How fast.
+        pace: Pace,
+    },
     /// Take the pattern up to FIN, answer with the number of right bytes, then FIN.
     Up {
         /// Of the pattern.
@@ -40,10 +48,11 @@ impl Request {
     ///
     /// # Errors
     /// Those of the write.
-    pub fn send(self, stream: &mut TcpStream) -> io::Result<()> {
+    pub fn send(self, stream: &mut impl io::Write) -> io::Result<()> {
         let (verb, seed, length) = match self {
             Self::Down { seed, length } => (b'd', seed, length),
             Self::Echo => (b'e', 0, 0),
+            Self::Stream { seed, pace } => (b's', seed, pace.to_micros()),
             Self::Up { seed } => (b'u', seed, 0),
         };
         let mut bytes = vec![verb];
@@ -63,6 +72,10 @@ impl Request {
         match verb {
             [b'd'] => Ok(Self::Down { seed, length }),
             [b'e'] => Ok(Self::Echo),
+            [b's'] => Ok(Self::Stream {
+                seed,
+                pace: Pace::from_micros(length),
+            }),
             [b'u'] => Ok(Self::Up { seed }),
             other => Err(io::Error::other(format!(
                 "no request begins with {other:?}"
@@ -82,6 +95,8 @@ struct State {
     stop: AtomicBool,
     accepted: AtomicU64,
     uploads: Mutex<BTreeMap<u64, Incoming>>,
+    /// How many bytes the streams that are over were long, by seed.
+    streamed: Mutex<BTreeMap<u64, u64>>,
 }
 
 /// An upload as the origin sees it.
@@ -136,6 +151,15 @@ impl Origin {
                 .and_then(|incoming| incoming.report.clone())
         })
     }
+
+    /// How many bytes of the stream with this seed it sent, once that is over; waits at most
+    /// `limit`.
+    #[track_caller]
+    pub fn streamed(&self, seed: u64, limit: Duration) -> u64 {
+        wait::until("the stream ends at the origin", limit, || {
+            self.state.streamed().get(&seed).copied()
+        })
+    }
 }
 
 impl Drop for Origin {
@@ -147,6 +171,10 @@ impl Drop for Origin {
 impl State {
     fn uploads(&self) -> MutexGuard<'_, BTreeMap<u64, Incoming>> {
         self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn streamed(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.streamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -175,6 +203,11 @@ fn serve(mut stream: TcpStream, state: &State) -> io::Result<()> {
             stream.read(&mut [0]).map(drop)
         }
         Request::Echo => echo(&mut stream),
+        Request::Stream { seed, pace } => {
+            let length = stream_until_half_closed(&stream, seed, pace)?;
+            state.streamed().insert(seed, length);
+            Ok(())
+        }
         Request::Up { seed } => take(stream, seed, state),
     }
 }
@@ -189,6 +222,23 @@ fn echo(stream: &mut TcpStream) -> io::Result<()> {
         }
         stream.write_all(&buf[..count])?;
     }
+}
+
+/// Sends the pattern until the application has said FIN; how long it became.
+fn stream_until_half_closed(stream: &TcpStream, seed: u64, pace: Pace) -> io::Result<u64> {
+    let asked = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // An error ends the stream too, as its writer will learn.
+            drop((&*stream).read(&mut [0]));
+            asked.store(true, Ordering::Relaxed);
+        });
+        let written = write_while(stream, Pattern::new(seed), pace, || {
+            !asked.load(Ordering::Relaxed)
+        })?;
+        stream.shutdown(Shutdown::Write)?;
+        Ok(written)
+    })
 }
 
 fn take(mut stream: TcpStream, seed: u64, state: &State) -> io::Result<()> {

@@ -113,6 +113,15 @@ impl Process {
             .unwrap_or_else(|| panic!("{path} has no VmRSS: {} has ended", self.title))
     }
 
+    /// How many sockets it has open, of whichever kind.
+    pub fn sockets(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.child.id());
+        let open = fs::read_dir(path).into_iter().flatten().flatten();
+        let targets = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+        let is_socket = |target: &PathBuf| target.to_string_lossy().starts_with("socket:");
+        targets.filter(is_socket).count()
+    }
+
     fn end(&mut self) {
         // Both fail only when it has ended and been waited for.
         drop(self.child.kill());

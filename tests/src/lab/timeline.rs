@@ -75,6 +75,17 @@ impl Timeline {
         longest
     }
 
+    /// The longest time without a byte between `moment` and the last byte.
+    pub fn longest_silence_since(&self, moment: Instant) -> Duration {
+        let mut heard = moment;
+        let mut longest = Duration::ZERO;
+        for mark in self.marks().iter().filter(|mark| mark.last > moment) {
+            longest = longest.max(mark.first.saturating_duration_since(heard));
+            heard = mark.last;
+        }
+        longest
+    }
+
     /// How long after `moment` the next byte came; none if none has come.
     pub fn first_after(&self, moment: Instant) -> Option<Duration> {
         let marks = self.marks();
@@ -102,6 +113,25 @@ impl Timeline {
             return None;
         }
         Some(end?.saturating_duration_since(back))
+    }
+
+    /// The longest time without a byte between two moments, what begins or ends outside cut off.
+    pub fn longest_silence_between(&self, from: Instant, to: Instant) -> Duration {
+        let (mut heard, mut longest) = (from, Duration::ZERO);
+        for mark in self.marks().iter().filter(|mark| mark.last > from) {
+            if mark.first >= to {
+                break;
+            }
+            longest = longest.max(mark.first.saturating_duration_since(heard));
+            heard = mark.last;
+        }
+        longest.max(to.saturating_duration_since(heard))
+    }
+
+    /// Whether a byte has come within the last `span`.
+    pub fn is_flowing(&self, span: Duration) -> bool {
+        let last = self.marks().last().map(|mark| mark.last);
+        last.is_some_and(|last| wait::now().saturating_duration_since(last) < span)
     }
 
     /// Time since the beginning and bytes so far, for a plot.
@@ -141,6 +171,25 @@ mod tests {
         assert!(timeline.longest_silence() >= Duration::from_millis(30));
         assert!(timeline.first_after(moment).unwrap() >= Duration::from_millis(30));
         assert_eq!(timeline.first_after(wait::now()), None);
+    }
+
+    #[test]
+    fn a_silence_is_cut_off_at_the_moments_asked_for() {
+        let ms = Duration::from_millis;
+        let timeline = Timeline::new();
+        let start = wait::now();
+        timeline.record(1);
+        wait::let_pass(ms(40));
+        timeline.record(1);
+        let end = wait::now();
+
+        assert!(timeline.longest_silence_between(start, end) >= ms(40));
+        let within = timeline.longest_silence_between(end - ms(10), end);
+        assert!((ms(9)..=ms(10)).contains(&within), "{within:?}");
+        let beyond = timeline.longest_silence_between(end, end + ms(70));
+        assert!((ms(69)..=ms(70)).contains(&beyond), "{beyond:?}");
+        assert!(timeline.is_flowing(ms(1000)));
+        assert!(!timeline.is_flowing(Duration::ZERO));
     }
 
     #[test]

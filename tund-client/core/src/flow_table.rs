@@ -257,14 +257,7 @@ impl Client {
             }
             NetEvent::Drained { .. } => {
                 self.count_drained(flow, now);
-                if self
-                    .table
-                    .flows
-                    .get(&flow)
-                    .is_some_and(|known| known.is_resetting)
-                {
-                    self.with_session(|session| session.end_delivered(flow, now));
-                }
+                self.with_session(|session| session.end_delivered(flow, now));
             }
             NetEvent::Finished { .. } => {
                 if let Some(known) = self.table.flows.get_mut(&flow) {
@@ -359,14 +352,18 @@ impl Client {
         if session.readable(flow).next().is_some() {
             return;
         }
-        if session.delivery(flow) == Delivery::Fin {
-            self.netstack.finish(connection);
-            known.first_fin.get_or_insert(EndedBy::Origin);
-            session.end_delivered(flow, now);
-        }
-        if session.delivery(flow) == Delivery::Reset && !known.is_resetting {
-            known.is_resetting = true;
-            self.netstack.reset_when_drained(connection);
+        // Either is delivered when `Drained` says so: until then the ring is part of the buffer,
+        // and the flow is not over.
+        match session.delivery(flow) {
+            Delivery::Fin => {
+                self.netstack.finish(connection);
+                known.first_fin.get_or_insert(EndedBy::Origin);
+            }
+            Delivery::Reset => {
+                known.is_resetting = true;
+                self.netstack.reset_when_drained(connection);
+            }
+            Delivery::Open | Delivery::Ended => {}
         }
     }
 

@@ -10,7 +10,9 @@ pub mod policy;
 pub mod spool;
 
 pub use account::{EndedBy, FlowAccount, HowEnded, LostBytes};
-pub use client::{Client, ClientConfig, ClientEvent, NotStored, Outages, Refused, State};
+pub use client::{
+    Client, ClientConfig, ClientEvent, Network, NotStored, Outages, Path, Refused, State,
+};
 pub use dialer::PathId;
 pub use flow_table::{ClientFlow, FlowTable};
 pub use policy::{DuringOutage, Policies, Policy, Rules, Store};

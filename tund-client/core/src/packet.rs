@@ -203,6 +203,32 @@ impl Reason {
         Self::UnknownProtocol,
     ];
 
+    /// What a person who steers packets into the device should know of it; nothing of what is
+    /// everyday.
+    pub const fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::ForeignSource => {
+                Some("sources that are not this host's ([tun] accept_forwarded takes them)")
+            }
+            Self::Loop => Some("a link of this daemon that was steered into its own device"),
+            Self::OwnDestination => Some("this host's own addresses (no setting opens them)"),
+            Self::SpecialAddress => {
+                Some("loopback, unspecified and reserved addresses (no setting opens them)")
+            }
+            Self::TableFull => Some("more connections at once than there is room for"),
+            Self::Checksum
+            | Self::ExtensionHeader
+            | Self::Fragment
+            | Self::Icmp
+            | Self::Malformed
+            | Self::Multicast
+            | Self::Ping
+            | Self::Stray
+            | Self::Udp
+            | Self::UnknownProtocol => None,
+        }
+    }
+
     /// Its place in a table of counters.
     pub const fn index(self) -> usize {
         self as usize

@@ -16,6 +16,10 @@ pub(crate) use policy::{Framing, Policy, Protocol, Spool, Store};
 /// Where commands look for the daemon unless told otherwise.
 pub(crate) const CONTROL_SOCKET: &str = "/run/tund/client.sock";
 
+/// Interfaces of mobile networks, as systemd, pppd and Android name them. The kernel does not know
+/// what costs; network managers do, each in its own way.
+const METERED: [&str; 3] = ["ww*", "ppp*", "rmnet*"];
+
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -38,6 +42,10 @@ pub(crate) struct Config {
     pub(crate) server_keys: Vec<PublicKey>,
     /// In order of preference; empty: what the routing table says.
     pub(crate) interfaces: Vec<String>,
+    /// Interfaces where bytes cost: names, or their beginning and `*`.
+    pub(crate) metered: Vec<String>,
+    /// Keep a second link while flows are active, where not metered.
+    pub(crate) standby: bool,
     /// When the client dials.
     pub(crate) connect: Connect,
     /// On demand: how long an idle link without flows is kept.
@@ -125,6 +133,8 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         server_addresses,
         server_keys,
         interfaces: link.interfaces,
+        metered: link.metered,
+        standby: link.standby,
         connect: link.connect,
         linger: link.linger,
         fwmark: link.fwmark,
@@ -179,6 +189,8 @@ fn server(
 /// `[link]`.
 struct Link {
     interfaces: Vec<String>,
+    metered: Vec<String>,
+    standby: bool,
     connect: Connect,
     linger: Duration,
     fwmark: u32,
@@ -196,6 +208,12 @@ fn link(section: &mut Section<'_>) -> Link {
             Vec::new(),
             value::list(32, value::interface_name),
         ),
+        metered: section.or(
+            "metered",
+            METERED.map(str::to_owned).to_vec(),
+            value::list(32, value::interface_pattern),
+        ),
+        standby: section.or("standby", true, value::boolean),
         connect: section.or("connect", Connect::OnDemand, value::choice(&connects)),
         linger: section.or(
             "linger",
@@ -229,11 +247,24 @@ fn tun(section: &mut Section<'_>) -> Tun {
     let default_addresses = vec![(IpAddr::V4(Ipv4Addr::new(10, 111, 0, 2)), 32)];
     let addresses = value::one_or_list(8, value::interface_address);
     Tun {
-        name: section.or("name", "tund0".to_owned(), value::interface_name),
+        name: section.or("name", "tund0".to_owned(), tun_name),
         addresses: section.or("addresses", default_addresses, addresses),
         mtu: section.or("mtu", None, mtu),
         accept_forwarded: section.or("accept_forwarded", false, value::boolean),
     }
+}
+
+/// A name that can also stand in a rule of the guard; the kernel would take more.
+fn tun_name(name: &value::Value<'_>) -> value::Parsed<String> {
+    let text = value::interface_name(name)?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    if text.starts_with(['_', '-', '.']) || !text.bytes().all(plain) {
+        return Err(value::Fault::new(
+            format!("found {text:?}, which has a sign that rules of the firewall cannot name"),
+            "write letters, digits, '_', '-' and '.', a letter or digit first, like \"tund0\"",
+        ));
+    }
+    Ok(text)
 }
 
 fn mtu(mtu: &value::Value<'_>) -> value::Parsed<Option<u16>> {

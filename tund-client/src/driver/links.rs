@@ -8,8 +8,6 @@ use tund_client_core::PathId;
 use tund_daemon::link::{Link, LinkError, SocketOptions};
 use tund_session::{Instant, LinkId};
 
-/// Bytes taken from one link before others get their turn.
-const READ_TURN_BYTES: usize = 512 * 1024;
 /// The largest piece taken at once.
 const READ_BYTES: usize = 64 * 1024;
 /// How long a closing link may take to send its last words.
@@ -55,6 +53,9 @@ impl Daemon {
                     is_full: false,
                     closing_until: None,
                 };
+                if let Ok(source) = slot.link.local_addr() {
+                    self.client.handle_source(id, source.ip());
+                }
                 self.links.insert(id, slot);
                 self.name_links();
                 self.drive_link(id, now);
@@ -126,8 +127,8 @@ impl Daemon {
         self.client.handle_link_down(id, refused, now);
     }
 
+    /// Takes what has arrived, as much as the link gives in one turn.
     fn receive(&mut self, id: LinkId, now: Instant) {
-        let mut left = READ_TURN_BYTES;
         loop {
             let Some(slot) = self.links.get_mut(&id) else {
                 return;
@@ -138,12 +139,7 @@ impl Daemon {
             {
                 Poll::Pending => return,
                 Poll::Ready(Ok(Some(bytes))) => {
-                    left = left.saturating_sub(bytes.len());
                     self.client.handle_bytes(id, bytes, now);
-                    if left == 0 {
-                        slot.waker.wake_by_ref();
-                        return;
-                    }
                 }
                 Poll::Ready(Ok(None)) => {
                     self.links.remove(&id);

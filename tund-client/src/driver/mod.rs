@@ -3,6 +3,7 @@
 mod accounts;
 mod arena;
 mod links;
+mod network;
 mod paths;
 mod report;
 mod rules;
@@ -12,6 +13,7 @@ use crate::config::{Config, Connect};
 use crate::sys::address::InterfaceAddress;
 use crate::sys::tun::{Offload, READ_BYTES, TunDevice, TunName, TunOptions};
 use crate::sys::user::owner;
+use crate::sys::watch::NetworkWatch;
 use accounts::AccountLog;
 use anyhow::Context as _;
 use links::LinkSlot;
@@ -19,13 +21,12 @@ use paths::Paths;
 use rustc_hash::FxHashMap;
 use spool::{Done, Files};
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tund_client_core::netstack::{NetstackConfig, Sink};
 use tund_client_core::{Client, ClientConfig, ClientEvent};
-use tund_daemon::clock::{self, Alarm};
+use tund_daemon::clock::{self, Alarm, SleepWatch};
 use tund_daemon::control::{ClientCommand, ControlServer};
 use tund_daemon::lifecycle::{
     Capability, MissingPrivilege, Signal, Signals, notify_ready, notify_reloading, notify_stopping,
@@ -42,8 +43,6 @@ const ROUNDS: usize = 32;
 const BATCH_PACKETS: usize = 64;
 /// How long the last words of links may take when the daemon stops.
 const STOP_TIME: Duration = Duration::from_secs(1);
-/// How often the host's own addresses are read again.
-const ADDRESSES_EVERY: Duration = Duration::from_secs(2);
 /// Flows at once. The server may allow fewer.
 const MAX_FLOWS: u64 = 16_384;
 
@@ -81,10 +80,16 @@ struct Daemon {
     paths: Paths,
     files: Files,
     alarm: Alarm,
-    addresses: Vec<IpAddr>,
-    addresses_at: Instant,
+    watch: NetworkWatch,
+    sleep_watch: SleepWatch,
+    /// When the wear of keys is looked at again at the latest.
+    wear_at: Option<Instant>,
+    wear_seen: Instant,
     /// What last went wrong with an attempt, for `status`.
     last_error: Option<(&'static str, String)>,
+    untaken: report::Untaken,
+    /// Since the last link attached, somebody else has answered for the server, and the log says so.
+    is_impostor_told: bool,
     stopping: Option<Instant>,
     accounts: AccountLog,
 }
@@ -104,7 +109,7 @@ pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async move {
+    let result = runtime.block_on(async move {
         let mut signals = Signals::new().context("cannot take over signals")?;
         let mut control = ControlServer::<ClientCommand>::bind(&config.control_socket)?;
         let mut daemon = Daemon::new(config, config_file)?;
@@ -121,7 +126,10 @@ pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
         let result = tokio::task::unconstrained(turns).await;
         control.finish().await;
         result
-    })
+    });
+    // Dropping it would wait for a name that is being resolved, for half a minute without a network.
+    runtime.shutdown_background();
+    result
 }
 
 fn random<const N: usize>() -> [u8; N] {
@@ -132,21 +140,6 @@ fn random<const N: usize>() -> [u8; N] {
     )]
     getrandom::fill(&mut bytes).expect("Linux has getrandom since 3.17");
     bytes
-}
-
-fn own_addresses() -> Vec<IpAddr> {
-    let Ok(all) = nix::ifaddrs::getifaddrs() else {
-        return Vec::new();
-    };
-    let mut addresses: Vec<IpAddr> = all
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
-        })
-        .collect();
-    addresses.sort_unstable();
-    addresses
 }
 
 fn open_tun(config: &Config) -> anyhow::Result<TunDevice> {
@@ -173,7 +166,7 @@ fn open_tun(config: &Config) -> anyhow::Result<TunDevice> {
     })
 }
 
-fn client_config(config: &Config, tun: &TunDevice, addresses: Vec<IpAddr>) -> ClientConfig {
+fn client_config(config: &Config, tun: &TunDevice) -> ClientConfig {
     let seed = u64::from_le_bytes(random());
     ClientConfig {
         session: tund_session::Config {
@@ -184,7 +177,6 @@ fn client_config(config: &Config, tun: &TunDevice, addresses: Vec<IpAddr>) -> Cl
             capabilities: capability::DELIVERY,
         },
         netstack: NetstackConfig {
-            local_addresses: addresses,
             accept_forwarded: config.accept_forwarded,
             offload: tun.vnet(),
             mtu: tun.mtu().into(),
@@ -197,6 +189,7 @@ fn client_config(config: &Config, tun: &TunDevice, addresses: Vec<IpAddr>) -> Cl
             Connect::Always => None,
             Connect::OnDemand => Some(config.linger),
         },
+        standby: config.standby,
         seed,
     }
 }
@@ -206,15 +199,16 @@ impl Daemon {
         let tun = open_tun(&config)?;
         let tls = ClientTls::new(&config.private_key, config.server_keys.clone())
             .context("cannot set TLS up with the private key of [identity]")?;
-        let addresses = own_addresses();
         let now = clock::now();
-        let settings = client_config(&config, &tun, addresses.clone());
+        let settings = client_config(&config, &tun);
         let (files, found) = Files::open(&config)?;
         let slots = arena::Slots::reserve(settings.netstack.max_connections)?;
         let ready = ReadySet::new();
+        // Before the first look, so that nothing is missed in between.
+        let watch = NetworkWatch::open()?;
         let mut client = Client::new(settings, Box::new(slots), now);
         client.load_spool(&found, now);
-        Ok(Self {
+        let mut daemon = Self {
             client,
             files,
             tun_waker: ready.register(TUN_TOKEN),
@@ -227,15 +221,21 @@ impl Daemon {
             outbox: Outbox::new(),
             paths: Paths::new(&config, tun.name().clone()),
             alarm: Alarm::new().context("cannot make a timer")?,
-            addresses,
-            addresses_at: now,
+            watch,
+            sleep_watch: SleepWatch::new().context("cannot make a timer")?,
+            wear_at: None,
+            wear_seen: now,
             last_error: None,
+            untaken: report::Untaken::default(),
+            is_impostor_told: false,
             stopping: None,
             accounts: AccountLog::default(),
             ready,
             tun,
             config_file,
-        })
+        };
+        daemon.look_at_network(true, now)?;
+        Ok(daemon)
     }
 
     /// Turns until nothing is left to be done, then sleeps; ready when the daemon has stopped.
@@ -256,6 +256,10 @@ impl Daemon {
             while let Poll::Ready(request) = control.poll_request(cx) {
                 self.on_request(request, now);
             }
+            if self.sleep_watch.poll_slept(cx).is_ready() {
+                self.client.handle_woken(now);
+            }
+            self.hear_of_network(cx, now);
             if self.paths.poll_resolved(cx).is_ready() {
                 self.find_paths(now);
             }
@@ -330,28 +334,8 @@ impl Daemon {
             self.client.handle_timeout(now, &mut sink);
         }
         self.close_overdue(now);
-        if self.addresses_at + ADDRESSES_EVERY <= now {
-            self.addresses_at = now;
-            self.look_for_wear(now);
-            let addresses = own_addresses();
-            if addresses != self.addresses {
-                self.client
-                    .netstack()
-                    .set_local_addresses(addresses.clone());
-                self.addresses = addresses;
-            }
-        }
-    }
-
-    /// No link keeps its keys for longer than they are good for.
-    fn look_for_wear(&mut self, now: Instant) {
-        let carrier = self.client.links().next();
-        let slot = carrier.and_then(|link| self.links.get(&link));
-        if let (Some(link), Some(slot)) = (carrier, slot)
-            && slot.link.wear(now).is_due()
-        {
-            self.client.handle_worn(link);
-        }
+        self.look_for_wear(now);
+        self.untaken.tell(self.client.netstack().stats(), now);
     }
 
     fn sleep(&mut self, cx: &Context<'_>) {
@@ -359,7 +343,8 @@ impl Daemon {
             self.client.poll_timeout(),
             self.next_close(),
             self.stopping,
-            Some(self.addresses_at + ADDRESSES_EVERY),
+            self.wear_at,
+            self.untaken.poll_timeout(),
         ];
         if let Err(error) = self.alarm.set(next.into_iter().flatten().min()) {
             tracing::error!(%error, "the timer cannot be set");
@@ -414,9 +399,14 @@ impl Daemon {
             }
             ClientEvent::Attached { link, number } => {
                 self.last_error = None;
+                self.is_impostor_told = false;
                 let session = self.client.session_id();
                 let interface = self.links.get(&link).map(|slot| slot.interface.as_str());
                 tracing::info!(session = session.map(tracing::field::display), %number, interface, "attached");
+            }
+            ClientEvent::Denied { destination, by } => {
+                tracing::debug!(%destination, ?by, "the server does not connect there");
+                self.untaken.denied(by);
             }
             ClientEvent::Detached => tracing::info!("detached; flows wait"),
             ClientEvent::Ended {
@@ -474,6 +464,12 @@ impl Daemon {
             Err(error) => {
                 tracing::debug!(%error, "no path to the server");
                 self.last_error = Some(("no_route", error));
+                // Now it is known that there is no way to an IPv4 address: is there a translator?
+                self.paths.resolve();
+                // A name that does not resolve is no lack of routes: asked for again soon.
+                if self.paths.waits_for_network() {
+                    self.client.handle_paths(&[], now);
+                }
             }
         }
     }
@@ -507,7 +503,12 @@ impl Daemon {
     /// An attempt or a link has failed.
     fn note_failure(&mut self, error: &LinkError) {
         let code = match error {
-            LinkError::NotOurServer(_) => "server_key_mismatch",
+            LinkError::NotOurServer(_) => {
+                if !std::mem::replace(&mut self.is_impostor_told, true) {
+                    tracing::warn!("not our server: {error}; attempts go on");
+                }
+                "server_key_mismatch"
+            }
             LinkError::KeyNotListed(_) => return,
             LinkError::Limit(_)
             | LinkError::PeerClosed

@@ -3,12 +3,15 @@
 use super::links::LinkSlot;
 use super::{Daemon, accounts};
 use std::time::Duration;
+use tund_client_core::netstack::Stats;
+use tund_client_core::packet::Reason;
 use tund_client_core::{ClientEvent, ClientFlow, FlowAccount, NotStored, Refused, State};
 use tund_daemon::control::{
     ByteCounts, ClientCommand, ClientState, ClientStatus, EndedFlowRow, ErrorReport, FLOW_ROWS_MAX,
     FlowCounts, FlowRow, LinkReport, OutageReport, Page, Request,
 };
-use tund_daemon::telemetry::Redacted;
+use tund_daemon::telemetry::{Redacted, Tally};
+use tund_session::wire::frame::DeniedBy;
 use tund_session::{FlowId, Instant};
 
 /// Code and message of an error that needs a person.
@@ -70,6 +73,46 @@ pub(super) fn tell_stored(event: &ClientEvent) {
         lost_bytes,
         "could not store what is left of a connection: {found}; {remedy}"
     );
+}
+
+/// What of applications' packets is not carried, for the log: at most one line a minute.
+#[derive(Debug, Default)]
+pub(super) struct Untaken {
+    tally: Tally,
+    /// Of each reason, how many were counted before.
+    seen: [u64; Reason::COUNT],
+}
+
+impl Untaken {
+    /// The server does not connect there.
+    pub(super) fn denied(&mut self, by: DeniedBy) {
+        self.tally.add(match by {
+            DeniedBy::Never => "origins that no server connects to (no setting opens them)",
+            DeniedBy::Default => {
+                "origins that the server refuses unless its [origin] allow names them"
+            }
+            DeniedBy::Deny => "origins that the server's [origin] deny names",
+        });
+    }
+
+    /// Takes in what connection A has counted, and says what is due to be said.
+    pub(super) fn tell(&mut self, stats: &Stats, now: Instant) {
+        for (reason, seen) in Reason::ALL.into_iter().zip(&mut self.seen) {
+            let count = stats.untaken(reason);
+            if let Some(advice) = reason.advice().filter(|_| count > *seen) {
+                self.tally.add_many(advice, count - *seen);
+            }
+            *seen = count;
+        }
+        if let Some(summary) = self.tally.poll_summary(now) {
+            tracing::warn!("connections or packets were not taken: {summary}");
+        }
+    }
+
+    /// When there is something to say; nothing wakes for it while there is not.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.tally.poll_timeout()
+    }
 }
 
 impl Daemon {

@@ -355,7 +355,9 @@ mod tests {
             ip("address add 192.0.2.2/24 dev home");
             ip("address add 2001:db8::2/64 dev home nodad");
             for spoofed in SPOOFED.as_flattened() {
-                ip(&format!("address add {spoofed} dev lo"));
+                // Else it may not be bound to before the kernel has found time for it.
+                let at_once = if spoofed.contains(':') { " nodad" } else { "" };
+                ip(&format!("address add {spoofed} dev lo{at_once}"));
             }
             for target in MINE {
                 ip(&format!("route add {target} dev home"));

@@ -1,6 +1,7 @@
-//! The server daemon without I/O: sessions by key and id, and who may reach what.
+//! The server daemon without I/O: sessions by key and id, and who may reach what, what origins are told.
 
 pub mod admission;
 pub mod delivery;
 pub mod gate;
+pub mod proxy;
 pub mod registry;

@@ -6,7 +6,7 @@ use tund_daemon::config::{Section, value};
 use tund_daemon::identity::PublicKey;
 use tund_server_core::admission::Rule;
 
-use super::{keys, origin, rules};
+use super::{keys, origin};
 
 /// The longest name: it stands in tables and log lines.
 const NAME_BYTES_MAX: usize = 64;
@@ -53,7 +53,7 @@ fn client(section: &mut Section<'_>, seen: &mut Seen) -> Option<Client> {
         "run `tund-client pubkey FILE` on the client and add public_key = \"…\"",
         keys,
     );
-    let allow = section.or("allow", Vec::new(), rules(4096));
+    let allow = section.or("allow", Vec::new(), origin::allow);
     origin::check_allow(section, &allow);
 
     if let Some(name) = name

@@ -8,6 +8,7 @@ use tund_daemon::config::{Loaded, Mistakes, Section, value};
 use tund_daemon::identity::{PrivateKey, PublicKey};
 use tund_daemon::telemetry::LogLevel;
 use tund_server_core::admission::Rule;
+use tund_server_core::registry::REMEMBERED_FOR;
 
 mod client;
 mod origin;
@@ -17,13 +18,13 @@ pub(crate) use client::Client;
 /// Where commands look for the daemon unless told otherwise.
 pub(crate) const CONTROL_SOCKET: &str = "/run/tund/server.sock";
 
-/// Where the daemon keeps what outlasts it, unless told otherwise.
-const STATE_DIRECTORY: &str = "/var/lib/tund/server";
-
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The longest grace: chosen; a month outlasts any journey.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The longest time that ends of sessions are remembered: chosen.
+const RETAIN_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// All of `server.toml`. The key file has been read, percentages have been worked out.
 pub(crate) struct Config {
@@ -45,12 +46,16 @@ pub(crate) struct Config {
     pub(crate) origin_allow: Vec<Rule>,
     /// Adds to what is denied by default, and wins over `origin_allow`.
     pub(crate) origin_deny: Vec<Rule>,
+    /// Origins that get a PROXY protocol header.
+    pub(crate) proxy_protocol: Vec<Rule>,
     /// How long the connect to an origin may take.
     pub(crate) connect_timeout: Duration,
     /// At least one; names and keys are each used once.
     pub(crate) clients: Vec<Client>,
-    /// Where the journal of deliveries is.
+    /// What outlives a restart.
     pub(crate) state_directory: PathBuf,
+    /// How long the end of a session is remembered, and how far a stored stream was delivered.
+    pub(crate) retain: Duration,
     /// The control socket.
     pub(crate) control_socket: PathBuf,
     /// `RUST_LOG` wins over it.
@@ -73,9 +78,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     let memory_bytes = root.table("limits", |section| memory(section, session.buffer_bytes));
     let origin = root.table("origin", origin::origin);
     let clients = client::clients(root, private_key.as_ref().map(PrivateKey::public));
-    let state_directory = root.table("state", |section| {
-        section.or("directory", STATE_DIRECTORY.into(), value::path)
-    });
+    let state = root.table("state", state);
     let control_socket = root.table("control", |section| {
         section.or("socket", CONTROL_SOCKET.into(), value::socket_path)
     });
@@ -93,9 +96,11 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         memory_bytes,
         origin_allow: origin.allow,
         origin_deny: origin.deny,
+        proxy_protocol: origin.proxy_protocol,
         connect_timeout: origin.connect_timeout,
         clients,
-        state_directory,
+        state_directory: state.directory,
+        retain: state.retain,
         control_socket,
         log_level,
     })
@@ -164,6 +169,19 @@ fn memory(section: &mut Section<'_>, buffer_bytes: u64) -> u64 {
         );
     }
     memory_bytes
+}
+
+/// `[state]`.
+struct State {
+    directory: PathBuf,
+    retain: Duration,
+}
+
+fn state(section: &mut Section<'_>) -> State {
+    State {
+        directory: section.or("directory", "/var/lib/tund/server".into(), value::path),
+        retain: section.or("retain", REMEMBERED_FOR, value::duration(HOUR..=RETAIN_MAX)),
+    }
 }
 
 fn metrics(section: &mut Section<'_>) {

@@ -2,63 +2,49 @@
 
 use super::Server;
 use super::flows::{Fate, OriginSlot, READ_TURN_BYTES, code_of};
-use super::journal::Journal;
 use super::origin::ReadBuffer;
+use super::recorder::Recorder;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::task::{Context, Poll};
 use tund_daemon::clock;
-use tund_daemon::identity::PublicKey;
+use tund_daemon::identity::{PrivateKey, PublicKey};
+use tund_daemon::journal::Journal;
 use tund_daemon::seal::{Bound, Opener};
-use tund_server_core::delivery::{
-    Delivered, Deliveries, Delivery, KEPT, Progress, Record, Step, StoredFlow,
+use tund_server_core::delivery::{Deliveries, Delivery, Progress, Record, Step, StoredFlow};
+use tund_session::wire::frame::{
+    Deliver, FlowCode, OnExpiry, Open, OpenError, Protocol, capability,
 };
-use tund_session::wire::frame::{Deliver, FlowCode, OnExpiry, Open, OpenError, Protocol};
-use tund_session::{Delivery as End, FlowId, Instant, Offset, Session, SessionId};
+use tund_session::{Delivery as End, FlowId, Instant, LinkId, Offset, Session, SessionId};
 
 /// All that delivering needs beside the flows themselves.
 pub(super) struct Deliverer {
     pub(super) running: Deliveries,
-    journal: Option<Journal>,
+    /// None where nothing can be written down.
+    recorder: Option<Recorder>,
     opener: Opener,
 }
 
 impl Deliverer {
-    /// With the journal of that directory, if it can be had: what is written there.
-    pub(super) fn new(directory: &Path, opener: Opener) -> (Self, Delivered) {
-        let (journal, mut delivered) = match Journal::open(directory) {
-            Ok((journal, delivered)) => (Some(journal), delivered),
-            Err(error) => {
-                tracing::warn!(
-                    %error,
-                    directory = %directory.display(),
-                    "the journal of deliveries cannot be opened; clients store nothing for this \
-                     server. Make [state] directory one that this daemon alone may write to"
-                );
-                (None, Delivered::default())
-            }
-        };
-        delivered.forget_before(clock::time_of_day().as_secs().saturating_sub(KEPT));
-        let deliverer = Self {
+    pub(super) fn new(journal: Option<Journal>, key: &PrivateKey) -> Self {
+        Self {
             running: Deliveries::default(),
-            journal,
-            opener,
-        };
-        (deliverer, delivered)
+            recorder: journal.map(Recorder::new),
+            opener: Opener::new(key),
+        }
     }
 
-    /// Stored streams can be delivered exactly once.
-    pub(super) fn is_able(&self) -> bool {
-        self.journal.is_some()
+    /// What clients are offered: without a journal nothing could be delivered exactly once.
+    pub(super) fn capabilities(&self) -> u64 {
+        self.recorder.as_ref().map_or(0, |_| capability::DELIVERY)
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.journal.as_ref().and_then(Journal::poll_timeout)
+        self.recorder.as_ref().and_then(Recorder::poll_timeout)
     }
 
     /// Progress is on disk that nobody adds to.
     pub(super) fn is_recorded(&self) -> bool {
-        self.journal.as_ref().is_none_or(Journal::is_idle)
+        self.recorder.as_ref().is_none_or(Recorder::is_idle)
     }
 }
 
@@ -77,16 +63,19 @@ fn as_open(deliver: &Deliver) -> Open {
 
 impl Server {
     /// A client wants to deliver.
-    pub(super) fn begin_delivery(&mut self, session: SessionId, deliver: Deliver, now: Instant) {
+    pub(super) fn begin_delivery(
+        &mut self,
+        session: SessionId,
+        deliver: Deliver,
+        link: LinkId,
+        now: Instant,
+    ) {
         let flow = deliver.flow;
-        let has_failed = self
-            .deliverer
-            .journal
-            .as_ref()
-            .is_none_or(Journal::has_failed);
+        let recorder = self.deliverer.recorder.as_ref();
+        let has_failed = recorder.is_none_or(Recorder::has_failed);
         let key = self.registry.key(session).filter(|_| !has_failed);
         if key.is_some_and(|key| self.deliverer.running.begin(session, key, deliver)) {
-            self.ask_origin(session, as_open(&deliver), now);
+            self.ask_origin(session, as_open(&deliver), link, now);
         } else {
             self.registry.with(session, now, |s| {
                 s.refuse_flow(flow, OpenError::Exhausted, now);
@@ -108,9 +97,9 @@ impl Server {
         let at = clock::time_of_day().as_secs();
         let progress = Progress { of, offset, at };
         if self.registry.delivered_mut().note(&progress)
-            && let Some(journal) = &mut self.deliverer.journal
+            && let Some(recorder) = &mut self.deliverer.recorder
         {
-            journal.note(progress);
+            recorder.note(progress);
         }
     }
 
@@ -194,12 +183,12 @@ impl Server {
     }
 
     /// Takes up what has been written to the journal, and writes the next batch.
-    pub(super) fn drive_journal(&mut self, cx: &mut Context<'_>, now: Instant) {
+    pub(super) fn record_deliveries(&mut self, cx: &mut Context<'_>, now: Instant) {
         loop {
-            let Some(journal) = &mut self.deliverer.journal else {
+            let Some(recorder) = &mut self.deliverer.recorder else {
                 return;
             };
-            let written = journal.poll_written(cx, self.registry.delivered(), now);
+            let written = recorder.poll_written(cx, self.registry.delivered(), now);
             let Poll::Ready(written) = written else {
                 return;
             };

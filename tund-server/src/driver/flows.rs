@@ -1,91 +1,20 @@
 //! Flows of the server: connection C, carried along between the session and the origin.
 
+use super::opens::Asked;
 use super::origin::{Origin, open_error};
 use super::{Server, Source};
-use std::collections::BTreeMap;
 use std::io;
-use std::ops::Bound;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tund_daemon::telemetry::Redacted;
 use tund_session::wire::frame::{FlowCode, Open, OpenError, Protocol};
-use tund_session::{Delivery, Event, FlowId, Instant, SessionId};
+use tund_session::{Delivery, Event, FlowId, Instant, LinkId, SessionId};
 
 /// Bytes taken from one origin before others get their turn.
 pub(super) const READ_TURN_BYTES: u64 = 512 * 1024;
 /// How often a socket is asked whether its peer has acknowledged everything: before its RST, and
 /// where the client is told only then.
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
-
-/// Origins connected to in one turn of the loop, about 50 µs each: a client that asks for thousands
-/// at once must not silence the links of the others.
-const OPENS_PER_TURN: usize = 64;
-/// Refused origins that are told one by one in a minute; the others are counted.
-const DENIALS_TOLD: u32 = 60;
-/// That minute.
-const DENIALS_PERIOD: Duration = Duration::from_secs(60);
-
-/// Flows that wait for their turn to be connected: at most as many as all sessions may have.
-#[derive(Debug, Default)]
-pub(super) struct Opens {
-    queue: BTreeMap<(SessionId, FlowId), Open>,
-    /// The session that had its turn last.
-    last: Option<SessionId>,
-    /// Connected in this turn of the loop.
-    served: usize,
-}
-
-impl Opens {
-    /// A new turn of the loop.
-    pub(super) fn next_turn(&mut self) {
-        self.served = 0;
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
-
-    /// The next flow to be connected in this turn: the oldest of the next session in a circle.
-    fn next(&mut self) -> Option<(SessionId, Open)> {
-        if self.served >= OPENS_PER_TURN {
-            return None;
-        }
-        let behind = self.last.and_then(|last| {
-            let from = Bound::Excluded((last, FlowId(u64::MAX)));
-            self.queue.range((from, Bound::Unbounded)).next()
-        });
-        let key = *behind.or_else(|| self.queue.first_key_value())?.0;
-        self.served += 1;
-        self.last = Some(key.0);
-        self.queue.remove(&key).map(|open| (key.0, open))
-    }
-
-    fn forget_session(&mut self, session: SessionId) {
-        let range = (session, FlowId(0))..=(session, FlowId(u64::MAX));
-        let waiting: Vec<_> = self.queue.range(range).map(|(key, _)| *key).collect();
-        for key in waiting {
-            self.queue.remove(&key);
-        }
-    }
-}
-
-/// How many refused origins were told of late.
-#[derive(Debug, Default)]
-pub(super) struct Denials {
-    told: u32,
-    since: Instant,
-}
-
-impl Denials {
-    /// Whether one more may be told.
-    fn may_tell(&mut self, now: Instant) -> bool {
-        if self.since + DENIALS_PERIOD <= now {
-            (self.told, self.since) = (0, now);
-        }
-        self.told = self.told.saturating_add(1);
-        self.told <= DENIALS_TOLD
-    }
-}
 
 /// One origin and what the driver knows of it.
 pub(super) struct OriginSlot {
@@ -113,18 +42,20 @@ pub(super) enum Fate {
 impl Server {
     pub(super) fn on_event(&mut self, session: SessionId, event: Event, now: Instant) {
         match event {
-            Event::FlowOpened { open } => self.ask_origin(session, open, now),
-            Event::DeliverOpened { deliver } => self.begin_delivery(session, deliver, now),
+            Event::FlowOpened { open, link } => self.ask_origin(session, open, link, now),
+            Event::DeliverOpened { deliver, link } => {
+                self.begin_delivery(session, deliver, link, now);
+            }
             Event::FlowReadable { flow } | Event::FlowWritable { flow } => {
                 self.drive_origin(session, flow, now);
             }
             Event::FlowAborted { flow, .. } => {
-                self.opens.queue.remove(&(session, flow));
+                self.opens.forget(session, flow);
                 self.end_delivery(session, flow);
                 self.reset_origin(session, flow);
             }
             Event::FlowForgotten { flow, .. } => {
-                self.opens.queue.remove(&(session, flow));
+                self.opens.forget(session, flow);
                 self.end_delivery(session, flow);
                 self.take_origin(session, flow);
             }
@@ -171,20 +102,30 @@ impl Server {
         }
     }
 
-    pub(super) fn ask_origin(&mut self, session: SessionId, open: Open, now: Instant) {
-        self.opens.queue.insert((session, open.flow), open);
+    /// The flow waits for its turn to be connected.
+    pub(super) fn ask_origin(
+        &mut self,
+        session: SessionId,
+        open: Open,
+        link: LinkId,
+        now: Instant,
+    ) {
+        let live = self.links.get(&link).map(|slot| slot.link.remote_addr());
+        let source = live.or_else(|| self.departed.get(&link).copied());
+        self.opens.ask(session, Asked { open, source });
         self.open_waiting(now);
     }
 
     /// Connects flows that wait, as many as one turn takes.
     pub(super) fn open_waiting(&mut self, now: Instant) {
-        while let Some((session, open)) = self.opens.next() {
-            self.open(session, &open, now);
+        while let Some((session, asked)) = self.opens.next() {
+            self.open(session, &asked, now);
         }
     }
 
-    fn open(&mut self, session: SessionId, open: &Open, now: Instant) {
-        if let Err(error) = self.connect(session, open, now) {
+    fn open(&mut self, session: SessionId, asked: &Asked, now: Instant) {
+        let open = &asked.open;
+        if let Err(error) = self.connect(session, asked, now) {
             tracing::debug!(?error, to = %Redacted(open.destination), "an origin was not reached");
             self.end_delivery(session, open.flow);
             self.registry
@@ -192,7 +133,13 @@ impl Server {
         }
     }
 
-    fn connect(&mut self, session: SessionId, open: &Open, now: Instant) -> Result<(), OpenError> {
+    fn connect(
+        &mut self,
+        session: SessionId,
+        asked: &Asked,
+        now: Instant,
+    ) -> Result<(), OpenError> {
+        let open = &asked.open;
         if open.protocol != Protocol::Tcp {
             return Err(OpenError::Other(93)); // EPROTONOSUPPORT
         }
@@ -213,7 +160,10 @@ impl Server {
             }
             OpenError::Denied(denied.by())
         })?;
-        let origin = Origin::connect(destination).map_err(|error| open_error(&error))?;
+        let header = self
+            .proxy
+            .header(session, asked.source, destination, open.protocol);
+        let origin = Origin::connect(destination, header).map_err(|error| open_error(&error))?;
         let token = self.next_token;
         let waker = self.register(Source::Origin(session, open.flow));
         if let Err(error) = self.failures.watch(&origin, token) {

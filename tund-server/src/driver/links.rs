@@ -8,19 +8,15 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tund_daemon::link::{Link, LinkError, SocketOptions};
 use tund_server_core::gate::Verdict;
-use tund_server_core::registry::{Registry, TurnedAway};
+use tund_server_core::registry::{Farewell, LAST_WORDS, TurnedAway};
 use tund_session::{Instant, LinkDeath, LinkId, SessionId};
 
 /// Connections that wait for accept; a restarted server meets all its clients at once.
 const BACKLOG: i32 = 1024;
 /// Accepted in one go; the rest comes with the next.
 const ACCEPTS: usize = 64;
-/// Bytes taken from one link before others get their turn.
-const READ_TURN_BYTES: usize = 512 * 1024;
 /// The largest piece taken at once.
 const READ_BYTES: usize = 64 * 1024;
-/// How long a closing link may take to send its last words.
-const CLOSING_TIME: Duration = Duration::from_secs(2);
 /// How long nothing is accepted after the system refused to, for want of files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -35,6 +31,8 @@ pub(super) struct LinkSlot {
     is_full: bool,
     /// Only the last words are left; dropped then.
     is_closing: bool,
+    /// Its key is no longer listed: what the kernel holds for it goes with it.
+    is_revoked: bool,
     pub(super) since: Instant,
 }
 
@@ -94,14 +92,14 @@ impl Server {
             Ok(link) => {
                 let token = self.next_token;
                 let waker = self.register(Source::Link(id));
-                let (is_up, is_full, is_closing) = (false, false, false);
                 let slot = LinkSlot {
                     link,
                     waker,
                     token,
-                    is_up,
-                    is_full,
-                    is_closing,
+                    is_up: false,
+                    is_full: false,
+                    is_closing: false,
+                    is_revoked: false,
                     since: now,
                 };
                 self.links.insert(id, slot);
@@ -161,8 +159,8 @@ impl Server {
         }
     }
 
+    /// Takes what has arrived, as much as the link gives in one turn.
     fn receive(&mut self, id: LinkId, now: Instant) {
-        let mut left = READ_TURN_BYTES;
         loop {
             let Some(slot) = self.links.get_mut(&id) else {
                 return;
@@ -171,12 +169,7 @@ impl Server {
             match slot.link.poll_recv(&mut cx, READ_BYTES) {
                 Poll::Pending => return,
                 Poll::Ready(Ok(Some(bytes))) => {
-                    left = left.saturating_sub(bytes.len());
                     self.registry.handle_bytes(id, bytes, now);
-                    if left == 0 {
-                        slot.waker.wake_by_ref();
-                        return;
-                    }
                 }
                 Poll::Ready(Ok(None)) => {
                     self.drop_link(id, now);
@@ -229,10 +222,20 @@ impl Server {
 
     /// The session has done with a link.
     pub(super) fn close_link(&mut self, id: LinkId, death: LinkDeath, now: Instant) {
-        if Registry::has_last_words(death) {
-            self.finish_link(id, now);
-        } else {
-            self.drop_link(id, now);
+        match self.registry.farewell(id, death) {
+            Farewell::None => self.drop_link(id, now),
+            Farewell::LastWords(time) => self.finish_link(id, time, now),
+            Farewell::Revoked(time) => {
+                self.revoke_link(id);
+                self.finish_link(id, time, now);
+            }
+        }
+    }
+
+    /// Whenever the link goes, nothing of it stays.
+    fn revoke_link(&mut self, id: LinkId) {
+        if let Some(slot) = self.links.get_mut(&id) {
+            slot.is_revoked = true;
         }
     }
 
@@ -245,22 +248,23 @@ impl Server {
             TurnedAway::NotUnderstood => self.refusals.add("first frame not understood"),
             TurnedAway::Silent => self.refusals.add("no first frame"),
             TurnedAway::KeyRemoved => {
+                self.revoke_link(id);
                 self.drop_link(id, now);
                 return;
             }
         }
-        self.finish_link(id, now);
+        self.finish_link(id, LAST_WORDS, now);
     }
 
-    /// Sends what is left, and closes when the peer does, or after a while.
-    fn finish_link(&mut self, id: LinkId, now: Instant) {
+    /// Sends what is left, and closes when the peer does, or after so long.
+    fn finish_link(&mut self, id: LinkId, time: Duration, now: Instant) {
         let Some(slot) = self.links.get_mut(&id) else {
             return;
         };
         if !slot.is_closing {
             slot.is_closing = true;
             self.timers
-                .insert((now + CLOSING_TIME, slot.token), Source::Link(id));
+                .insert((now + time, slot.token), Source::Link(id));
         }
         self.send(id, now);
     }
@@ -268,6 +272,10 @@ impl Server {
     pub(super) fn drop_link(&mut self, id: LinkId, now: Instant) {
         if let Some(slot) = self.links.remove(&id) {
             self.sources.remove(&slot.token);
+            self.departed.insert(id, slot.link.remote_addr());
+            if slot.is_revoked {
+                slot.link.reset();
+            }
             self.gate.gone(id);
             self.registry.handle_link_down(id, now);
         }

@@ -2,10 +2,12 @@
 
 mod deliveries;
 mod flows;
-mod journal;
 mod links;
+mod opens;
 mod origin;
+mod recorder;
 mod report;
+mod state;
 
 use crate::config::Config;
 use anyhow::Context as _;
@@ -29,13 +31,12 @@ use tund_daemon::lifecycle::{
 };
 use tund_daemon::link::{ClientKeys, ServerTls};
 use tund_daemon::ready::ReadySet;
-use tund_daemon::seal::Opener;
 use tund_daemon::telemetry::Tally;
 use tund_server_core::admission::Admission;
 use tund_server_core::delivery::StoredFlow;
 use tund_server_core::gate::Gate;
+use tund_server_core::proxy::ProxyProtocol;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
-use tund_session::wire::frame::capability;
 use tund_session::{FlowId, Instance, Instant, LinkId, Outbox, SessionId};
 
 /// Rounds of work before other tasks of the runtime get a turn.
@@ -66,6 +67,7 @@ struct Server {
     registry: Registry,
     gate: Gate,
     admission: Admission,
+    proxy: ProxyProtocol,
     keys: ClientKeys,
     /// Which `[[client]]` a key belongs to.
     client_of: BTreeMap<ClientKey, usize>,
@@ -73,9 +75,11 @@ struct Server {
 
     listeners: Vec<Listener>,
     links: FxHashMap<LinkId, LinkSlot>,
+    /// Where links came from that were dropped since events were last taken: some are about them.
+    departed: FxHashMap<LinkId, SocketAddr>,
     origins: BTreeMap<(SessionId, FlowId), flows::OriginSlot>,
-    opens: flows::Opens,
-    denials: flows::Denials,
+    opens: opens::Opens,
+    denials: opens::Denials,
     deliverer: Deliverer,
     /// What each token stands for; tokens are never used twice.
     sources: FxHashMap<u64, Source>,
@@ -90,6 +94,7 @@ struct Server {
     /// Deadlines of the driver's own sockets: connects, drains, closing links.
     timers: BTreeMap<(Instant, u64), Source>,
     refusals: Tally,
+    state: state::State,
     addresses_at: Instant,
     stopping: Option<Instant>,
 }
@@ -135,25 +140,23 @@ impl Server {
         let keys = ClientKeys::new(config.clients.iter().flat_map(|c| c.public_keys.clone()));
         let tls = ServerTls::new(&config.private_key, keys.clone())
             .context("cannot set TLS up with the private key of [identity]")?;
-        let (deliverer, delivered) =
-            Deliverer::new(&config.state_directory, Opener::new(&config.private_key));
-        let capabilities = if deliverer.is_able() {
-            capability::DELIVERY
-        } else {
-            0
-        };
+        let (mut state, files) = state::State::open(&config.state_directory);
+        let deliverer = Deliverer::new(files.deliveries, &config.private_key);
         let mut registry = Registry::new(RegistryConfig {
             session: tund_session::Config {
                 instance: Instance(random()),
                 buffer_bytes: config.buffer_bytes,
                 max_flows: config.max_flows_per_session,
                 max_grace: config.max_grace,
-                capabilities,
+                capabilities: deliverer.capabilities(),
             },
             max_sessions: config.max_sessions,
             memory_bytes: config.memory_bytes,
         });
-        *registry.delivered_mut() = delivered;
+        registry.set_retention(config.retain);
+        state.restore(&files.tombstones, &mut registry, clock::now());
+        *registry.delivered_mut() = files.delivered;
+        registry.forget_deliveries(clock::time_of_day());
         let ready = ReadySet::new();
         let own = own_addresses();
         let admission =
@@ -162,14 +165,16 @@ impl Server {
             registry,
             gate: Gate::new(),
             admission,
+            proxy: ProxyProtocol::new(config.proxy_protocol.clone()),
             keys,
             client_of: BTreeMap::new(),
             tls,
             listeners: Vec::new(),
             links: FxHashMap::default(),
+            departed: FxHashMap::default(),
             origins: BTreeMap::new(),
-            opens: flows::Opens::default(),
-            denials: flows::Denials::default(),
+            opens: opens::Opens::default(),
+            denials: opens::Denials::default(),
             deliverer,
             sources: FxHashMap::default(),
             next_token: 1,
@@ -182,6 +187,7 @@ impl Server {
             alarm: Alarm::new().context("cannot make a timer")?,
             timers: BTreeMap::new(),
             refusals: Tally::new(),
+            state,
             addresses_at: clock::now(),
             stopping: None,
             config,
@@ -255,9 +261,11 @@ impl Server {
             self.opens.next_turn();
             self.open_waiting(now);
             self.drain(now);
-            self.drive_journal(cx, now);
+            self.state.poll(cx, &mut self.registry, now);
+            self.record_deliveries(cx, now);
             self.drain(now);
-            let is_done = self.links.is_empty() && self.deliverer.is_recorded();
+            let is_written = self.state.is_idle() && self.deliverer.is_recorded();
+            let is_done = self.links.is_empty() && is_written;
             if self.stopping.is_some_and(|until| is_done || until <= now) {
                 return Poll::Ready(());
             }
@@ -358,6 +366,7 @@ impl Server {
             }
             self.dirty = dirty;
             if !moved {
+                self.departed.clear();
                 return;
             }
         }
@@ -391,6 +400,7 @@ impl Server {
                 self.config.connect_timeout = config.connect_timeout;
                 self.admission
                     .set_rules(config.origin_allow, config.origin_deny);
+                self.proxy = ProxyProtocol::new(config.proxy_protocol);
                 self.config.clients = config.clients;
                 self.index_clients();
                 let listed = self

@@ -93,8 +93,19 @@ pub fn parse<T>(
     text: &str,
     build: impl FnOnce(&mut Section<'_>) -> Option<T>,
 ) -> Result<Loaded<T>, Mistakes> {
-    let document =
-        DeTable::parse(text).map_err(|error| Mistakes(vec![syntax_mistake(file, text, &error)]))?;
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let mut broken: Vec<_> = errors
+        .iter()
+        .take(section::MISTAKES_MAX)
+        .map(|error| syntax_mistake(file, text, error))
+        .collect();
+    broken.sort_by_key(|mistake| mistake.line);
+    // A broken line may be complained of several times.
+    broken.dedup_by_key(|mistake| mistake.line);
+    // What is left of a broken document says nothing; of a key that stands there twice, one counts.
+    if !errors.iter().all(is_duplicate) {
+        return Err(Mistakes(broken));
+    }
     let mut notes = section::Notes::new(file, text);
 
     let config = {
@@ -105,6 +116,7 @@ pub fn parse<T>(
     };
 
     let (mut mistakes, warnings) = notes.conclude();
+    mistakes.extend(broken);
     mistakes.sort_by_key(|mistake| mistake.line);
     match config {
         Some(config) if mistakes.is_empty() => Ok(Loaded { config, warnings }),
@@ -168,6 +180,11 @@ fn read(file: &Path) -> Result<String, Mistakes> {
     })
 }
 
+/// A key or section that the file has already.
+fn is_duplicate(error: &toml::de::Error) -> bool {
+    error.message().contains("duplicate key")
+}
+
 /// TOML's own complaint, with the key taken from the line where it has one.
 fn syntax_mistake(file: &Path, text: &str, error: &toml::de::Error) -> Mistake {
     let offset = error.span().map_or(text.len(), |span| span.start);
@@ -175,12 +192,17 @@ fn syntax_mistake(file: &Path, text: &str, error: &toml::de::Error) -> Mistake {
     let content = text.lines().nth(line - 1).unwrap_or("");
     let key = content.split_once('=').map_or("", |(key, _)| key.trim());
     let found = error.message().replace('\n', ", ");
+    let remedy = if is_duplicate(error) {
+        "it stands further up already: remove one of the two, or put both together"
+    } else {
+        "write TOML: `key = value`, with text and durations in double quotes"
+    };
     Mistake {
         file: file.to_path_buf(),
         line: Some(line),
         key: key.to_owned(),
         found: format!("{found} in `{}`", content.trim()),
-        remedy: "write TOML: `key = value`, with text and durations in double quotes".to_owned(),
+        remedy: remedy.to_owned(),
     }
 }
 

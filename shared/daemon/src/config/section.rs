@@ -8,7 +8,7 @@ use super::value::{Fault, Parsed, Value, describe};
 use super::{Mistake, line_of};
 
 /// How many mistakes are kept: a binary file must not fill the terminal.
-const MISTAKES_MAX: usize = 50;
+pub(super) const MISTAKES_MAX: usize = 50;
 
 /// What was found wrong or odd while a file is read.
 #[derive(Debug)]
@@ -96,9 +96,11 @@ impl Notes {
     }
 
     fn mistake(&mut self, offset: usize, key: String, fault: Fault) {
-        if self.mistakes.len() < MISTAKES_MAX {
-            let mistake = self.note(offset, key, fault);
-            self.mistakes.push(mistake);
+        for fault in fault.each() {
+            if self.mistakes.len() < MISTAKES_MAX {
+                let mistake = self.note(offset, key.clone(), fault);
+                self.mistakes.push(mistake);
+            }
         }
     }
 

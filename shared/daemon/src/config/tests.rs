@@ -133,17 +133,54 @@ fn a_key_given_twice_is_a_mistake_in_its_second_line() {
     let all = mistakes("[session]\nbuffer = \"1MiB\"\nbuffer = \"2MiB\"\n");
 
     assert!(all[0].starts_with("x.toml:3: buffer: "), "{}", all[0]);
+    assert!(
+        all[0].ends_with("remove one of the two, or put both together"),
+        "{}",
+        all[0]
+    );
+
+    let all = mistakes("[session]\nbuffer = \"1MiB\"\n[session]\ngrace = 5\n");
+    assert!(all[0].starts_with("x.toml:3: "), "{}", all[0]);
+    assert!(all[0].contains("remove one of the two"), "{}", all[0]);
 }
 
 #[test]
-fn an_item_of_a_list_is_reported_on_its_own_line() {
-    let text = "names = [\n  \"a\",\n  5,\n]\n";
+fn a_key_given_twice_hides_no_other_mistake() {
+    let all = mistakes("[session]\ngrace = 5\nbuffer = \"1MiB\"\nbuffer = \"2MiB\"\nsize = 1\n");
+
+    let lines: Vec<_> = all.iter().map(|line| line.split(": ").nth(1)).collect();
+    assert_eq!(
+        lines,
+        [Some("session.grace"), Some("buffer"), Some("session.size")],
+        "{all:?}"
+    );
+}
+
+#[test]
+fn every_broken_line_is_told() {
+    let all = mistakes("[session]\nbuffer = 64MiB\ngrace = 10m\n");
+
+    assert_eq!(all.len(), 2, "{all:?}");
+    assert!(all[0].starts_with("x.toml:2: buffer: "), "{all:?}");
+    assert!(all[1].starts_with("x.toml:3: grace: "), "{all:?}");
+}
+
+#[test]
+fn every_bad_item_of_a_list_is_reported_on_its_own_line() {
+    let text = "names = [\n  5,\n  \"a\",\n  true,\n]\n";
     let build = |root: &mut Section<'_>| root.optional("names", value::list(8, value::text));
 
-    let Mistakes(all) = parse(Path::new("x.toml"), text, build).expect_err("5 is not text");
+    let Mistakes(all) = parse(Path::new("x.toml"), text, build).expect_err("two are not text");
 
-    assert_eq!(all[0].line, Some(3));
-    assert_eq!(all[0].key, "names");
+    let told: Vec<_> = all.iter().map(|told| (told.line, &*told.found)).collect();
+    assert_eq!(
+        told,
+        [
+            (Some(2), "found the number 5, which is not text"),
+            (Some(4), "found true, which is not text")
+        ]
+    );
+    assert!(all.iter().all(|told| told.key == "names"));
 }
 
 #[test]

@@ -32,15 +32,24 @@ pub struct Fault {
     pub remedy: String,
     /// Where in the text, if not at the beginning of the value.
     pub(super) offset: Option<usize>,
+    /// More of the same value, where it is a list: each has its own line and remedy.
+    others: Vec<Self>,
 }
 
 impl Fault {
+    /// Each of them, in the order of the file.
+    pub(super) fn each(mut self) -> impl Iterator<Item = Self> {
+        let others = std::mem::take(&mut self.others);
+        std::iter::once(self).chain(others)
+    }
+
     /// A fault of the value as a whole.
     pub fn new(found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             found: found.into(),
             remedy: remedy.into(),
             offset: None,
+            others: Vec::new(),
         }
     }
 
@@ -313,6 +322,24 @@ pub fn interface_name(value: &Value<'_>) -> Parsed<String> {
     Ok(name)
 }
 
+/// A name of network interfaces, or how their names begin, with `*` behind it.
+///
+/// # Errors
+///
+/// Not text, or nothing the kernel could take for the beginning of a name.
+pub fn interface_pattern(value: &Value<'_>) -> Parsed<String> {
+    let pattern = text(value)?;
+    let begin = pattern.strip_suffix('*').unwrap_or(&pattern);
+    let bad = |c: char| {
+        c == '*' || c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control()
+    };
+    if begin.is_empty() || begin.len() > 15 || begin.contains(bad) {
+        let remedy = "write a name like \"wwan0\", or how names begin, like \"wwan*\"";
+        return Err(Fault::not(value, "a name of interfaces", remedy));
+    }
+    Ok(pattern)
+}
+
 /// An absolute path.
 ///
 /// # Errors
@@ -391,13 +418,25 @@ pub fn list<T>(
                 format!("write at most {max} items"),
             ));
         }
-        let parse_item = |item: &Value<'_>| {
-            parser(item).map_err(|fault| Fault {
-                offset: fault.offset.or_else(|| Some(item.span().start)),
-                ..fault
-            })
-        };
-        items.iter().map(parse_item).collect()
+        let mut parsed = Vec::new();
+        let mut faults = Vec::new();
+        for item in items.iter() {
+            match parser(item) {
+                Ok(good) => parsed.push(good),
+                Err(fault) => faults.push(Fault {
+                    offset: fault.offset.or_else(|| Some(item.span().start)),
+                    ..fault
+                }),
+            }
+        }
+        let mut faults = faults.into_iter();
+        match faults.next() {
+            None => Ok(parsed),
+            Some(first) => Err(Fault {
+                others: faults.collect(),
+                ..first
+            }),
+        }
     }
 }
 

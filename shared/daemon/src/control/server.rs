@@ -21,6 +21,8 @@ use super::{
     READERS_MAX, REQUEST_BYTES_MAX, STEP_TIMEOUT,
 };
 
+/// Callers taken in one go, served or turned away; the rest comes with the next turn of the loop.
+pub(super) const ACCEPTS: usize = CONNECTIONS_MAX;
 /// How long nothing is accepted after the system refused to, for want of files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -31,7 +33,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct ControlServer<C> {
     listener: UnixListener,
-    rights: Rights,
+    pub(super) rights: Rights,
     connections: JoinSet<Access>,
     /// Of `connections`, those of callers who read totals only; at most [`READERS_MAX`].
     readers: usize,
@@ -102,9 +104,10 @@ impl<C: Command> ControlServer<C> {
         }
     }
 
-    /// Reaps what has ended and accepts what fits.
+    /// Reaps what has ended and accepts what fits, but not for ever: whoever is turned away may
+    /// come back faster than that takes.
     fn poll_connections(&mut self, cx: &mut Context<'_>) {
-        loop {
+        for _ in 0..ACCEPTS {
             while let Poll::Ready(Some(ended)) = self.connections.poll_join_next(cx) {
                 match ended {
                     Ok(Access::Totals) => self.readers -= 1,
@@ -124,6 +127,7 @@ impl<C: Command> ControlServer<C> {
                 Poll::Pending => return,
             }
         }
+        cx.waker().wake_by_ref();
     }
 
     fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {

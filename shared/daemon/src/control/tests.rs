@@ -2,13 +2,17 @@
 
 use std::future::poll_fn;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
+use super::peer::Rights;
+use super::server::ACCEPTS;
 use super::*;
 
 struct Stage {
@@ -240,6 +244,62 @@ async fn many_callers_at_once_all_get_their_own_answer() {
             }
         }
     }
+}
+
+/// Callers without any right; root has to become somebody else for that.
+fn callers_without_rights(stage: &Stage, count: usize) -> Vec<UnixStream> {
+    for (path, mode) in [(stage._directory.path(), 0o755), (&stage.path, 0o666)] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("changed");
+    }
+    let path = stage.path.clone();
+    let caller = std::thread::spawn(move || {
+        if nix::unistd::Uid::effective().is_root() {
+            #[expect(
+                unsafe_code,
+                reason = "nix changes the whole process; this thread ends"
+            )]
+            // SAFETY: the call takes numbers only.
+            let done = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, -1, 65534, -1) };
+            assert_eq!(done, 0, "a thread of root may become anybody");
+        }
+        let connect = |_| {
+            let stream = UnixStream::connect(&path).expect("queued");
+            stream.set_nonblocking(true).expect("set");
+            stream
+        };
+        (0..count).map(connect).collect()
+    });
+    caller.join().expect("no panic")
+}
+
+#[tokio::test]
+async fn whoever_is_turned_away_comes_back_in_turns_that_end() {
+    let mut stage = stage();
+    stage.server.rights = Rights {
+        own_uid: u32::MAX,
+        readers: None,
+        administrators: None,
+    };
+    // As many as the kernel queues.
+    let callers = callers_without_rights(&stage, ACCEPTS + 1);
+    let told = || {
+        // The whole line, so that nobody is counted twice.
+        let is_told =
+            |mut stream: &UnixStream| stream.read(&mut [0; 512]).is_ok_and(|count| count > 0);
+        callers.iter().filter(|stream| is_told(stream)).count()
+    };
+
+    let mut turns = Vec::new();
+    while turns.iter().sum::<usize>() < callers.len() {
+        let polled = poll_fn(|cx| Poll::Ready(stage.server.poll_request(cx).is_pending()));
+        assert!(polled.await, "nobody has asked for anything");
+        turns.push(told());
+        assert!(turns.len() < 1000, "{turns:?}");
+        tokio::task::yield_now().await;
+    }
+
+    turns.retain(|told| *told > 0);
+    assert_eq!(turns, [ACCEPTS, 1]);
 }
 
 #[test]

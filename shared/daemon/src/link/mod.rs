@@ -23,10 +23,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustls::AlertDescription;
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tund_session::{Instant, Progress, Secret};
@@ -136,6 +137,7 @@ impl Link {
     ) -> Result<Self, LinkError> {
         let remote = stream.peer_addr()?;
         socket::set_options(&stream, options)?;
+        socket::ask_when_idle(&stream)?;
         let handshake = Handshake::server(tls).map_err(LinkError::Tls)?;
         let state = State::Handshaking {
             tls: Box::new(handshake),
@@ -339,7 +341,9 @@ impl Link {
 
     /// The next bytes from the peer, at most `max` (at least one); `None` after its orderly end.
     ///
-    /// They share memory with what came in the same read: copy what is kept for long.
+    /// They share memory with what came in the same read: copy what is kept for long. Pending ends
+    /// a turn, after half a megabyte or some hundreds of small records even where more is there:
+    /// then it wakes by itself, and the owner serves its other links first.
     pub fn poll_recv(
         &mut self,
         cx: &mut Context<'_>,
@@ -473,6 +477,13 @@ impl Link {
         self.state = State::Ended;
         self.outbox.clear();
         why
+    }
+
+    /// Ends the connection at once: the peer sees a reset, and the kernel keeps nothing of it.
+    pub fn reset(self) {
+        if let Err(error) = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
+            tracing::debug!(%error, "a link ends in order in place of at once");
+        }
     }
 
     /// How much this link's keys have been used, for its replacement in time.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt};
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
-use socket2::{SockRef, Socket};
+use socket2::{SockRef, Socket, TcpKeepalive};
 use tund_session::Progress;
 
 /// What can be chosen for a link's socket.
@@ -36,6 +36,14 @@ impl Default for SocketOptions {
 /// still, so more would not help.
 const RETRANSMIT_PAUSE_MS: u32 = 2_000;
 
+/// How long a link at the server may be silent before the kernel asks whether the client's host is
+/// there, and how long that may take. A session without flows asks nothing, since that would wake
+/// sleeping clients; so a client that lost power then would keep its link, and its place, for ever.
+/// Chosen: as seldom as RFC 1122 (4.2.3.6) wants it. With `TCP_USER_TIMEOUT` Linux gives up when
+/// the first probe has not been answered for the second of these times. That costs the link only.
+const ASK_AFTER: Duration = Duration::from_secs(2 * 3600);
+const ANSWER_WITHIN: Duration = Duration::from_secs(75);
+
 /// `TCP_RTO_MAX_MS`, Linux 6.15; not yet in the headers that we build with.
 const TCP_RTO_MAX_MS: libc::c_int = 44;
 
@@ -54,7 +62,10 @@ sockopt_impl!(
 #[expect(unreachable_pub, reason = "nix's macro makes its option public")]
 pub struct TcpInfoHead {
     states_and_options: [u8; 8],
-    until_rtt: [u32; 15],
+    until_data_heard: [u32; 11],
+    data_heard_ms: u32,
+    ack_heard_ms: u32,
+    until_rtt: [u32; 2],
     rtt_us: u32,
     rtt_var_us: u32,
     until_pacing: [u32; 7],
@@ -77,10 +88,15 @@ pub struct TcpInfo {
 /// Reads `TCP_INFO`.
 pub(super) fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
     let raw = getsockopt(socket, RawInfo)?;
+    let heard_ms = raw.data_heard_ms.min(raw.ack_heard_ms);
     Ok(TcpInfo {
         progress: Progress {
             bytes_acked: raw.bytes_acked,
             bytes_received: raw.bytes_received,
+            heard_ago: Some(Duration::from_millis(heard_ms.into())),
+            round_trip: (raw.rtt_us > 0).then(|| {
+                Duration::from_micros(u64::from(raw.rtt_us) + 4 * u64::from(raw.rtt_var_us))
+            }),
         },
         rtt: Duration::from_micros(raw.rtt_us.into()),
         rtt_var: Duration::from_micros(raw.rtt_var_us.into()),
@@ -109,6 +125,14 @@ pub(super) fn set_options(socket: &impl AsFd, options: &SocketOptions) -> io::Re
         tracing::debug!("no TCP_RTO_MAX_MS here; retransmissions back off as the kernel likes");
     }
     Ok(())
+}
+
+/// Lets the kernel find out that a client's host is gone, though nothing is sent to it.
+pub(super) fn ask_when_idle(socket: &impl AsFd) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(ASK_AFTER)
+        .with_interval(ANSWER_WITHIN);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }
 
 /// Sends the SYN and does not wait for its answer.

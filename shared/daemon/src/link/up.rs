@@ -1,6 +1,6 @@
 //! A link whose handshake is done: its keys, what passed by them, and how the stream ends.
 
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +17,12 @@ pub(super) const KEY_AGE_MAX: Duration = Duration::from_secs(3600);
 pub(super) const KEY_BYTES_MAX: u64 = 64 << 30;
 /// Half of what AES-GCM bears (2²⁴ records), so that a replacement has time to attach.
 pub(super) const KEY_RECORDS_MAX: u64 = 1 << 23;
+
+/// What one link may cost before others get their turn, in bytes as they arrived.
+pub(super) const READ_TURN_BYTES: usize = 512 << 10;
+/// What a record counts for at least. Chosen: the smallest has 23 bytes, and costs its owner more
+/// than a kilobyte within a full record does; counted by bytes, 20,000 of them would be one turn.
+pub(super) const RECORD_COST_BYTES: usize = 1 << 10;
 
 /// How much a link's keys have been used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +42,11 @@ impl Wear {
         records: 0,
     };
 
+    /// How long its age still allows; never nothing while [`Wear::is_due`] is false.
+    pub const fn lasts(&self) -> Duration {
+        KEY_AGE_MAX.saturating_sub(self.age)
+    }
+
     /// Whether it is time to make another link in place of this one.
     pub const fn is_due(&self) -> bool {
         self.age.as_nanos() >= KEY_AGE_MAX.as_nanos()
@@ -51,6 +62,8 @@ pub(super) struct Up {
     pub(super) since: Instant,
     pub(super) sent_bytes: u64,
     pub(super) received_bytes: u64,
+    /// Left of [`READ_TURN_BYTES`] in this turn.
+    turn_bytes: usize,
     /// The rest of a record that the owner had no room for.
     pub(super) rest: Bytes,
     /// The peer has ended its stream in order.
@@ -75,6 +88,7 @@ impl Up {
             since: now,
             sent_bytes: 0,
             received_bytes: 0,
+            turn_bytes: READ_TURN_BYTES,
             rest: Bytes::new(),
             peer_ended: false,
             ending: Ending::Open,
@@ -90,6 +104,9 @@ impl Up {
     }
 
     /// The next bytes from the peer; `None` after its orderly end.
+    ///
+    /// Pending ends a turn: the socket is empty, or others shall have theirs, and then the waker
+    /// is woken at once.
     pub(super) fn poll_data(
         &mut self,
         inbox: &mut Inbox,
@@ -103,7 +120,14 @@ impl Up {
             if self.peer_ended {
                 return Poll::Ready(Ok(None));
             }
-            while let Some(record) = take_record(&mut inbox.bytes).map_err(LinkError::Tls)? {
+            if self.turn_bytes == 0 {
+                self.turn_bytes = READ_TURN_BYTES;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if let Some(record) = take_record(&mut inbox.bytes).map_err(LinkError::Tls)? {
+                let cost = record.len().max(RECORD_COST_BYTES);
+                self.turn_bytes = self.turn_bytes.saturating_sub(cost);
                 match self.opener.open(record).map_err(LinkError::Tls)? {
                     Opened::Data(data) => {
                         self.received_bytes = self.received_bytes.saturating_add(wide(data.len()));
@@ -112,11 +136,13 @@ impl Up {
                     Opened::Alert(alert) => self.handle_alert(alert)?,
                     Opened::Nothing => {}
                 }
-                if self.peer_ended {
-                    return Poll::Ready(Ok(None));
-                }
+                continue;
             }
-            if ready!(inbox.poll_fill(stream, cx))? == 0 {
+            let Poll::Ready(filled) = inbox.poll_fill(stream, cx) else {
+                self.turn_bytes = READ_TURN_BYTES;
+                return Poll::Pending;
+            };
+            if filled? == 0 {
                 return Poll::Ready(Err(LinkError::PeerClosed));
             }
         }

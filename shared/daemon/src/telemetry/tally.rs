@@ -31,8 +31,13 @@ impl Tally {
 
     /// Counts one.
     pub fn add(&mut self, reason: &'static str) {
+        self.add_many(reason, 1);
+    }
+
+    /// Counts several.
+    pub fn add_many(&mut self, reason: &'static str, more: u64) {
         let count = self.counts.entry(reason).or_default();
-        *count = count.saturating_add(1);
+        *count = count.saturating_add(more);
     }
 
     /// What to log now, if something is due.

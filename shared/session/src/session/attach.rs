@@ -183,9 +183,9 @@ impl Session {
         }
     }
 
-    /// Links that are suspect when another one joins are dead at once: what was under way on them
-    /// goes out again without another round trip.
-    fn bury_suspects(&mut self, now: Instant) {
+    /// Links that are suspect when another one joins or is heard are dead at once: what was under
+    /// way on them goes out again without another round trip.
+    pub(super) fn bury_suspects(&mut self, now: Instant) {
         let suspects = self
             .links
             .values()
@@ -291,12 +291,13 @@ impl Session {
         self.ask(id, now);
         self.heard_at = now;
         self.detached_since = None;
-        self.next_expiry = None;
+        self.expiries.clear();
         self.events.push_back(Event::Attached {
             link: id,
             number,
             first,
         });
+        self.steer(now);
     }
 
     /// Client: says RETIRE, and closes what it names here too.
@@ -331,6 +332,7 @@ impl Session {
             return;
         };
         link.phase = Phase::Live;
+        link.is_proven = true;
         let Some(number) = link.number else { return };
         if number > self.confirmed_number {
             self.confirmed_number = number;
@@ -342,7 +344,7 @@ impl Session {
             self.events.push_back(Event::Confirmed);
         }
         self.detached_since = None;
-        self.next_expiry = None;
+        self.expiries.clear();
         self.ask(id, now);
         self.events.push_back(Event::Attached {
             link: id,

@@ -6,7 +6,7 @@ use super::{EndReason, Event, OpenRefused, Remainder, Role, Session};
 use crate::budget::Budget;
 use crate::flow::{Flow, Purpose, Stage};
 use crate::framer::longest_message;
-use crate::id::{FlowId, Offset, SessionId};
+use crate::id::{FlowId, LinkId, Offset, SessionId};
 use crate::limits;
 use crate::time::Instant;
 use crate::wire::frame::{CloseCode, Control, Deliver, FlowCode, Framing, OnExpiry, capability};
@@ -105,7 +105,7 @@ impl Session {
         if !self.intake.reserve(share, bytes) {
             return Err(OpenRefused::NoRoom);
         }
-        let limit = self.add_flow(flow);
+        let limit = self.begin_flow(flow);
         self.lane.say(Control::Deliver(Deliver {
             flow: id,
             session: target.session,
@@ -120,7 +120,7 @@ impl Session {
     }
 
     /// Server: the client wants to deliver.
-    pub(super) fn on_deliver(&mut self, mut deliver: Deliver, now: Instant) -> Taken {
+    pub(super) fn on_deliver(&mut self, link: LinkId, mut deliver: Deliver, now: Instant) -> Taken {
         if !self.has_delivery() {
             return Err("DELIVER without the capability");
         }
@@ -129,7 +129,7 @@ impl Session {
         flow.purpose = Purpose::Delivery;
         flow.credit_reserve = longest_message(deliver.framing) + limits::RECORD_EXTRA;
         flow.rx.be_told(None);
-        self.admit(flow, deliver.limit, Event::DeliverOpened { deliver })
+        self.admit(flow, deliver.limit, Event::DeliverOpened { deliver, link })
     }
 
     /// More of a delivery may have been released.
@@ -210,6 +210,9 @@ impl Session {
     /// at the server how far each had got.
     pub(super) fn keep_remainders(&mut self, reason: EndReason) {
         if self.role == Role::Server {
+            let is_stored = |flow: &&Flow| matches!(flow.purpose, Purpose::Stored(_));
+            let stored = self.flows.values().filter(is_stored);
+            self.released_at_end = stored.map(|flow| (flow.id, flow.rx.released())).collect();
             self.events
                 .extend(self.flows.values().filter_map(final_offset));
         }

@@ -20,12 +20,16 @@ impl Session {
         self.ended = Some(reason);
         self.keep_remainders(reason);
         self.flows.clear();
+        self.live_flows = 0;
+        self.short_pieces = 0;
+        self.slices = 0;
         self.acks.clear();
         self.fresh.clear();
         self.bulk.clear();
         self.intake_starved.clear();
         self.credit_starved.clear();
-        self.resetting.clear();
+        self.stalls.clear();
+        self.expiries.clear();
         self.secrets.clear();
         if let Some(code) = say {
             self.lane.say_last(Control::SessionClose { code });
@@ -61,10 +65,22 @@ impl Session {
         };
         flow.receive_done = true;
         flow.reset_due = false;
-        flow.rx.abandon();
-        self.resetting.remove(&id);
+        self.drop_received(id);
         self.extend_credit(id);
         self.settle(id, now);
+    }
+
+    /// Lets go of what waits for the local socket.
+    fn drop_received(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        self.short_pieces -= flow.rx.short_pieces();
+        self.slices -= flow.rx.slices();
+        flow.rx.abandon();
+        if let Some(at) = flow.stall.take() {
+            self.stalls.remove(&(at, id));
+        }
     }
 
     /// Both directions are dropped here.
@@ -75,8 +91,7 @@ impl Session {
         flow.abandon_sending();
         flow.receive_done = true;
         flow.reset_due = false;
-        flow.rx.abandon();
-        self.resetting.remove(&id);
+        self.drop_received(id);
         self.extend_intake(id);
         self.extend_credit(id);
     }
@@ -94,6 +109,13 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
+        if flow.is_past() && !flow.is_past_told {
+            flow.is_past_told = true;
+            self.live_flows -= 1;
+            if let Some(at) = flow.expiry.take() {
+                self.expiries.remove(&(at, id));
+            }
+        }
         if flow.owes_done() {
             flow.done_sent = true;
             self.lane.say(Control::Done {
@@ -116,7 +138,17 @@ impl Session {
         };
         self.intake.resize(&mut flow.intake_share, 0);
         self.credit.resize(&mut flow.credit_share, 0);
-        self.resetting.remove(&id);
+        self.short_pieces -= flow.rx.short_pieces();
+        self.slices -= flow.rx.slices();
+        if let Some(at) = flow.stall {
+            self.stalls.remove(&(at, id));
+        }
+        if let Some(at) = flow.expiry {
+            self.expiries.remove(&(at, id));
+        }
+        if !flow.is_past_told {
+            self.live_flows -= 1;
+        }
         if self.flows.is_empty() {
             self.idle_since = now;
         }

@@ -48,7 +48,7 @@ impl Session {
                 return Err(OpenRefused::NoRoom);
             }
         }
-        let limit = self.add_flow(flow);
+        let limit = self.begin_flow(flow);
         self.lane.say(Control::Open(Open {
             flow: id,
             protocol: target.protocol,
@@ -79,15 +79,23 @@ impl Session {
         Ok(Flow::new(FlowId(self.last_flow.0 + 1), grace, now))
     }
 
-    /// Client: the flow is there; its first credit.
-    pub(super) fn add_flow(&mut self, mut flow: Flow) -> Offset {
+    /// Client: the flow that was made last begins; its first credit.
+    pub(super) fn begin_flow(&mut self, mut flow: Flow) -> Offset {
         self.last_flow = flow.id;
         let limit = self.first_credit(&mut flow);
-        self.flows.insert(flow.id, flow);
-        if self.detached_since.is_some() {
-            self.plan_expiry();
-        }
+        self.add_flow(flow);
         limit
+    }
+
+    /// Keeps a flow that has just begun. In an outage it has all of its grace before it (rule 11).
+    pub(super) fn add_flow(&mut self, mut flow: Flow) {
+        if let Some(since) = self.detached_since {
+            let at = flow.expires_at(since) + self.extra();
+            flow.expiry = Some(at);
+            self.expiries.insert((at, flow.id));
+        }
+        self.live_flows += 1;
+        self.flows.insert(flow.id, flow);
     }
 
     /// Server: C is connected.
@@ -224,7 +232,9 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
+        let before = flow.rx.slices();
         let taken = flow.rx.release(count);
+        self.slices = self.slices - before + flow.rx.slices();
         if taken == 0 {
             return;
         }

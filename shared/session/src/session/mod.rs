@@ -8,6 +8,7 @@ mod flows;
 mod outage;
 mod receive;
 mod shares;
+mod steering;
 mod transmit;
 
 pub use attach::VERSION;
@@ -20,7 +21,7 @@ pub use flows::Target;
 use crate::budget::Budget;
 use crate::control_lane::ControlLane;
 use crate::flow::Flow;
-use crate::id::{FlowId, Instance, LinkId, LinkNumber, Secret, SessionId};
+use crate::id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
 use crate::link::Link;
 use crate::time::Instant;
 use crate::wire::frame::Limits;
@@ -55,8 +56,15 @@ pub struct Session {
     ended: Option<EndReason>,
 
     flows: BTreeMap<FlowId, Flow>,
+    /// Of these, so many are not complete in both directions: counted, since it is asked about at
+    /// every input.
+    live_flows: usize,
     /// The highest flow id given out or seen; ids are never used twice.
     last_flow: FlowId,
+    /// Short pieces that all flows hold out of order.
+    short_pieces: usize,
+    /// Pieces of all flows that keep the buffer that a link was read into.
+    slices: usize,
     lane: ControlLane,
     /// Bytes taken from local sockets and not released by the peer (INV-5).
     intake: Budget,
@@ -75,6 +83,12 @@ pub struct Session {
     /// Client: RETIRE was said of every link numbered lower; none of them may join any more.
     retired_below: LinkNumber,
     next_nonce: u64,
+    /// Server: the highest number of a control message, and the link that it came by.
+    led: (u64, Option<LinkId>),
+    /// Client: the link by which the server was told last where to send.
+    told_by: Option<LinkId>,
+    /// Client: the server sends there.
+    is_followed: bool,
 
     /// When the last frame came, on whichever link: no outage began before (rule 11).
     heard_at: Instant,
@@ -82,10 +96,11 @@ pub struct Session {
     detached_since: Option<Instant>,
     /// No flow exists since then.
     idle_since: Instant,
-    /// No flow's grace is over before that.
-    next_expiry: Option<Instant>,
-    /// Flows whose RESET waits for the local socket.
-    resetting: BTreeSet<FlowId>,
+    /// In an outage: when the grace of each flow that lives is over.
+    expiries: BTreeSet<(Instant, FlowId)>,
+    /// Flows whose RESET waits for the local socket alone, and when each is to be looked at: when
+    /// rule 13's time was over when it was put here. An index, since who opens flows may have many.
+    stalls: BTreeSet<(Instant, FlowId)>,
 
     /// Send schedule: flows that send little, then the others.
     fresh: VecDeque<FlowId>,
@@ -99,6 +114,8 @@ pub struct Session {
     lost_by_flow: BTreeMap<FlowId, u64>,
     /// Client, after the end: what is to be stored, or to be asked for again.
     remainders: Vec<(FlowId, Remainder)>,
+    /// Of each flow not forgotten at the end whose bytes the client may store.
+    released_at_end: Vec<(FlowId, Offset)>,
 }
 
 /// Bytes of flows since the session was made.
@@ -127,7 +144,10 @@ impl Session {
             confirmed: role == Role::Client,
             ended: None,
             flows: BTreeMap::new(),
+            live_flows: 0,
             last_flow: FlowId(0),
+            short_pieces: 0,
+            slices: 0,
             lane: ControlLane::default(),
             intake: Budget::new(config.buffer_bytes, config.max_flows),
             credit: Budget::new(config.buffer_bytes, config.max_flows),
@@ -139,11 +159,14 @@ impl Session {
             confirmed_number: LinkNumber(0),
             retired_below: LinkNumber(0),
             next_nonce: 1,
+            led: (0, None),
+            told_by: None,
+            is_followed: false,
             heard_at: now,
             detached_since: Some(now),
             idle_since: now,
-            next_expiry: None,
-            resetting: BTreeSet::new(),
+            expiries: BTreeSet::new(),
+            stalls: BTreeSet::new(),
             fresh: VecDeque::new(),
             bulk: VecDeque::new(),
             acks: VecDeque::new(),
@@ -152,6 +175,7 @@ impl Session {
             lost: 0,
             lost_by_flow: BTreeMap::new(),
             remainders: Vec::new(),
+            released_at_end: Vec::new(),
             config: config.clone(),
         }
     }
@@ -217,6 +241,11 @@ impl Session {
         self.ended.is_some()
     }
 
+    /// Why it was destroyed, if it was.
+    pub fn end_reason(&self) -> Option<EndReason> {
+        self.ended
+    }
+
     /// Server: the client has spoken after WELCOME.
     pub fn is_confirmed(&self) -> bool {
         self.confirmed
@@ -251,20 +280,6 @@ impl Session {
         self.links.get(&link)?.smoothed_rtt()
     }
 
-    /// The link that carries flows, or would.
-    pub fn carrier(&self) -> Option<LinkId> {
-        let rank = |link: &Link| {
-            let class = match (link.is_working(), link.suspect_since) {
-                (true, _) => 3,
-                (false, None) => 2,
-                (false, Some(_)) => 1,
-            };
-            (class, link.number)
-        };
-        let usable = self.links.values().filter(|link| link.is_usable());
-        usable.max_by_key(|link| rank(link)).map(|link| link.id)
-    }
-
     /// That link is attached and answers.
     pub fn is_working(&self, link: LinkId) -> bool {
         self.links.get(&link).is_some_and(Link::is_working)
@@ -282,6 +297,11 @@ impl Session {
     /// Links of the session, attaches under way and last words included.
     pub fn link_count(&self) -> usize {
         self.links.len()
+    }
+
+    /// Whether a link is the session's still: neither dead nor retired.
+    pub fn has_link(&self, link: LinkId) -> bool {
+        self.links.contains_key(&link)
     }
 
     /// Numbers of the links that are attached.
@@ -337,6 +357,12 @@ impl Session {
         self.lost_by_flow.get(&flow).copied().unwrap_or(0)
     }
 
+    /// After the end: how far the peer's bytes were handed on, of each flow that was not settled and
+    /// whose bytes the client may store. No more than `max_flows`.
+    pub fn released_at_end(&self) -> &[(FlowId, Offset)] {
+        &self.released_at_end
+    }
+
     /// Bytes of the two pools that flows hold beyond their floors.
     pub fn lent(&self) -> u64 {
         self.intake.lent() + self.credit.lent()
@@ -363,4 +389,28 @@ impl Session {
         self.next_nonce += 1;
         self.next_nonce
     }
+
+    /// What else is kept, with that of one flow.
+    #[cfg(test)]
+    pub(crate) fn kept(&self, flow: FlowId) -> Kept {
+        Kept {
+            short_pieces: self.short_pieces,
+            slices: self.slices,
+            stalls: self.stalls.len(),
+            expiries: self.expiries.len(),
+            messages: self.lane.outstanding(),
+            chunks: self.flows.get(&flow).map_or(0, |f| f.tx.chunk_count()),
+        }
+    }
+}
+
+/// What tests ask about.
+#[cfg(test)]
+pub(crate) struct Kept {
+    pub(crate) short_pieces: usize,
+    pub(crate) slices: usize,
+    pub(crate) stalls: usize,
+    pub(crate) expiries: usize,
+    pub(crate) messages: u64,
+    pub(crate) chunks: usize,
 }

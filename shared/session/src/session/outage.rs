@@ -5,7 +5,7 @@ use crate::id::{FlowId, LinkId};
 use crate::limits;
 use crate::link::{Duty, Link};
 use crate::time::Instant;
-use crate::wire::frame::{CloseCode, Control, FlowCode};
+use crate::wire::frame::{CloseCode, FlowCode};
 use std::time::Duration;
 
 impl Session {
@@ -26,6 +26,7 @@ impl Session {
         if link.judge(progress, now) {
             let since = link.suspect_since;
             self.check_detached(since, now);
+            self.weigh_suspect(id, now);
         }
     }
 
@@ -74,25 +75,31 @@ impl Session {
         }
         owed.into_iter().for_each(|flow| self.owe_ack(flow));
         ready.into_iter().for_each(|flow| self.schedule(flow));
-        let told = matches!(death, LinkDeath::Transport | LinkDeath::Silent);
+        // One that was never confirmed may carry the peer's frames all the same (rule 10).
+        let told = matches!(
+            death,
+            LinkDeath::Transport | LinkDeath::Silent | LinkDeath::AttachFailed
+        );
         if told
             && let Some(number) = link.number
             && self.links.values().any(Link::is_usable)
         {
-            self.lane.say(Control::LinkDown { link: number });
+            self.lane.say_link_down(number);
         }
         self.check_detached(link.suspect_since, now);
+        self.steer(now);
     }
 
     /// Begins an outage if no link works; `since` if it began before `now`, but never before the
     /// last frame: a PING may be unanswered while others are heard.
-    fn check_detached(&mut self, since: Option<Instant>, now: Instant) {
+    pub(super) fn check_detached(&mut self, since: Option<Instant>, now: Instant) {
         if self.is_attached() || self.detached_since.is_some() {
             return;
         }
-        self.detached_since = Some(since.unwrap_or(now).max(self.heard_at));
+        let since = since.unwrap_or(now).max(self.heard_at);
+        self.detached_since = Some(since);
         self.events.push_back(Event::Detached);
-        self.plan_expiry();
+        self.plan_expiries(since);
         let starved: Vec<FlowId> = self.flows.keys().copied().collect();
         for id in starved {
             self.extend_intake(id);
@@ -102,28 +109,29 @@ impl Session {
     /// A suspect link has been heard again.
     pub(super) fn reattach(&mut self, link: LinkId) {
         if self.detached_since.take().is_some() {
-            self.next_expiry = None;
+            self.expiries.clear();
             self.events.push_back(Event::Reattached { link });
         }
     }
 
-    fn extra(&self) -> Duration {
+    pub(super) fn extra(&self) -> Duration {
         match self.role {
             Role::Client => Duration::ZERO,
             Role::Server => limits::SERVER_EXTRA,
         }
     }
 
-    pub(super) fn plan_expiry(&mut self) {
-        let Some(since) = self.detached_since else {
-            return;
-        };
-        let live = self
-            .flows
-            .values()
-            .filter(|f| !(f.send_done && f.receive_done));
+    /// When the grace of each flow that lives is over, once for an outage: they are many, and each
+    /// may have its own.
+    fn plan_expiries(&mut self, since: Instant) {
         let extra = self.extra();
-        self.next_expiry = live.map(|f| f.expires_at(since) + extra).min();
+        let live = self.flows.values_mut().filter(|flow| !flow.is_past());
+        let expiries = live.map(|flow| {
+            let at = flow.expires_at(since) + extra;
+            flow.expiry = Some(at);
+            (at, flow.id)
+        });
+        self.expiries = expiries.collect();
     }
 
     /// When no flow lives and no link works, the session ends then (rule 15).
@@ -132,11 +140,19 @@ impl Session {
             return Some(self.born + limits::UNCONFIRMED);
         }
         let since = self.detached_since?;
-        let live = self
-            .flows
-            .values()
-            .any(|f| !(f.send_done && f.receive_done));
-        (!live).then(|| since.max(self.idle_since) + limits::ABANDONED + self.extra())
+        (self.live_flows == 0)
+            .then(|| since.max(self.idle_since) + limits::ABANDONED + self.extra())
+    }
+
+    /// Looks at a flow again when its local socket may have held a RESET for too long.
+    pub(super) fn watch_reset(&mut self, id: FlowId) {
+        let at = self.reset_stall_at(&id);
+        if let (Some(at), Some(flow)) = (at, self.flows.get_mut(&id))
+            && flow.stall.is_none()
+        {
+            flow.stall = Some(at);
+            self.stalls.insert((at, id));
+        }
     }
 
     fn reset_stall_at(&self, id: &FlowId) -> Option<Instant> {
@@ -158,12 +174,8 @@ impl Session {
             .values()
             .filter_map(|link| link.deadline(client, busy));
         let link = links.map(|(at, _)| (at, Timer::Link)).min();
-        let grace = self.next_expiry.map(|at| (at, Timer::Grace));
-        let stalls = self
-            .resetting
-            .iter()
-            .filter_map(|id| self.reset_stall_at(id));
-        let stall = stalls.map(|at| (at, Timer::ResetStall)).min();
+        let grace = self.expiries.first().map(|(at, _)| (*at, Timer::Grace));
+        let stall = self.stalls.first().map(|(at, _)| (*at, Timer::ResetStall));
         let abandoned = self.abandoned_at().map(|at| (at, Timer::Abandoned));
         [link, grace, stall, abandoned].into_iter().flatten().min()
     }
@@ -196,7 +208,11 @@ impl Session {
         for (id, duty) in &due {
             let (id, duty) = (*id, *duty);
             match duty {
+                // What carries nothing is asked together with what carries: it must be known to
+                // work when the other is found not to.
+                Duty::Ping if client && self.carrier() == Some(id) => self.probe(now),
                 Duty::Ping => self.ask(id, now),
+                Duty::Leave => self.let_go(id, now),
                 Duty::Check => {
                     if let Some(link) = self.links.get_mut(&id) {
                         link.overdue(now);
@@ -211,35 +227,34 @@ impl Session {
     }
 
     fn reset_stalls(&mut self, now: Instant) {
-        let due = self.resetting.iter().copied();
-        let due: Vec<_> = due
-            .filter(|id| self.reset_stall_at(id).is_some_and(|at| at <= now))
-            .collect();
-        for id in due {
-            self.abort_socket(id, FlowCode::PeerReset);
-            self.end_receiving(id, now);
+        while let Some((at, id)) = self.stalls.first().copied()
+            && at <= now
+        {
+            self.stalls.remove(&(at, id));
+            if let Some(flow) = self.flows.get_mut(&id) {
+                flow.stall = None;
+            }
+            if self.reset_stall_at(&id).is_some_and(|at| at <= now) {
+                self.abort_socket(id, FlowCode::PeerReset);
+                self.end_receiving(id, now);
+            } else {
+                self.watch_reset(id);
+            }
         }
     }
 
     fn expire_flows(&mut self, now: Instant) {
-        let (Some(since), Some(at)) = (self.detached_since, self.next_expiry) else {
-            return;
-        };
-        if at > now {
-            return;
-        }
-        let extra = self.extra();
-        let over = self
-            .flows
-            .values()
-            .filter(|f| !(f.send_done && f.receive_done) && f.expires_at(since) + extra <= now);
-        let over: Vec<_> = over.map(|f| f.id).collect();
-        for id in over {
+        let mut is_any = false;
+        while let Some((at, id)) = self.expiries.first().copied()
+            && at <= now
+        {
+            self.expiries.remove(&(at, id));
+            is_any = true;
             self.expire(id);
             self.abort(id, FlowCode::Expired, now);
         }
-        self.plan_expiry();
-        if self.next_expiry.is_none() {
+        // If the last flow has ended otherwise, rule 15 has its say.
+        if is_any && self.live_flows == 0 {
             self.end(EndReason::Expired, None, now);
         }
     }

@@ -59,13 +59,15 @@ impl Session {
         if was_suspect {
             self.reattach(id);
         }
+        self.bury_suspects(now);
+        self.note_following(id, &frame, now);
         match frame {
             Frame::Data(data) => self.on_data(data, now),
             Frame::Ack(ack) => self.on_ack(id, ack, true, now),
             Frame::FlowState(acks) => acks
                 .into_iter()
                 .try_for_each(|ack| self.on_ack(id, ack, false, now)),
-            Frame::Control { number, message } => self.on_control(number, message, now),
+            Frame::Control { number, message } => self.on_control(id, number, message, now),
             Frame::ControlAck { number } => self.lane.acknowledge(number),
             Frame::Ping { nonce } => {
                 let link = self.links.get_mut(&id).ok_or("link gone")?;
@@ -75,8 +77,8 @@ impl Session {
             }
             Frame::Pong { nonce } => {
                 let link = self.links.get_mut(&id).ok_or("link gone")?;
-                if link.pong(nonce, was_suspect, now) && self.role == Role::Client {
-                    self.retire_older(id, now);
+                if link.pong(nonce, was_suspect, now) {
+                    self.on_answered(id, nonce, now);
                 }
                 Ok(())
             }
@@ -106,6 +108,7 @@ impl Session {
 
     fn on_data(&mut self, data: Data, now: Instant) -> Taken {
         let id = data.flow;
+        let may_share = self.may_share();
         let Some(flow) = self.known(id)? else {
             return Ok(());
         };
@@ -116,16 +119,32 @@ impl Session {
             self.owe_ack(id);
             return Ok(());
         }
-        let in_order = flow.rx.insert(data.offset, data.payload, data.fin)?;
-        if flow.rx.pieces() > limits::PIECES_OUT_OF_ORDER {
-            return Err("too many pieces out of order");
-        }
+        let before = (flow.rx.short_pieces(), flow.rx.slices());
+        let in_order = flow
+            .rx
+            .insert(data.offset, data.payload, data.fin, may_share)?;
         if in_order {
             flow.progress_at = now;
+        }
+        let after = (flow.rx.short_pieces(), flow.rx.slices());
+        self.short_pieces = self.short_pieces - before.0 + after.0;
+        self.slices = self.slices - before.1 + after.1;
+        if self.short_pieces > limits::PIECES_OUT_OF_ORDER {
+            return Err("too many short pieces out of order");
+        }
+        if in_order {
+            self.watch_reset(id);
             self.tell_readable(id);
         }
         self.owe_ack(id);
         Ok(())
+    }
+
+    /// Few payloads keep what they were read into. Junk between them would make a session whose
+    /// readers stand still hold many times its buffer.
+    fn may_share(&self) -> bool {
+        let most = limits::SLICES.max(self.config.buffer_bytes / limits::READ_BUFFER);
+        u64::try_from(self.slices).is_ok_and(|slices| slices < most)
     }
 
     fn on_ack(&mut self, link: LinkId, ack: Ack, strict: bool, now: Instant) -> Taken {
@@ -158,22 +177,22 @@ impl Session {
         Ok(())
     }
 
-    fn on_control(&mut self, number: u64, message: Control, now: Instant) -> Taken {
+    fn on_control(&mut self, link: LinkId, number: u64, message: Control, now: Instant) -> Taken {
         self.lane.receive(number, message)?;
         while self.ended.is_none() {
             let Some(message) = self.lane.next_in_order() else {
                 break;
             };
-            self.on_message(message, now)?;
+            self.on_message(link, message, now)?;
         }
         Ok(())
     }
 
-    fn on_message(&mut self, message: Control, now: Instant) -> Taken {
+    fn on_message(&mut self, link: LinkId, message: Control, now: Instant) -> Taken {
         let client = self.role == Role::Client;
         match message {
-            Control::Open(open) if !client => self.on_open(open, now),
-            Control::Deliver(deliver) if !client => self.on_deliver(deliver, now),
+            Control::Open(open) if !client => self.on_open(link, open, now),
+            Control::Deliver(deliver) if !client => self.on_deliver(link, deliver, now),
             Control::OpenOk { flow, limit, grace } if client => self.on_open_ok(flow, limit, grace),
             Control::OpenErr { flow, error } if client => self.on_open_err(flow, error, now),
             Control::Reset { flow, end, code } => self.on_reset(flow, end, code, now),
@@ -207,11 +226,11 @@ impl Session {
                 self.bury_older(older_than, now);
                 Ok(())
             }
-            Control::LinkDown { link } => {
+            Control::LinkDown { link: down } => {
                 let named = self
                     .links
                     .values()
-                    .find(|l| l.number == Some(link))
+                    .find(|l| l.number == Some(down))
                     .map(|l| l.id);
                 if let Some(id) = named {
                     self.kill_link(id, LinkDeath::Retired, now);
@@ -266,7 +285,7 @@ impl Session {
         Ok(())
     }
 
-    fn on_open(&mut self, mut open: Open, now: Instant) -> Taken {
+    fn on_open(&mut self, link: LinkId, mut open: Open, now: Instant) -> Taken {
         if !self.has_delivery() {
             open.on_expiry = OnExpiry::Reset;
         }
@@ -277,7 +296,7 @@ impl Session {
             flow.credit_reserve = longest_message(framing) + 2;
             flow.rx.be_told(Some(Framer::new(framing)));
         }
-        self.admit(flow, open.limit, Event::FlowOpened { open })
+        self.admit(flow, open.limit, Event::FlowOpened { open, link })
     }
 
     /// A flow that the client asks for, if there is room.
@@ -313,10 +332,7 @@ impl Session {
             return Ok(());
         }
         flow.tx.raise_limit(limit);
-        self.flows.insert(id, flow);
-        if self.detached_since.is_some() {
-            self.plan_expiry();
-        }
+        self.add_flow(flow);
         self.events.push_back(event);
         Ok(())
     }
@@ -345,12 +361,12 @@ impl Session {
         } else if flow.receive_done {
             if !flow.done_sent {
                 flow.reset_due = true;
-                self.resetting.insert(id);
+                self.watch_reset(id);
                 self.tell_readable(id);
             }
             self.settle(id, now);
         } else {
-            self.resetting.insert(id);
+            self.watch_reset(id);
             self.extend_credit(id);
             if is_readable || self.delivery(id) == Delivery::Reset {
                 self.tell_readable(id);

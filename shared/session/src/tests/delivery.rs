@@ -318,7 +318,7 @@ fn what_no_buffer_could_ever_hold_is_asked_for_as_reset() {
         pair.ask(&target(LINES, false));
 
         let opened = pair.events[SERVER].iter().find_map(|event| {
-            let Event::FlowOpened { open } = event else {
+            let Event::FlowOpened { open, .. } = event else {
                 return None;
             };
             Some(open.on_expiry)
@@ -584,7 +584,7 @@ fn a_delivery_is_released_when_the_server_says_so() {
         .unwrap();
     pair.run();
     let asked = pair.events[SERVER].iter().find_map(|event| {
-        let Event::DeliverOpened { deliver } = event else {
+        let Event::DeliverOpened { deliver, .. } = event else {
             return None;
         };
         Some(*deliver)

@@ -1,8 +1,10 @@
-//! Speed of one bulk flow through tund beside a direct connection, pair by pair in one run.
+//! Speed of one bulk flow through tund beside a direct connection, pair by pair in one run; fails
+//! below the ratio that is promised.
 #![expect(clippy::print_stdout, reason = "a table is what this program is for")]
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
@@ -16,15 +18,21 @@ const BLOCK_BYTES: usize = 256 * 1024;
 /// Transfers warm up for so long before they are measured: windows grow.
 const WARM_UP: Duration = Duration::from_millis(700);
 
-/// Measures one bulk flow, tund beside direct.
+/// What one bulk flow reaches at least of a direct connection's rate, both ways, encrypted.
+const PROMISED_RATIO: f64 = 0.3;
+
+/// Measures one bulk flow, tund beside direct; ends with 1 if a median is below what is promised.
 #[derive(Parser)]
 struct Arguments {
-    /// Pairs of runs; medians are printed.
-    #[arg(long, default_value_t = 5)]
-    pairs: usize,
+    /// Pairs of runs, at least 5: the median of fewer says little.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(5..))]
+    pairs: u16,
     /// Seconds of each run.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
+    /// What the median ratio to the direct connection must be, each way.
+    #[arg(long, default_value_t = PROMISED_RATIO)]
+    require: f64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,7 +102,23 @@ struct Row {
     cpu_per_gb: Vec<f64>,
 }
 
-fn main() -> anyhow::Result<()> {
+/// What to say of a way whose median ratio is not what is required; none if it is.
+fn shortfall(name: &str, ratios: &[f64], required: f64) -> Option<String> {
+    let ratio = median(ratios.to_vec());
+    // Whatever is not a number is no success either.
+    let is_short = ratio
+        .partial_cmp(&required)
+        .is_none_or(std::cmp::Ordering::is_lt);
+    is_short.then(|| {
+        format!(
+            "bench: {name}, tund reaches {ratio:.3} of the direct connection's rate (median of {}), \
+             less than the {required} required",
+            ratios.len()
+        )
+    })
+}
+
+fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let length = Duration::from_secs_f64(arguments.seconds);
     let lab = Lab::new("bench");
@@ -108,8 +132,11 @@ fn main() -> anyhow::Result<()> {
     let direct = lab.plain_origin_address(Family::V4, PORT);
     let through = lab.origin_address(Family::V4, PORT);
     let pids = [tund.client.process.pid(), tund.server.process.pid()];
-    println!("| one flow | direct Gbit/s | tund Gbit/s | ratio | daemons, CPU s/GB |");
-    println!("|---|---|---|---|---|");
+    println!(
+        "| one flow | direct Gbit/s | tund Gbit/s | ratio | pair by pair | daemons, CPU s/GB |"
+    );
+    println!("|---|---|---|---|---|---|");
+    let mut shortfalls = Vec::new();
     for (name, way) in [("up", Way::Up), ("down", Way::Down)] {
         let mut row = Row {
             direct: vec![],
@@ -129,13 +156,40 @@ fn main() -> anyhow::Result<()> {
             row.ratio.push(ours / plain);
             row.cpu_per_gb.push(spent / gigabytes);
         }
+        let pairs: Vec<_> = row
+            .ratio
+            .iter()
+            .map(|ratio| format!("{ratio:.2}"))
+            .collect();
+        shortfalls.extend(shortfall(name, &row.ratio, arguments.require));
         println!(
-            "| {name} | {:.1} | {:.1} | {:.2} | {:.2} |",
+            "| {name} | {:.1} | {:.1} | {:.2} | {} | {:.2} |",
             median(row.direct),
             median(row.tund),
             median(row.ratio),
+            pairs.join(" "),
             median(row.cpu_per_gb)
         );
     }
-    Ok(())
+    for sentence in &shortfalls {
+        println!("{sentence}");
+    }
+    Ok(ExitCode::from(u8::from(!shortfalls.is_empty())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_judged_at_the_limit_and_just_below() {
+        let at = [0.9, 0.1, 0.3, 0.2, 0.4];
+        assert_eq!(shortfall("up", &at, 0.3), None);
+
+        let below = [0.9, 0.1, 0.299, 0.2, 0.4];
+        let sentence = shortfall("up", &below, 0.3).expect("too slow");
+        assert!(sentence.contains("up, tund reaches 0.299"), "{sentence}");
+        assert!(shortfall("up", &[f64::NAN; 5], 0.3).is_some());
+        assert!(shortfall("up", &[], 0.3).is_some());
+    }
 }

@@ -247,6 +247,11 @@ impl Client {
         let Some(known) = self.table.remove(flow) else {
             return;
         };
+        if let OpenError::Denied(by) = error {
+            let destination = known.destination;
+            self.events
+                .push_back(ClientEvent::Denied { destination, by });
+        }
         if known.is_open {
             let name = (self.session_id(), flow);
             let end = account::of_refusal(error);

@@ -52,7 +52,8 @@ impl Client {
         // Behind the end, the session names each of its links, attaches under way included.
         while let Some(event) = session.poll_event() {
             if let Event::LinkDead { link, .. } = event {
-                let has_last_words = session.has_transmit(link);
+                // Where nobody has answered, nobody would hear them either: the end is now.
+                let has_last_words = session.has_transmit(link) && session.is_working(link);
                 is_parting |= has_last_words;
                 self.close_link(link, has_last_words);
             }

@@ -25,6 +25,7 @@ impl Client {
             }
             Event::LinkDead { link, death } => {
                 self.dialer.ended(link);
+                self.note_death(link, death, now);
                 let words = matches!(death, LinkDeath::SessionEnded | LinkDeath::Retired);
                 self.close_link(link, words);
             }
@@ -113,7 +114,9 @@ impl Client {
         }
         self.end_outage(attempt, now);
         self.note_delivery();
-        self.dialer.attached(&mut self.orders);
+        self.dialer.attached();
+        self.outlook.settled();
+        self.tend(now);
         self.events
             .push_back(ClientEvent::Attached { link, number });
     }

@@ -4,12 +4,13 @@ mod asking;
 mod delivery;
 mod ends;
 mod events;
+mod network;
 mod storing;
 #[cfg(test)]
 mod tests;
 
 use crate::account::FlowAccount;
-use crate::dialer::{DialOrder, Dialer, PathId};
+use crate::dialer::{DialOrder, Dialer, PathId, Want};
 use crate::flow_table::FlowTable;
 use crate::netstack::{Arena, ConnectionId, Netstack, NetstackConfig, Sink};
 use crate::policy::Policies;
@@ -17,12 +18,14 @@ use crate::spool::{Spool, SpoolOrder};
 use asking::Asking;
 use bytes::Bytes;
 use delivery::Behind;
+use network::Outlook;
+pub use network::{Network, Path};
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 use storing::Storing;
-use tund_session::wire::frame::CloseCode;
+use tund_session::wire::frame::{CloseCode, DeniedBy};
 use tund_session::{
     Config, EndReason, FlowId, Instant, LinkId, LinkNumber, Outbox, Progress, Secret, Session,
     SessionId, Traffic,
@@ -47,6 +50,8 @@ pub struct ClientConfig {
     pub linger: Option<Duration>,
     /// How much may be stored.
     pub spool_bytes: u64,
+    /// Keep a second link while flows are active, where it is not metered.
+    pub standby: bool,
     /// For jitter.
     pub seed: u64,
 }
@@ -81,6 +86,13 @@ pub enum ClientEvent {
         link: LinkId,
         /// Its number.
         number: LinkNumber,
+    },
+    /// The server does not connect to what an application wanted.
+    Denied {
+        /// What it wanted.
+        destination: SocketAddr,
+        /// The setting that forbids it.
+        by: DeniedBy,
     },
     /// No link works.
     Detached,
@@ -173,6 +185,7 @@ pub struct Client {
     pub(crate) dialer: Dialer,
     /// Applications that ask while no flow can be opened for them.
     asking: Asking,
+    outlook: Outlook,
     orders: Vec<DialOrder>,
     pub(crate) events: VecDeque<ClientEvent>,
     refused: Option<Refused>,
@@ -215,6 +228,7 @@ impl Client {
             table: FlowTable::default(),
             dialer: Dialer::new(config.seed),
             asking: Asking::default(),
+            outlook: Outlook::default(),
             orders: Vec::new(),
             events: VecDeque::new(),
             refused: None,
@@ -240,11 +254,6 @@ impl Client {
     /// A packet of the TUN device; its bytes are changed.
     pub fn handle_packet(&mut self, packet: &mut [u8], now: Instant, sink: &mut dyn Sink) {
         self.netstack.handle_packet(packet, now, sink);
-    }
-
-    /// The ways to the server, best first.
-    pub fn handle_paths(&mut self, paths: &[PathId], now: Instant) {
-        self.dialer.paths(paths, now, &mut self.orders);
     }
 
     /// An attempt's SYN was answered.
@@ -282,11 +291,13 @@ impl Client {
         if let Some(session) = &mut self.session {
             session.handle_bytes(link, bytes, now);
         }
+        self.outlook.settled();
     }
 
     /// A link, or an attempt, is gone. `refused`: the pinned server does not list our key.
     pub fn handle_link_down(&mut self, link: LinkId, refused: bool, now: Instant) {
         self.dialer.ended(link);
+        self.outlook.forget(link);
         for parting in &mut self.parting {
             parting.handle_link_down(link, now);
         }
@@ -324,6 +335,7 @@ impl Client {
         self.spool.handle_timeout(now);
         self.expire_behind(now);
         self.linger(now);
+        self.look_if_due(now);
     }
 
     /// When a session that nobody needs ends.
@@ -365,6 +377,7 @@ impl Client {
             self.asking.poll_timeout(),
             self.spool.poll_timeout(),
             self.behind.poll_timeout(),
+            self.outlook.poll_timeout(),
         ];
         all.into_iter().flatten().min()
     }
@@ -425,20 +438,16 @@ impl Client {
         } else {
             self.unwanted_since = None;
         }
-        let session = self.session.as_ref();
-        let wanted = session.is_some_and(|s| {
-            let insisted = self.is_insisted_on || self.unwanted_since.is_some();
-            let needed = always || delivers || insisted || s.wants_link();
-            let is_worn = self.worn.is_some() && self.worn == s.carrier();
-            needed && !s.is_ended() && (!s.is_attached() || is_worn)
-        });
-        self.dialer.want(wanted, now);
+        self.tend(now);
+        let want = self.wanted();
+        self.dialer.want(want, now, &mut self.orders);
         if self.dialer.is_look_due(now) {
             self.events.push_back(ClientEvent::FindPaths);
         }
         for order in std::mem::take(&mut self.orders) {
             match order {
                 DialOrder::Start(link, path) => {
+                    self.outlook.dialled(link, path);
                     self.events.push_back(ClientEvent::Dial { link, path });
                 }
                 DialOrder::GiveUp(link) => {
@@ -448,6 +457,29 @@ impl Client {
                     self.close_link(link, false);
                 }
             }
+        }
+    }
+
+    /// Whether a session without a link is to have one.
+    fn is_link_needed(&self, session: &Session) -> bool {
+        let insisted = self.is_insisted_on || self.unwanted_since.is_some();
+        let asked = self.is_always_on() || self.wants_delivery() || insisted;
+        let needed = asked || session.wants_link();
+        needed && !session.is_ended()
+    }
+
+    fn wanted(&self) -> Want {
+        let Some(session) = self.session.as_ref().filter(|s| self.is_link_needed(s)) else {
+            return Want::Nothing;
+        };
+        if !session.is_attached() || self.outlook.is_in_doubt() {
+            return Want::Link;
+        }
+        let further = self.further_paths(session);
+        if further.is_empty() {
+            Want::Nothing
+        } else {
+            Want::Further(further)
         }
     }
 

@@ -254,6 +254,12 @@ impl Netstack {
             .map_or(0, |socket| socket.send_queue())
     }
 
+    /// The same of all connections, also of those that the owner has forgotten.
+    #[cfg(test)]
+    pub(crate) fn unsent_in_all(&mut self) -> u64 {
+        self.slots.unsent_in_all()
+    }
+
     /// Ends this direction by FIN, after all that `send` took. The other direction goes on.
     pub fn finish(&mut self, connection: ConnectionId) {
         self.end(connection, Ending::Finish);

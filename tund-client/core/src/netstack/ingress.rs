@@ -157,7 +157,8 @@ impl Netstack {
     fn extend_held(&mut self, index: u32) {
         let now = self.now;
         if let Some(Phase::Held(held)) = self.table.at(index).map(|c| &mut c.phase) {
-            let gap = now.saturating_duration_since(held.seen);
+            // No kernel repeats sooner; two that lie closer together were read late.
+            let gap = now.saturating_duration_since(held.seen).max(FIRST_SYN_GAP);
             held.seen = now;
             held.expires = now + gap * 2 + SYN_GRACE;
             let expires = held.expires;

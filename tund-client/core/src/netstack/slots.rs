@@ -81,6 +81,8 @@ pub(crate) struct Slot {
     touched: bool,
     /// Its pages were given back before the sweep came to it.
     rested: bool,
+    /// It stands in the line of busy slots.
+    in_line: bool,
     used_at: Instant,
 }
 
@@ -95,9 +97,14 @@ impl Slot {
     }
 }
 
-/// With so many slots in use or fewer, pages are left to the sweep: giving them back costs about
-/// 7 µs each time, which a few busy connections need not pay. Chosen.
+/// With so many busy slots or fewer, pages are left to the sweep: giving them back costs about
+/// 7 µs each time, which a few busy connections need not pay. Beyond it, those that are empty give
+/// theirs back at once: a thousand connections that write 64 KiB each within a moment must not
+/// leave 64 MiB in rings beside the same bytes in the session. Chosen.
 const BUSY_SLOTS: usize = 64;
+/// Busy slots that are looked at when another one becomes busy: more than one, so that their
+/// number sinks again once they are empty.
+const LOOKS: usize = 4;
 
 /// All slots.
 pub(crate) struct Slots {
@@ -111,6 +118,8 @@ pub(crate) struct Slots {
     idle_after: Duration,
     /// Slots that were touched and not given back.
     busy: usize,
+    /// All of these, in the order in which they became so, and some that are no more; each once.
+    line: VecDeque<u32>,
 }
 
 impl Slots {
@@ -124,6 +133,7 @@ impl Slots {
             // A sweep must lie strictly ahead of the moment that arms it.
             idle_after: idle_after.max(IDLE_TURN),
             busy: 0,
+            line: VecDeque::new(),
         }
     }
 
@@ -163,6 +173,7 @@ impl Slots {
             in_use: false,
             touched: false,
             rested: false,
+            in_line: false,
             used_at: Instant::default(),
         });
         Some(index)
@@ -185,6 +196,14 @@ impl Slots {
         &mut self.slots[index]
     }
 
+    /// Bytes in the send rings of slots in use.
+    #[cfg(test)]
+    pub(crate) fn unsent_in_all(&mut self) -> u64 {
+        let used = self.slots.iter_mut().filter(|slot| slot.in_use);
+        used.map(|slot| u64::try_from(slot.socket().send_queue()).unwrap())
+            .sum()
+    }
+
     /// The rings of `index` are being written.
     pub(crate) fn touch(&mut self, index: u32, now: Instant) {
         let idle_after = self.idle_after;
@@ -195,7 +214,45 @@ impl Slots {
             slot.touched = true;
             self.sweep.push_back((now + idle_after, index));
         }
-        self.busy += usize::from(was_resting);
+        if was_resting {
+            self.busy += 1;
+            if !std::mem::replace(&mut self.get(index).in_line, true) {
+                self.line.push_back(index);
+            }
+            self.make_room();
+        }
+    }
+
+    /// Gives back the pages of empty slots while too many are busy, those first that have been busy
+    /// for longest.
+    fn make_room(&mut self) {
+        for _ in 0..LOOKS {
+            if self.busy <= BUSY_SLOTS {
+                return;
+            }
+            let Some(index) = self.line.pop_front() else {
+                return;
+            };
+            let slot = self.get(index);
+            slot.in_line = false;
+            if slot.touched && !slot.rested && !self.give_pages_back(index) {
+                self.get(index).in_line = true;
+                self.line.push_back(index);
+            }
+        }
+    }
+
+    /// Gives the pages of a busy slot back, if nothing is in them.
+    fn give_pages_back(&mut self, index: u32) -> bool {
+        let slot = self.get(index);
+        if slot.in_use && !slot.is_empty() {
+            return false;
+        }
+        slot.rested = true;
+        self.busy = self.busy.saturating_sub(1);
+        self.arena
+            .idle(usize::try_from(index).unwrap_or(usize::MAX));
+        true
     }
 
     /// The window of the connection in `index` is closed: if its rings are empty they stay so for
@@ -206,11 +263,8 @@ impl Slots {
             return;
         }
         let slot = self.get(index);
-        if slot.touched && !slot.rested && slot.is_empty() {
-            slot.rested = true;
-            self.busy = self.busy.saturating_sub(1);
-            self.arena
-                .idle(usize::try_from(index).unwrap_or(usize::MAX));
+        if slot.touched && !slot.rested {
+            self.give_pages_back(index);
         }
     }
 
@@ -262,5 +316,89 @@ impl fmt::Debug for Slots {
             .field("slots", &self.slots.len())
             .field("free", &self.free.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Counts how often pages were given back.
+    struct Counting(Arc<AtomicUsize>);
+
+    impl Arena for Counting {
+        fn rings(&mut self, _slot: usize) -> Option<Rings> {
+            Some(Rings {
+                receive: RingMemory::Owned(vec![0; 16]),
+                send: RingMemory::Owned(vec![0; 16]),
+            })
+        }
+
+        fn idle(&mut self, _slot: usize) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// 1,000 slots that were all written in one moment; the first `kept` still hold something.
+    fn burst(kept: u32) -> (Slots, Arc<AtomicUsize>) {
+        let idled = Arc::new(AtomicUsize::new(0));
+        let arena = Box::new(Counting(Arc::clone(&idled)));
+        let mut slots = Slots::new(arena, Duration::from_secs(2));
+        for index in 0..1000 {
+            assert_eq!(slots.take(), Some(index));
+            slots.get(index).has_gap = index < kept;
+            slots.touch(index, Instant::default());
+        }
+        (slots, idled)
+    }
+
+    #[test]
+    fn a_burst_over_many_connections_keeps_the_pages_of_few() {
+        let (mut slots, idled) = burst(0);
+        assert_eq!(idled.load(Ordering::Relaxed), 1000 - BUSY_SLOTS);
+
+        // Nothing is counted twice, however often a slot becomes busy and rests.
+        for index in (0..1000).chain(0..1000) {
+            slots.touch(index, Instant::default());
+        }
+        assert_eq!(slots.busy, BUSY_SLOTS);
+        assert!(slots.line.len() <= 1000, "{}", slots.line.len());
+        let mut now = Instant::default();
+        for _ in 0..100 {
+            now = now + Duration::from_secs(3);
+            slots.sweep(now);
+        }
+        assert_eq!(slots.busy, 0);
+    }
+
+    #[test]
+    fn a_burst_gives_back_no_pages_that_hold_something() {
+        let (mut slots, idled) = burst(500);
+        assert!((0..500).all(|index| !slots.get(index).rested));
+        assert!(idled.load(Ordering::Relaxed) > 250);
+
+        for index in 0..500 {
+            slots.get(index).has_gap = false;
+        }
+        for index in 500..1000 {
+            slots.touch(index, Instant::default());
+        }
+        assert_eq!(slots.busy, BUSY_SLOTS);
+    }
+
+    #[test]
+    fn a_few_busy_connections_keep_their_pages() {
+        let idled = Arc::new(AtomicUsize::new(0));
+        let arena = Box::new(Counting(Arc::clone(&idled)));
+        let mut slots = Slots::new(arena, Duration::from_secs(2));
+        for index in 0..u32::try_from(BUSY_SLOTS).unwrap() {
+            slots.take();
+            slots.touch(index, Instant::default());
+            slots.rest(index);
+        }
+        assert_eq!(idled.load(Ordering::Relaxed), 0);
     }
 }

@@ -30,7 +30,7 @@ impl Rule {
     /// Whether the entry is about this destination.
     ///
     /// An entry with a port says nothing about a protocol that has none.
-    pub(super) fn covers(&self, ip: IpAddr, port: u16, protocol: Protocol) -> bool {
+    pub(crate) fn covers(&self, ip: IpAddr, port: u16, protocol: Protocol) -> bool {
         let port_fits = match (self.port, protocol) {
             (None, _) => true,
             (Some(wanted), Protocol::Tcp | Protocol::Udp) => wanted == port,

@@ -1,12 +1,10 @@
 //! How far each stored stream has reached its origin, whatever became of its session.
 
 use crate::registry::ClientKey;
+use bytes::{Buf as _, BufMut as _};
 use std::collections::{BTreeMap, BTreeSet};
 use tund_session::{FlowId, Offset, SessionId};
 
-/// Seconds for which a stream is remembered after its last change: 30 days, longer than any
-/// `retain` is meant to be.
-pub const KEPT: u64 = 30 * 24 * 60 * 60;
 /// Streams of one client that are remembered; the one that changed longest ago is forgotten.
 pub const FLOWS_PER_KEY: usize = 10_000;
 
@@ -30,6 +28,43 @@ pub struct Progress {
     pub offset: Offset,
     /// When it came so far, in seconds of the calendar: it outlasts restarts.
     pub at: u64,
+}
+
+/// The only layout so far: version, key, session, flow, offset, time. Numbers are little-endian.
+const VERSION: u8 = 1;
+const LENGTH: usize = 1 + 32 + 16 + 8 + 8 + 8;
+
+impl Progress {
+    /// To be written down.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(LENGTH);
+        bytes.put_u8(VERSION);
+        bytes.put_slice(&self.of.client.0);
+        bytes.put_slice(&self.of.session.0);
+        bytes.put_u64_le(self.of.flow.0);
+        bytes.put_u64_le(self.offset.0);
+        bytes.put_u64_le(self.at);
+        bytes
+    }
+
+    /// The same read again; none where the bytes are of another version, or damaged.
+    pub fn decode(mut bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != LENGTH || bytes.get_u8() != VERSION {
+            return None;
+        }
+        let (mut key, mut session) = ([0; 32], [0; 16]);
+        bytes.copy_to_slice(&mut key);
+        bytes.copy_to_slice(&mut session);
+        Some(Self {
+            of: StoredFlow {
+                client: ClientKey(key),
+                session: SessionId(session),
+                flow: FlowId(bytes.get_u64_le()),
+            },
+            offset: Offset(bytes.get_u64_le()),
+            at: bytes.get_u64_le(),
+        })
+    }
 }
 
 /// What the origins' TCP has acknowledged, stream by stream.
@@ -82,18 +117,6 @@ impl Delivered {
         self.clients.retain(|_, streams| !streams.order.is_empty());
     }
 
-    /// The streams of one session, for the client that asks for it too late.
-    pub fn of_session(
-        &self,
-        client: &ClientKey,
-        session: SessionId,
-    ) -> impl Iterator<Item = (FlowId, Offset)> {
-        let range = (session, FlowId(0))..=(session, FlowId(u64::MAX));
-        let streams = self.clients.get(client).into_iter();
-        let of_session = streams.flat_map(move |streams| streams.progress.range(range.clone()));
-        of_session.map(|((_, flow), (offset, _))| (*flow, *offset))
-    }
-
     /// Everything that is remembered, to be written down afresh.
     pub fn all(&self) -> impl Iterator<Item = Progress> {
         self.clients.iter().flat_map(|(client, streams)| {
@@ -128,5 +151,47 @@ impl Streams {
         if let Some((_, session, flow)) = self.order.pop_first() {
             self.progress.remove(&(session, flow));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress() -> Progress {
+        Progress {
+            of: StoredFlow {
+                client: ClientKey([9; 32]),
+                session: SessionId([7; 16]),
+                flow: FlowId(3),
+            },
+            offset: Offset(1 << 40),
+            at: 0x0102,
+        }
+    }
+
+    #[test]
+    fn the_layout_is_what_older_files_have() {
+        let mut expected = vec![1];
+        expected.extend([9; 32]);
+        expected.extend([7; 16]);
+        expected.extend([3, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([0, 0, 0, 0, 0, 1, 0, 0]);
+        expected.extend([2, 1, 0, 0, 0, 0, 0, 0]);
+
+        assert_eq!(progress().encode(), expected);
+        assert_eq!(Progress::decode(&expected), Some(progress()));
+    }
+
+    #[test]
+    fn bytes_that_are_no_progress_are_none() {
+        let bytes = progress().encode();
+        for len in 0..bytes.len() {
+            assert_eq!(Progress::decode(&bytes[..len]), None, "{len} bytes");
+        }
+        assert_eq!(Progress::decode(&[&bytes[..], &[0]].concat()), None);
+        let mut other = bytes;
+        other[0] = 2;
+        assert_eq!(Progress::decode(&other), None);
     }
 }

@@ -5,7 +5,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-pub use delivered::{Delivered, FLOWS_PER_KEY, KEPT, Progress, StoredFlow};
+pub use delivered::{Delivered, FLOWS_PER_KEY, Progress, StoredFlow};
 pub use record::{HEADER_BYTES, Record};
 
 use crate::registry::ClientKey;

@@ -2,14 +2,15 @@
 
 use super::{
     BUSY_HINT, ClientKey, GREETING_TIME, GREETINGS_PER_KEY, KEY_IN_USE_WAIT, LinkState,
-    PROVISIONAL_PER_KEY, Registry, RegistryEvent, TurnedAway,
+    PROVISIONAL_PER_KEY, Registry, RegistryEvent,
 };
 use bytes::{Bytes, BytesMut};
 use std::time::Duration;
 use tund_session::session::VERSION;
-use tund_session::wire::codec::{self, HEADER, MAX_RELEASED, max_body};
+use tund_session::wire::codec::{self, HEADER, max_body};
 use tund_session::wire::frame::{Frame, Hello, RejectReason, Resume, ResumeReject};
-use tund_session::{FlowId, Instant, LinkId, Offset, Secret, SessionId};
+use tund_session::wire::kind::MAX_RELEASED;
+use tund_session::{FlowId, Instant, LinkId, Offset, Secret, Session, SessionId};
 
 /// The longest first frame: RESUME, or HELLO.
 const FIRST_FRAME_MAX: usize = HEADER + {
@@ -20,10 +21,25 @@ const FIRST_FRAME_MAX: usize = HEADER + {
     }
 };
 
+/// Why a link was turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnedAway {
+    /// RESUME or HELLO was answered by RESUME_REJECT.
+    Rejected(RejectReason),
+    /// HELLO was answered by KEY_IN_USE.
+    KeyInUse,
+    /// The first frame was neither HELLO nor RESUME, or more came before the answer.
+    NotUnderstood,
+    /// There was no first frame in time.
+    Silent,
+    /// The key was removed from the list.
+    KeyRemoved,
+}
+
 /// A link that has proved a key, before it is part of a session.
 #[derive(Debug)]
 pub(super) struct Greeting {
-    key: ClientKey,
+    pub(super) key: ClientKey,
     secret: Secret,
     /// The id a new session would get: drawn by the driver.
     fresh: SessionId,
@@ -78,7 +94,7 @@ impl Registry {
     fn greeting(&mut self, link: LinkId) -> Option<&mut Greeting> {
         match self.links.get_mut(&link)? {
             LinkState::Greeting(greeting) => Some(greeting),
-            LinkState::Member(_) | LinkState::TurnedAway(_) => None,
+            LinkState::Member(_) | LinkState::TurnedAway { .. } => None,
         }
     }
 
@@ -193,14 +209,18 @@ impl Registry {
         self.waiting.range(range).map(|(_, link)| *link).collect()
     }
 
+    /// Somebody waits for `rival` to answer, and what comes on `link` would be one: what was under way
+    /// on a link that is dead for the session says nothing of its client.
+    pub(super) fn is_waited_for(&self, rival: SessionId, link: LinkId) -> bool {
+        let lives = |session: &Session| session.live_links().any(|(live, _)| live == link);
+        !self.waiting.is_empty() && self.session(rival).is_some_and(lives)
+    }
+
     /// Something of a session has come.
     ///
     /// The verdict still waits for its time: bytes of a client that was killed may be under way,
     /// and the end of its link behind them.
     pub(super) fn note_heard(&mut self, rival: SessionId) {
-        if self.waiting.is_empty() {
-            return;
-        }
         for link in self.waiting_for(rival) {
             if let Some(wait) = self.greeting(link).and_then(|g| g.wait.as_mut()) {
                 wait.is_heard = true;
@@ -243,21 +263,18 @@ impl Registry {
             return;
         };
         let (key, secret, id) = (greeting.key, greeting.secret.clone(), resume.session);
+        if let Some(tombstone) = self.tombstones.of(id, key) {
+            let (reason, released) = (tombstone.end.told(), tombstone.released.clone());
+            self.reject_with(link, reason, &released);
+            return;
+        }
         if resume.instance != self.config.session.instance {
             self.reject(link, RejectReason::Restarted);
             return;
         }
         let entry = self.entries.get(&id);
         if entry.is_none_or(|e| e.key != key || e.session.is_ended()) {
-            let reason = self.tombstones.reason(id, key);
-            let released = if reason == RejectReason::Expired {
-                // One fewer than would ask for another frame: the rest is learnt at delivery.
-                let known = self.delivered.of_session(&key, id);
-                known.take(MAX_RELEASED - 1).collect()
-            } else {
-                Vec::new()
-            };
-            self.reject_with(link, reason, released);
+            self.reject(link, RejectReason::Ended);
             return;
         }
         let mut verdict = Err(RejectReason::Ended);
@@ -274,10 +291,11 @@ impl Registry {
     }
 
     pub(super) fn reject(&mut self, link: LinkId, reason: RejectReason) {
-        self.reject_with(link, reason, Vec::new());
+        self.reject_with(link, reason, &[]);
     }
 
-    fn reject_with(&mut self, link: LinkId, reason: RejectReason, released: Vec<(FlowId, Offset)>) {
+    /// A list that fills frames exactly is followed by an empty one (PROTOCOL.md §3.4).
+    fn reject_with(&mut self, link: LinkId, reason: RejectReason, released: &[(FlowId, Offset)]) {
         let retry_after = match reason {
             RejectReason::Busy => BUSY_HINT,
             RejectReason::Proof
@@ -287,19 +305,31 @@ impl Registry {
             | RejectReason::Ended
             | RejectReason::Version => Duration::ZERO,
         };
-        let reject = ResumeReject {
-            reason,
-            released,
-            retry_after,
-        };
-        let frame = Frame::ResumeReject(reject);
-        self.turn_away(link, Some(frame), TurnedAway::Rejected(reason));
+        let whole = released.len() - released.len() % MAX_RELEASED;
+        let (full, rest) = released.split_at(whole);
+        let lists = full.chunks(MAX_RELEASED).chain([rest]);
+        let frames = lists.map(|list| {
+            Frame::ResumeReject(ResumeReject {
+                reason,
+                released: list.to_vec(),
+                retry_after,
+            })
+        });
+        self.turn_away(link, frames, TurnedAway::Rejected(reason));
     }
 
-    pub(super) fn turn_away(&mut self, link: LinkId, answer: Option<Frame>, reason: TurnedAway) {
-        let state = LinkState::TurnedAway(answer);
-        if let Some(LinkState::Greeting(greeting)) = self.links.insert(link, state) {
-            self.forget_greeting(link, &greeting);
+    pub(super) fn turn_away(
+        &mut self,
+        link: LinkId,
+        answer: impl IntoIterator<Item = Frame>,
+        reason: TurnedAway,
+    ) {
+        if let Some(greeting) = self.greeting(link) {
+            let (key, answer) = (greeting.key, answer.into_iter().collect());
+            let state = LinkState::TurnedAway { key, answer };
+            if let Some(LinkState::Greeting(greeting)) = self.links.insert(link, state) {
+                self.forget_greeting(link, &greeting);
+            }
         }
         self.answers.push(link);
         self.events

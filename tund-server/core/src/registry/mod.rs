@@ -1,20 +1,25 @@
 //! Sessions by proved key and id: who is greeted, who resumes, who is turned away.
 
+mod epitaph;
+mod farewell;
 mod greeting;
+mod remembered;
 #[cfg(test)]
 mod tests;
 mod tombstones;
 
 use crate::delivery::Delivered;
 use bytes::Bytes;
+pub use farewell::{Farewell, LAST_WORDS, LAST_WORDS_REVOKED};
 use greeting::Greeting;
+pub use greeting::TurnedAway;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use tombstones::Tombstones;
+pub use tombstones::{End, Tombstone};
 use tund_session::wire::frame::{CloseCode, Frame, Hello, LinkCloseReason, RejectReason};
 use tund_session::{
-    Config, Event, FlowId, Instant, LinkDeath, LinkId, Offset, Outbox, Progress, Secret, Session,
-    SessionId,
+    Config, Event, FlowId, Instant, LinkId, Offset, Outbox, Progress, Secret, Session, SessionId,
 };
 
 /// How long an attached session has to answer before a newcomer with its key takes over.
@@ -23,6 +28,13 @@ pub const KEY_IN_USE_WAIT: Duration = Duration::from_secs(2);
 pub const GREETING_TIME: Duration = Duration::from_secs(10);
 /// Ended sessions whose end is remembered; the oldest is forgotten, and reads `ended` then.
 pub const TOMBSTONES: usize = 10_000;
+/// The same of one key: chosen; a client asks for its last sessions only.
+pub const TOMBSTONES_PER_KEY: usize = 64;
+/// Offsets that all of them hold together: chosen, 16 MiB.
+pub const OFFSETS: usize = 1 << 20;
+/// How long an end is remembered unless told otherwise: a client keeps bytes for 30 days at most,
+/// and clocks differ.
+pub const REMEMBERED_FOR: Duration = Duration::from_secs(31 * 24 * 3600);
 /// Provisional sessions of one key: overlapping attempts of one client.
 pub const PROVISIONAL_PER_KEY: usize = 32;
 /// Links of one key that are not yet part of a session: the same, before their HELLO is answered.
@@ -52,7 +64,10 @@ enum LinkState {
     Greeting(Box<Greeting>),
     Member(SessionId),
     /// Only the answer is left to be sent.
-    TurnedAway(Option<Frame>),
+    TurnedAway {
+        key: ClientKey,
+        answer: VecDeque<Frame>,
+    },
 }
 
 #[derive(Debug)]
@@ -108,21 +123,6 @@ pub enum RegistryEvent {
     },
 }
 
-/// Why a link was turned away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TurnedAway {
-    /// RESUME or HELLO was answered by RESUME_REJECT.
-    Rejected(RejectReason),
-    /// HELLO was answered by KEY_IN_USE.
-    KeyInUse,
-    /// The first frame was neither HELLO nor RESUME, or more came before the answer.
-    NotUnderstood,
-    /// There was no first frame in time.
-    Silent,
-    /// The key was removed from the list.
-    KeyRemoved,
-}
-
 /// All sessions of a server. The contract is that of [`Session`], link by link.
 #[derive(Debug)]
 pub struct Registry {
@@ -133,6 +133,8 @@ pub struct Registry {
     tombstones: Tombstones,
     /// How far stored streams have reached their origins.
     delivered: Delivered,
+    /// For so long ends of sessions and stored streams are remembered.
+    retain: Duration,
     timers: BTreeSet<(Instant, SessionId)>,
     /// When each greeting is over, or its wait.
     greeting_timers: BTreeSet<(Instant, LinkId)>,
@@ -158,8 +160,9 @@ impl Registry {
             entries: BTreeMap::new(),
             links: BTreeMap::new(),
             keys: BTreeMap::new(),
-            tombstones: Tombstones::default(),
+            tombstones: Tombstones::new(REMEMBERED_FOR),
             delivered: Delivered::default(),
+            retain: REMEMBERED_FOR,
             timers: BTreeSet::new(),
             greeting_timers: BTreeSet::new(),
             waiting: BTreeSet::new(),
@@ -177,11 +180,14 @@ impl Registry {
         match self.links.get(&link) {
             Some(LinkState::Member(id)) => {
                 let id = *id;
+                let is_answer = self.is_waited_for(id, link);
                 self.with(id, now, |session| session.handle_bytes(link, bytes, now));
-                self.note_heard(id);
+                if is_answer {
+                    self.note_heard(id);
+                }
             }
             Some(LinkState::Greeting(_)) => self.greet(link, &bytes, now),
-            Some(LinkState::TurnedAway(_)) | None => {}
+            Some(LinkState::TurnedAway { .. }) | None => {}
         }
     }
 
@@ -193,7 +199,7 @@ impl Registry {
                 self.bury(id);
             }
             Some(LinkState::Greeting(greeting)) => self.forget_greeting(link, &greeting),
-            Some(LinkState::TurnedAway(_)) | None => {}
+            Some(LinkState::TurnedAway { .. }) | None => {}
         }
     }
 
@@ -302,7 +308,8 @@ impl Registry {
             if event == Event::Confirmed {
                 self.supersede(id, key, now);
             } else if let Event::Ended { reason } = event {
-                self.tombstones.add(id, key, reason);
+                let released = entry.session.released_at_end();
+                self.tombstones.add((id, key), reason, released, now);
                 self.forget_session(id, key);
                 self.judge_waiting(id, now);
             } else if matches!(event, Event::LinkDead { .. })
@@ -371,19 +378,6 @@ impl Registry {
         }
     }
 
-    /// Ends every session, and turns away every link, whose key is no longer listed.
-    pub fn retain_keys(&mut self, listed: impl Fn(&ClientKey) -> bool, now: Instant) {
-        let gone = self.keys.keys().filter(|key| !listed(key));
-        for key in gone.copied().collect::<Vec<_>>() {
-            for link in self.greetings_of(&key) {
-                self.turn_away(link, None, TurnedAway::KeyRemoved);
-            }
-            for id in self.sessions_of(&key) {
-                self.close(id, CloseCode::KeyRemoved, now);
-            }
-        }
-    }
-
     /// Ends one session from this side.
     pub fn close(&mut self, id: SessionId, code: CloseCode, now: Instant) {
         self.with(id, now, |session| session.close(code, now));
@@ -428,15 +422,17 @@ impl Registry {
                 }
                 sent
             }
-            Some(LinkState::TurnedAway(answer)) => {
-                let close = Frame::LinkClose {
-                    reason: LinkCloseReason::Unneeded,
+            Some(LinkState::TurnedAway { answer, .. }) => {
+                let Some(frame) = answer.pop_front() else {
+                    return false;
                 };
-                answer.take().is_some_and(|frame| {
-                    out.push(&frame);
-                    out.push(&close);
-                    true
-                })
+                out.push(&frame);
+                if answer.is_empty() {
+                    out.push(&Frame::LinkClose {
+                        reason: LinkCloseReason::Unneeded,
+                    });
+                }
+                true
             }
             Some(LinkState::Greeting(_)) | None => false,
         }
@@ -459,16 +455,6 @@ impl Registry {
         }
     }
 
-    /// How far stored streams have reached their origins.
-    pub fn delivered(&self) -> &Delivered {
-        &self.delivered
-    }
-
-    /// The same, to be told more.
-    pub fn delivered_mut(&mut self) -> &mut Delivered {
-        &mut self.delivered
-    }
-
     /// All sessions, for `status`.
     pub fn sessions(&self) -> impl Iterator<Item = (SessionId, ClientKey, &Session)> {
         self.entries
@@ -489,17 +475,6 @@ impl Registry {
     /// Bytes that all sessions hold beyond their floors.
     pub fn lent(&self) -> u64 {
         self.lent
-    }
-
-    /// Whether a link death leaves anything to be said on it.
-    pub fn has_last_words(death: LinkDeath) -> bool {
-        match death {
-            LinkDeath::SessionEnded | LinkDeath::Retired => true,
-            LinkDeath::Transport
-            | LinkDeath::Silent
-            | LinkDeath::PeerClosed
-            | LinkDeath::AttachFailed => false,
-        }
     }
 
     /// Everything kept for links and sessions that are not over; none of it may outlive them.

@@ -2,7 +2,7 @@
 
 use super::ReadBuffer;
 use crate::sys::queue;
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::future::poll_fn;
@@ -45,15 +45,17 @@ pub(crate) struct Origin {
     has_ended: bool,
     /// Our FIN was sent.
     is_finished: bool,
+    /// What goes out before the first byte of the flow, as far as it has not.
+    preface: Bytes,
 }
 
 impl Origin {
-    /// Begins to connect to `destination`.
+    /// Begins to connect to `destination`; `preface` is sent first, and is not the flow's.
     ///
     /// # Errors
     ///
     /// What is wrong at once: no route, no address, no file descriptor left.
-    pub(crate) fn connect(destination: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn connect(destination: SocketAddr, preface: Bytes) -> io::Result<Self> {
         let domain = Domain::for_address(destination);
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_linger(Some(Duration::ZERO))?;
@@ -75,11 +77,23 @@ impl Origin {
             failure: None,
             has_ended: false,
             is_finished: false,
+            preface,
         })
     }
 
-    /// Whether the origin has answered; the error is what it, or the network, answered.
+    /// Whether the origin has answered, and the preface is out; the error is what the origin, or the
+    /// network, answered.
     pub(crate) fn poll_connected(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_answered(cx))?;
+        while !self.preface.is_empty() {
+            let preface = self.preface.clone();
+            let written = ready!(self.poll_write(cx, std::iter::once(&preface)))?;
+            self.preface.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let writable = poll_fn(|cx| self.stream.poll_write_ready(cx));
             ready!(pin!(unconstrained(writable)).poll(cx))?;

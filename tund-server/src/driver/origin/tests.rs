@@ -31,10 +31,26 @@ fn listen() -> TcpListener {
 /// Our end and the origin's of one connection.
 async fn pair() -> (Origin, TcpStream) {
     let listener = listen();
-    let mut origin = Origin::connect(listener.local_addr().unwrap()).unwrap();
+    let mut origin = Origin::connect(listener.local_addr().unwrap(), Bytes::new()).unwrap();
     soon(poll_fn(|cx| origin.poll_connected(cx))).await.unwrap();
     let (far, _) = soon(listener.accept()).await.unwrap();
     (origin, far)
+}
+
+#[tokio::test]
+async fn the_preface_comes_before_all_else_and_counts_as_nothing_written() {
+    let listener = listen();
+    let preface = Bytes::from_static(b"who speaks");
+    let mut origin = Origin::connect(listener.local_addr().unwrap(), preface).unwrap();
+
+    soon(poll_fn(|cx| origin.poll_connected(cx))).await.unwrap();
+    write_all(&mut origin, &[Bytes::from_static(b" payload")]).await;
+    origin.finish().unwrap();
+
+    let (mut far, _) = soon(listener.accept()).await.unwrap();
+    let mut all = Vec::new();
+    soon(far.read_to_end(&mut all)).await.unwrap();
+    assert_eq!(all, b"who speaks payload");
 }
 
 async fn read(origin: &mut Origin, max: usize) -> io::Result<Bytes> {
@@ -108,7 +124,7 @@ async fn a_closed_port_is_refused() {
     let address = listener.local_addr().unwrap();
     drop(listener);
 
-    let mut origin = Origin::connect(address).unwrap();
+    let mut origin = Origin::connect(address, Bytes::new()).unwrap();
     let error = soon(poll_fn(|cx| origin.poll_connected(cx)))
         .await
         .unwrap_err();
@@ -119,7 +135,8 @@ async fn a_closed_port_is_refused() {
 #[tokio::test]
 async fn a_network_without_a_route_is_unreachable_at_once() {
     // 240.0.0.0/4 is reserved; the kernel has no route to broadcast or multicast for TCP.
-    let error = Origin::connect(SocketAddr::from(([255, 255, 255, 255], 80))).unwrap_err();
+    let error =
+        Origin::connect(SocketAddr::from(([255, 255, 255, 255], 80)), Bytes::new()).unwrap_err();
     assert!(
         matches!(
             open_error(&error),
@@ -132,7 +149,7 @@ async fn a_network_without_a_route_is_unreachable_at_once() {
 #[tokio::test]
 async fn options_are_set_before_the_first_packet() {
     let listener = listen();
-    let origin = Origin::connect(listener.local_addr().unwrap()).unwrap();
+    let origin = Origin::connect(listener.local_addr().unwrap(), Bytes::new()).unwrap();
 
     let socket = socket2::SockRef::from(&origin);
     assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));

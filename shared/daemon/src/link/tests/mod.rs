@@ -1,6 +1,7 @@
 //! Two ends of a link over loopback: what passes, what is refused, and what each end learns.
 
 mod listing;
+mod turns;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::sign::CertifiedKey;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -448,6 +449,25 @@ async fn the_kernel_tells_progress_round_trip_and_congestion_control() {
     assert_eq!(near.local_addr().unwrap(), far.remote_addr());
 }
 
+/// A client without flows that lost power says nothing, and is asked nothing.
+#[tokio::test]
+async fn the_kernel_asks_after_hours_whether_a_client_is_there() {
+    let world = World::new();
+    let (near, far) = world.up().await;
+    let of = |link: &Link| {
+        let socket = SockRef::from(&link.stream);
+        let (time, every) = (
+            socket.tcp_keepalive_time().unwrap(),
+            socket.tcp_keepalive_interval().unwrap(),
+        );
+        (socket.keepalive().unwrap(), time, every)
+    };
+
+    let hours = Duration::from_secs(2 * 3600);
+    assert_eq!(of(&far), (true, hours, Duration::from_secs(75)));
+    assert!(!of(&near).0);
+}
+
 #[tokio::test]
 async fn an_idle_link_keeps_no_buffer_after_a_busy_time() {
     let world = World::new();
@@ -643,7 +663,7 @@ impl World {
     }
 
     fn take(&self, stream: TcpStream) -> Link {
-        self.shrink(&socket2::SockRef::from(&stream));
+        self.shrink(&SockRef::from(&stream));
         Link::accept(stream, &self.server_tls(), &SocketOptions::default()).unwrap()
     }
 

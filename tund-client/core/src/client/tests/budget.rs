@@ -118,6 +118,40 @@ fn a_thousand_stalled_downloads_stay_within_the_buffer() {
     assert_eq!(world.client.buffered(), (0, 0));
 }
 
+/// What lies in a ring is held, whether or not the origin has finished behind it, and whether or
+/// not the application has.
+#[test]
+fn a_thousand_finished_downloads_that_nobody_reads_stay_within_the_buffer() {
+    let (mut world, flows) = crowd(false);
+    // One after the other, so that each finds the pool as those before have left it.
+    for (app, id) in &flows {
+        world.origin(*id).to_send = pattern(60_000, 2);
+        world.origin(*id).then = Some(End::Fin);
+        world.crowd_socket(*app).close();
+        world.run();
+    }
+    world.pass(SECOND);
+    let rings = world.client.netstack().unsent_in_all();
+    assert!(rings <= BUFFER, "{rings} bytes in rings");
+
+    let mut got = vec![0; flows.len()];
+    for _ in 0..3000 {
+        for (n, (app, _)) in flows.iter().enumerate() {
+            got[n] += take(world.crowd_socket(*app), usize::MAX).len();
+        }
+        world.pass(MILLISECOND * 10);
+        assert!(world.client.netstack().unsent_in_all() <= BUFFER);
+        if got.iter().sum::<usize>() == 60_000 * MANY {
+            break;
+        }
+    }
+
+    assert!(got.iter().all(|bytes| *bytes == 60_000), "one stalls");
+    world.pass(SECOND);
+    assert_eq!(world.client.flows().kept(), 0);
+    assert_eq!(world.client.netstack().connections(), 0);
+}
+
 #[test]
 fn a_stalled_reader_leaves_the_others_moving() {
     let mut world = World::new();

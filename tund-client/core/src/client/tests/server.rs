@@ -90,7 +90,7 @@ impl World {
     fn on_server_event(&mut self, session: SessionId, event: Event) {
         let now = self.now;
         match event {
-            Event::FlowOpened { open } => {
+            Event::FlowOpened { open, .. } => {
                 let (flow, port) = (open.flow, open.destination.port());
                 self.opened.push(((session, flow), open));
                 if self.quiet_ports.contains(&port) {
@@ -138,7 +138,7 @@ impl World {
                 let far = self.journal.entry((session, flow)).or_default();
                 *far = (*far).max(released.0);
             }
-            Event::DeliverOpened { deliver } => self.on_deliver(session, deliver),
+            Event::DeliverOpened { deliver, .. } => self.on_deliver(session, deliver),
         }
     }
 

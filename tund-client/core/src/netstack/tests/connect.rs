@@ -231,6 +231,27 @@ fn a_held_syn_lives_twice_its_last_gap_and_a_second() {
 }
 
 #[test]
+fn two_syns_that_are_read_late_and_together_do_not_end_the_wait() {
+    let mut world = World::new(V4);
+    let syn = raw_syn(&mut world);
+    let mut sink = Collector::default();
+    for _ in 0..2 {
+        let mut syn = syn.clone();
+        world.net.handle_packet(&mut syn, world.now, &mut sink);
+    }
+    let Some(NetEvent::Syn { connection, .. }) = world.net.poll_event() else {
+        panic!()
+    };
+
+    // The third comes 2 s after the second.
+    let now = world.now + Duration::from_secs(2);
+    world.net.handle_timeout(now, &mut sink);
+
+    assert_eq!(world.net.poll_event(), None);
+    assert!(world.net.accept(connection).is_ok());
+}
+
+#[test]
 fn early_timeouts_change_nothing_about_a_held_syn() {
     let mut world = World::new(V4);
     let mut syn = raw_syn(&mut world);

@@ -66,7 +66,9 @@ impl Arena for Memory {
     }
 
     fn idle(&mut self, slot: usize) {
-        self.idled[slot].fetch_add(1, Ordering::Relaxed);
+        if let Some(count) = self.idled.get(slot) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

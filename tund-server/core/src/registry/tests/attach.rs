@@ -4,7 +4,8 @@ use super::world::{GRACE, NANOSECOND, SECOND, World, config, encoded, hello, key
 use crate::registry::{RegistryConfig, TurnedAway};
 use std::time::Duration;
 use tund_session::wire::frame::{CloseCode, Frame, LinkCloseReason, RejectReason, Resume};
-use tund_session::{EndReason, Instance, LinkId, LinkNumber, SessionId};
+use tund_session::wire::kind::MAX_RELEASED;
+use tund_session::{EndReason, FlowId, Instance, LinkId, LinkNumber, Offset, SessionId};
 
 const UNCONFIRMED: Duration = Duration::from_secs(15);
 
@@ -84,6 +85,16 @@ fn two_resumes_that_race_both_join() {
 
 /// What RESUME for `session` with `instance` on a link of `of` is answered with.
 fn resume_by_hand(world: &mut World, of: u8, session: SessionId, instance: u8) -> RejectReason {
+    rejected_by_hand(world, of, session, instance).0
+}
+
+/// The same with the offsets of flows, of as many frames as it takes.
+pub(super) fn rejected_by_hand(
+    world: &mut World,
+    of: u8,
+    session: SessionId,
+    instance: u8,
+) -> (RejectReason, Vec<(FlowId, Offset)>) {
     let link = world.raw(key(of));
     let resume = Frame::Resume(Resume {
         versions: (1, 1),
@@ -94,19 +105,28 @@ fn resume_by_hand(world: &mut World, of: u8, session: SessionId, instance: u8) -
     });
     world.say(link, encoded(&resume));
     let mut out = tund_session::Outbox::new();
-    world
+    while world
         .registry
-        .poll_transmit(link, 9999, &mut out, world.now);
+        .poll_transmit(link, 9999, &mut out, world.now)
+    {}
     let mut bytes = out.to_vec().into();
-    let answer = tund_session::wire::codec::decode(&mut bytes).unwrap();
+    let mut released = Vec::new();
+    let reason = loop {
+        let answer = tund_session::wire::codec::decode(&mut bytes).unwrap();
+        let Some(Frame::ResumeReject(reject)) = answer else {
+            panic!("{answer:?}")
+        };
+        let is_last = reject.released.len() < MAX_RELEASED;
+        released.extend(reject.released);
+        if is_last {
+            break reject.reason;
+        }
+    };
     world.run();
     assert!(!world.is_open(link));
-    let Some(Frame::ResumeReject(reject)) = answer else {
-        panic!("{answer:?}")
-    };
-    let told = TurnedAway::Rejected(reject.reason);
+    let told = TurnedAway::Rejected(reason);
     assert_eq!(world.turned_away(link), Some(told));
-    reject.reason
+    (reason, released)
 }
 
 #[test]

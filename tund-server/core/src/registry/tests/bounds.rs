@@ -2,12 +2,11 @@
 
 use super::world::{GRACE, SECOND, World, config, encoded, hello, key, session_config};
 use crate::registry::{
-    BUSY_HINT, ClientKey, GREETINGS_PER_KEY, PROVISIONAL_PER_KEY, Registry, RegistryConfig,
-    TOMBSTONES, TurnedAway,
+    BUSY_HINT, ClientKey, GREETINGS_PER_KEY, PROVISIONAL_PER_KEY, RegistryConfig, TurnedAway,
 };
 use std::time::Duration;
 use tund_session::wire::frame::{CloseCode, RejectReason};
-use tund_session::{EndReason, Event, LinkId, Session, SessionId};
+use tund_session::{Event, LinkId, Session};
 
 const BUSY: Option<TurnedAway> = Some(TurnedAway::Rejected(RejectReason::Busy));
 
@@ -105,23 +104,6 @@ fn a_session_has_a_bound_on_its_links_and_works_on() {
     let flow = world.open(client);
     assert!(world.clients[client].intake(flow) > 0);
     world.expect_nothing_kept();
-}
-
-#[test]
-fn tombstones_are_bounded_and_the_oldest_goes_first() {
-    let mut registry = Registry::new(config());
-    let id = |n: u64| SessionId(std::array::from_fn(|i| n.to_be_bytes()[i % 8]));
-    let count = u64::try_from(TOMBSTONES).unwrap();
-    for n in 0..count + 5 {
-        registry.tombstones.add(id(n), key(1), EndReason::Expired);
-        registry.tombstones.add(id(n), key(1), EndReason::Abandoned);
-    }
-
-    assert_eq!(registry.tombstones.len(), TOMBSTONES);
-    let reason = |n| registry.tombstones.reason(id(n), key(1));
-    assert_eq!(reason(4), RejectReason::Ended);
-    assert_eq!(reason(5), RejectReason::Expired);
-    assert_eq!(reason(count + 4), RejectReason::Expired);
 }
 
 fn numbered(n: u16) -> ClientKey {

@@ -2,7 +2,9 @@
 
 mod attach;
 mod bounds;
+mod farewell;
 mod memory;
 mod newcomers;
 mod properties;
+mod tombstones;
 mod world;

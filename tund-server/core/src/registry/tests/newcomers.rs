@@ -3,8 +3,8 @@
 use super::world::{NANOSECOND, SECOND, World, config, encoded, hello, key};
 use crate::registry::{KEY_IN_USE_WAIT, TurnedAway};
 use std::time::Duration;
-use tund_session::wire::frame::{CloseCode, Frame, RejectReason};
-use tund_session::{EndReason, Event};
+use tund_session::wire::frame::{CloseCode, Frame, LinkCloseReason, RejectReason};
+use tund_session::{EndReason, Event, Outbox};
 
 const UNCONFIRMED: Duration = Duration::from_secs(15);
 
@@ -97,6 +97,32 @@ fn a_killed_client_is_replaced_at_once_although_bytes_of_it_were_under_way() {
 
     let id = world.clients[second].id().expect("it did not have to wait");
     assert_eq!(world.live(), [id]);
+    world.expect_nothing_kept();
+}
+
+/// A killed client had two links; one has ended for its session, and the driver has not closed it
+/// yet. What was under way on it said to the newcomer that its key is in use.
+#[test]
+fn late_bytes_of_a_link_that_is_dead_are_no_answer() {
+    let mut world = World::new(config());
+    let (first, old) = world.attached(1, key(1));
+    let dead = world.dial_silently(first, key(1));
+    let mut out = Outbox::new();
+    world.clients[first].poll_transmit(dead, 60_000, &mut out, world.now);
+    world.say(dead, out.to_vec());
+    let reason = LinkCloseReason::Unneeded;
+    world.say(dead, encoded(&Frame::LinkClose { reason }));
+    world.cut(first);
+
+    let newcomer = world.raw(key(1));
+    world.say(newcomer, encoded(&hello(2)));
+    world.say(dead, encoded(&Frame::Ping { nonce: 77 }));
+    assert_eq!(world.live(), [old]);
+    world.pass(KEY_IN_USE_WAIT);
+
+    assert_eq!(world.turned_away(newcomer), None);
+    let welcomed = |frame: &Frame| matches!(frame, Frame::Welcome(_));
+    assert!(world.heard(newcomer).iter().any(welcomed));
     world.expect_nothing_kept();
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tund_session::wire::codec;
-use tund_session::wire::frame::{Frame, Hello, Limits, OnExpiry, Protocol};
+use tund_session::wire::frame::{Frame, Hello, Limits, OnExpiry, Protocol, capability};
 use tund_session::{
     Config, EndReason, Event, FlowId, Instance, Instant, LinkId, Outbox, Progress, Secret, Session,
     SessionId, Target,
@@ -28,7 +28,7 @@ pub(super) fn session_config(instance: u8) -> Config {
         buffer_bytes: 1 << 20,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
-        capabilities: 0,
+        capabilities: capability::DELIVERY,
     }
 }
 
@@ -313,23 +313,33 @@ impl World {
     /// A flow whose origin has answered.
     pub(super) fn open(&mut self, client: usize) -> FlowId {
         let flow = self.ask(client);
+        self.accept(client, flow);
+        flow
+    }
+
+    /// The origin of a flow that was asked for answers.
+    pub(super) fn accept(&mut self, client: usize, flow: FlowId) {
         self.run();
         let id = self.clients[client].id().unwrap();
         self.registry
             .with(id, self.now, |s| s.accept_flow(flow, self.now));
         self.run();
-        flow
     }
 
     /// A flow that is asked for.
     pub(super) fn ask(&mut self, client: usize) -> FlowId {
+        self.ask_for(client, OnExpiry::Reset)
+    }
+
+    /// The same, with what becomes of its bytes when an outage outlasts it.
+    pub(super) fn ask_for(&mut self, client: usize, on_expiry: OnExpiry) -> FlowId {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         let target = Target {
             protocol: Protocol::Tcp,
             source: address("10.0.0.1:1000"),
             destination: address("192.0.2.1:80"),
             grace: GRACE,
-            on_expiry: OnExpiry::Reset,
+            on_expiry,
             accept_early: false,
         };
         self.clients[client].open_flow(&target, self.now).unwrap()

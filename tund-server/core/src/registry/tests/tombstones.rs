@@ -1,0 +1,240 @@
+//! Ends of sessions: what is remembered of them, for whom, how long, and over restarts.
+
+use super::attach::rejected_by_hand;
+use super::world::{GRACE, NANOSECOND, SECOND, START, World, config, key, session_config};
+use crate::registry::{
+    ClientKey, End, OFFSETS, REMEMBERED_FOR, Registry, RegistryConfig, TOMBSTONES,
+    TOMBSTONES_PER_KEY, Tombstone,
+};
+use std::time::Duration;
+use tund_session::wire::frame::{CloseCode, Framing, OnExpiry, RejectReason};
+use tund_session::{EndReason, FlowId, Offset, SessionId};
+
+fn id(n: usize) -> SessionId {
+    let n = u64::try_from(n).unwrap();
+    SessionId(std::array::from_fn(|i| n.to_be_bytes()[i % 8]))
+}
+
+fn tombstone(n: usize, of: ClientKey) -> Tombstone {
+    Tombstone {
+        session: id(n),
+        key: of,
+        end: End::Expired,
+        released: Vec::new(),
+    }
+}
+
+fn numbered(n: usize) -> ClientKey {
+    ClientKey(std::array::from_fn(|i| n.to_be_bytes()[i % 8]))
+}
+
+/// What the driver would have on disk.
+fn written(registry: &mut Registry, world: &World) -> Vec<(Tombstone, Duration)> {
+    let mut all = Vec::new();
+    while let Some((tombstone, age)) = registry.poll_tombstone(world.now) {
+        all.push((tombstone.clone(), age));
+    }
+    all
+}
+
+/// The server is killed, and started again with what was written down, `later`.
+fn restart(world: &mut World, later: Duration) {
+    let mut old = std::mem::replace(
+        &mut world.registry,
+        Registry::new(RegistryConfig {
+            session: session_config(201),
+            ..config()
+        }),
+    );
+    let records = written(&mut old, world);
+    for (tombstone, age) in records {
+        world.registry.restore(tombstone, age + later, START);
+    }
+}
+
+/// A session whose one flow took ten lines of 100 bytes up, six of them acknowledged by the origin, and
+/// then expired.
+fn expired(world: &mut World) -> (SessionId, FlowId) {
+    let (client, session) = world.attached(1, key(1));
+    let flow = world.ask_for(client, OnExpiry::Store(Framing::Line));
+    world.accept(client, flow);
+    let line = [&[b'x'; 99][..], b"\n"].concat();
+    world.clients[client].write(flow, line.repeat(10).into(), world.now);
+    world.run();
+    let now = world.now;
+    world.registry.with(session, now, |s| {
+        s.release(flow, 800, now);
+        s.settle_to(flow, Offset(600), now);
+    });
+    world.lose_all();
+    world.pass(GRACE + SECOND * 31);
+    assert_eq!(world.ended(session), Some(EndReason::Expired));
+    (session, flow)
+}
+
+#[test]
+fn an_expired_session_is_told_how_far_its_bytes_came_also_after_a_restart() {
+    let mut world = World::new(config());
+    let (session, flow) = expired(&mut world);
+    let expected = (RejectReason::Expired, vec![(flow, Offset(600))]);
+    assert_eq!(rejected_by_hand(&mut world, 1, session, 200), expected);
+
+    restart(&mut world, Duration::from_secs(3600));
+
+    assert_eq!(rejected_by_hand(&mut world, 1, session, 200), expected);
+    let other = rejected_by_hand(&mut world, 2, session, 200);
+    assert_eq!(
+        other,
+        (RejectReason::Restarted, Vec::new()),
+        "not to another key"
+    );
+}
+
+#[test]
+fn a_session_that_lived_at_the_restart_is_told_that() {
+    let mut world = World::new(config());
+    let (client, session) = world.attached(1, key(1));
+    world.open(client);
+
+    restart(&mut world, Duration::ZERO);
+
+    let (reason, _) = rejected_by_hand(&mut world, 1, session, 200);
+    assert_eq!(reason, RejectReason::Restarted);
+}
+
+#[test]
+fn other_ends_read_the_same_after_a_restart() {
+    let mut world = World::new(config());
+    let mut ended = Vec::new();
+    for (code, told) in [
+        (CloseCode::Asked, RejectReason::Ended),
+        (CloseCode::Superseded, RejectReason::Superseded),
+        (CloseCode::KeyRemoved, RejectReason::Ended),
+    ] {
+        let (client, session) = world.attached(1, key(1));
+        world.open(client);
+        let now = world.now;
+        world.registry.close(session, code, now);
+        world.run();
+        ended.push((session, told));
+    }
+
+    restart(&mut world, Duration::ZERO);
+
+    for (session, told) in ended {
+        let (reason, released) = rejected_by_hand(&mut world, 1, session, 200);
+        assert_eq!((reason, released), (told, Vec::new()));
+    }
+}
+
+#[test]
+fn a_session_that_its_client_ended_leaves_nothing() {
+    let mut world = World::new(config());
+    let (client, _) = world.attached(1, key(1));
+    world.clients[client].close(CloseCode::Asked, world.now);
+    world.run();
+
+    assert_eq!(world.registry.tombstone_count(), 0);
+    assert_eq!(world.registry.poll_tombstone(world.now), None);
+}
+
+#[test]
+fn flows_that_are_not_stored_are_not_listed() {
+    let mut world = World::new(config());
+    let (client, session) = world.attached(1, key(1));
+    world.open(client);
+    world.lose_all();
+    world.pass(GRACE + SECOND * 31);
+
+    let told = rejected_by_hand(&mut world, 1, session, 200);
+    assert_eq!(told, (RejectReason::Expired, Vec::new()));
+}
+
+#[test]
+fn a_list_longer_than_a_frame_comes_in_several() {
+    for count in [1026, 1027, 1028, 3000] {
+        let mut world = World::new(config());
+        let flow = |n: u64| (FlowId(n), Offset(n * 10));
+        let long = Tombstone {
+            released: (1..=count).map(flow).collect(),
+            ..tombstone(1, key(1))
+        };
+        world.registry.restore(long, Duration::ZERO, START);
+
+        let (reason, released) = rejected_by_hand(&mut world, 1, id(1), 200);
+
+        assert_eq!(reason, RejectReason::Expired);
+        assert_eq!(released, (1..=count).map(flow).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn an_end_is_remembered_for_a_month_and_no_nanosecond_longer() {
+    let mut registry = Registry::new(config());
+    let age = Duration::from_secs(24 * 3600);
+    registry.restore(tombstone(0, key(1)), REMEMBERED_FOR, START);
+    assert_eq!(registry.tombstone_count(), 0, "it is too old already");
+    registry.restore(tombstone(1, key(1)), age, START);
+    let last = START + (REMEMBERED_FOR - age - NANOSECOND);
+
+    registry.restore(tombstone(2, key(1)), Duration::ZERO, last);
+    assert_eq!(registry.tombstone_count(), 2);
+
+    registry.restore(tombstone(3, key(1)), Duration::ZERO, last + NANOSECOND);
+    let left: Vec<_> = registry
+        .tombstones(last + NANOSECOND)
+        .map(|(tombstone, age)| (tombstone.session, age))
+        .collect();
+    assert_eq!(left, [(id(2), NANOSECOND), (id(3), Duration::ZERO)]);
+}
+
+#[test]
+fn ends_are_bounded_and_the_oldest_goes_first() {
+    let mut registry = Registry::new(config());
+    for n in 0..TOMBSTONES + 5 {
+        registry.restore(tombstone(n, numbered(n)), Duration::ZERO, START);
+    }
+
+    assert_eq!(registry.tombstone_count(), TOMBSTONES);
+    let oldest = registry.tombstones(START).next().map(|(t, _)| t.session);
+    assert_eq!(oldest, Some(id(5)));
+}
+
+#[test]
+fn one_client_makes_only_its_own_ends_be_forgotten() {
+    let mut registry = Registry::new(config());
+    registry.restore(tombstone(0, key(9)), Duration::ZERO, START);
+    for n in 1..=TOMBSTONES_PER_KEY + 3 {
+        registry.restore(tombstone(n, key(1)), Duration::ZERO, START);
+    }
+
+    let left: Vec<_> = registry.tombstones(START).map(|(t, _)| t.session).collect();
+    assert_eq!(left.len(), 1 + TOMBSTONES_PER_KEY);
+    assert_eq!(left[..2], [id(0), id(4)]);
+}
+
+#[test]
+fn offsets_of_all_ends_are_bounded_together() {
+    let mut registry = Registry::new(config());
+    let half = vec![(FlowId(1), Offset(1)); OFFSETS / 2];
+    for n in 0..3 {
+        let long = Tombstone {
+            released: half.clone(),
+            ..tombstone(n, key(1))
+        };
+        registry.restore(long, Duration::ZERO, START);
+    }
+
+    let left: Vec<_> = registry.tombstones(START).map(|(t, _)| t.session).collect();
+    assert_eq!(left, [id(1), id(2)]);
+}
+
+#[test]
+fn what_is_restored_is_not_written_down_again() {
+    let mut world = World::new(config());
+    expired(&mut world);
+    restart(&mut world, Duration::ZERO);
+
+    assert_eq!(world.registry.tombstone_count(), 1);
+    assert_eq!(world.registry.poll_tombstone(world.now), None);
+}
