@@ -3,20 +3,19 @@
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tund_server_core::delivery::{Deliveries, Progress, Record, Step, StoredFlow};
+use tund_server_core::delivery::{Deliveries, Progress, Step, StoredFlow};
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
 use tund_session::wire::frame::{CloseCode, Framing, OnExpiry, Protocol, capability};
 use tund_session::{
-    Config, DeliverTarget, Event, FlowId, Framer, Instance, Instant, LinkId, Offset, Outbox,
-    Remainder, Secret, Session, SessionId, Target,
+    Config, DeliverTarget, Event, FlowId, Instance, Instant, LinkId, Offset, Outbox, Remainder,
+    Secret, Session, SessionId, Target,
 };
+use tund_tests::harness::records::{cut as cut_up, unseal};
 
 const KEY: ClientKey = ClientKey([7; 32]);
 const GRACE: Duration = Duration::from_secs(60);
 /// Messages in one record: enough for several records, and for several messages in each.
 const RECORD_TEXT: usize = 50;
-/// What stands in for sealing.
-const TAG: [u8; 16] = [9; 16];
 
 /// A connection to the collector: all that was written, and how much its TCP has told of.
 #[derive(Debug, Default)]
@@ -276,10 +275,6 @@ impl World {
         self.registry.with(session, now, |s| {
             loop {
                 let arrived: Vec<_> = s.readable(flow).cloned().collect();
-                let unseal = |_: &Record, sealed: &[u8]| {
-                    let (text, tag) = sealed.split_last_chunk::<16>()?;
-                    (*tag == TAG).then(|| text.to_vec())
-                };
                 match delivery.step((arrived.iter(), s.has_all(flow)), delivered, unseal) {
                     Step::Write => {
                         let text = delivery.text().unwrap().clone();
@@ -403,39 +398,6 @@ impl World {
     }
 }
 
-/// Whole messages of a remainder as records; what is left of the last message counts as lost.
-fn records(remainder: &Remainder) -> Bytes {
-    let text = remainder.bytes.concat();
-    let mut framer = Framer::resume(Framing::Line, remainder.start);
-    framer.feed(&text);
-    let whole = usize::try_from(framer.boundary().since(remainder.start)).unwrap();
-    let mut out = Vec::new();
-    let mut start = remainder.start.0;
-    let mut record = Vec::new();
-    for line in text[..whole].split_inclusive(|b| *b == b'\n') {
-        record.extend_from_slice(line);
-        if record.len() >= RECORD_TEXT {
-            seal(&mut out, &mut start, &mut record);
-        }
-    }
-    if !record.is_empty() {
-        seal(&mut out, &mut start, &mut record);
-    }
-    out.into()
-}
-
-fn seal(out: &mut Vec<u8>, start: &mut u64, text: &mut Vec<u8>) {
-    let end = *start + wide(text.len());
-    out.extend_from_slice(&start.to_be_bytes());
-    out.extend_from_slice(&end.to_be_bytes());
-    out.push(0);
-    let length = u32::try_from(text.len() + TAG.len()).unwrap();
-    out.extend_from_slice(&length.to_be_bytes());
-    out.append(text);
-    out.extend_from_slice(&TAG);
-    *start = end;
-}
-
 fn wide(len: usize) -> u64 {
     u64::try_from(len).unwrap()
 }
@@ -491,7 +453,7 @@ fn killed_at(cut: usize, again: usize, sent: &[u8], lag: usize, lost: usize) -> 
     world.kill();
     world.outlast(cut.is_multiple_of(2));
     let (session, flow, remainder) = world.stored.take().expect("something is stored");
-    let records = records(&remainder);
+    let records = cut_up(&remainder, RECORD_TEXT).records;
     for budget in [again, usize::MAX] {
         if world.deliver_stored(&records, (session, flow), budget) {
             break;

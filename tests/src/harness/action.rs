@@ -1,5 +1,6 @@
 //! What happens when an action's turn comes.
 
+use super::collector::Pace;
 use super::coverage::Situation;
 use super::rng::Rng;
 use super::schedule::{Action, Kind};
@@ -135,11 +136,23 @@ impl World {
         if rng.chance(20) {
             self.answer_late(rng);
         }
+        self.some_deliveries(rng);
         if flows.is_empty() {
             return;
         }
         let (who, flow) = rng.pick(&flows);
         self.serve(who, flow, rng);
+    }
+
+    /// Both drivers work on what is stored, or do not.
+    fn some_deliveries(&mut self, rng: &mut Rng) {
+        if !self.shelf.is_empty() && rng.chance(50) {
+            self.want_session();
+            self.deliver_stored(rng.pick(&[1, 9, 90, 500, 70_000]));
+        }
+        if !self.desk.is_idle() && rng.chance(50) {
+            self.collect(Pace::Random(rng));
+        }
     }
 
     /// One turn of a driver for a flow, or the answer of its origin.
@@ -232,6 +245,7 @@ impl World {
                 self.serve(who, flow, rng);
             }
         }
+        self.some_deliveries(rng);
     }
 
     fn some_dial(&mut self, rng: &mut Rng) {

@@ -26,7 +26,13 @@ impl World {
                     RegistryEvent::Session { session, event } => {
                         self.on_event(Who::Server(session), event);
                     }
-                    RegistryEvent::Final { .. } => {}
+                    RegistryEvent::Final {
+                        session,
+                        flow,
+                        taken,
+                        released,
+                        ..
+                    } => self.note_final(session, flow, (taken, released)),
                     RegistryEvent::TurnedAway { link, reason } => {
                         self.tell(|| format!("server turns {link} away: {reason:?}"));
                         self.hang_up(link, SERVER, true);
@@ -56,6 +62,13 @@ impl World {
 
     fn on_event(&mut self, who: Who, event: Event) {
         self.tell(|| format!("{who:?}: {event:?}"));
+        let of_delivery = match who {
+            Who::Client => self.on_shelf_event(&event),
+            Who::Server(id) => self.on_desk_event(id, &event),
+        };
+        if of_delivery {
+            return;
+        }
         match event {
             Event::Attached { number, .. } => {
                 let now = self.now;
@@ -73,6 +86,7 @@ impl World {
                     self.met(Situation::LateLink);
                 }
             }
+            Event::Detached if who == Who::Client => self.note_delivery_cut(),
             Event::Detached | Event::Confirmed | Event::KeyInUse | Event::AttachRefused { .. } => {}
             Event::Reattached { .. } => self.met(Situation::Suspect),
             Event::LinkDead { link, death } => self.on_link_dead(link, who.side(), death),
@@ -287,6 +301,9 @@ impl World {
         };
         let (closing, heard_at, expired_at) = (books.closing, books.heard_at, books.expired_at);
         self.check_remainders(who, reason);
+        if who == Who::Client {
+            self.stop_delivering(false);
+        }
         let Some(books) = self.books(who) else {
             return;
         };

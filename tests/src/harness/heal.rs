@@ -1,5 +1,6 @@
 //! After chaos: the network works, readers read, writers finish; and what must be true then.
 
+use super::collector::Pace;
 use super::coverage::Situation;
 use super::socket::{Socket, wide};
 use super::world::{CLIENT, SERVER, Unit, Who, World};
@@ -70,8 +71,11 @@ impl World {
     /// Everybody works once; true if anything but small talk happened.
     pub(super) fn heal_turn(&mut self) -> bool {
         let mut acted = self.run_links();
+        if !self.shelf.is_empty() {
+            self.want_session();
+        }
         let wanted = self.client.as_ref().is_some_and(|client| {
-            client.session.wants_link()
+            (client.session.wants_link() || !self.shelf.is_empty())
                 && !client.session.is_attached()
                 && client.books.links.len() < 3
                 && !self.has_fresh_attempt()
@@ -84,6 +88,8 @@ impl World {
                 acted |= self.work_on(who, flow);
             }
         }
+        acted |= self.deliver_stored(70_000);
+        acted |= self.collect(Pace::Whole);
         for socket in self
             .units
             .iter_mut()
@@ -180,6 +186,9 @@ impl World {
         }
         if !last {
             return;
+        }
+        if !self.shelf.is_empty() {
+            self.fault("stored messages were never delivered");
         }
         if self.registry.lent() > 0 {
             self.fault("the server's memory is still lent");

@@ -43,6 +43,7 @@ impl World {
         if is_cut {
             self.met(Situation::BoundaryKept);
         }
+        self.shelve(unit, flow, remainder);
     }
 
     /// A flow has expired, and nothing of it is stored: nothing may be left that should be.

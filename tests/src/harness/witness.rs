@@ -211,6 +211,7 @@ impl World {
             Frame::Data(_) => Situation::LostData,
             Frame::Control { message, .. } => match message {
                 Control::Open(_) => Situation::LostOpen,
+                Control::Deliver(_) => Situation::LostDeliver,
                 Control::OpenOk { .. } => Situation::LostOpenOk,
                 Control::OpenErr { .. } => Situation::LostOpenErr,
                 Control::Reset { .. } => Situation::LostReset,

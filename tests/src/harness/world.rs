@@ -1,16 +1,18 @@
 //! The world of one schedule: one client daemon, one server daemon, applications, origins, links.
 
 use super::books::{Books, Local};
+use super::collector::Desk;
 use super::coverage::{Coverage, Situation};
 use super::pipe::Pipe;
 use super::rng::Rng;
+use super::shelf::Shelf;
 use super::socket::Socket;
 use super::witness::Witness;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig};
-use tund_session::wire::frame::{CloseCode, Framing, OnExpiry, OpenError, Protocol, capability};
+use tund_session::wire::frame::{Framing, OnExpiry, OpenError, Protocol, capability};
 use tund_session::{
     Config, FlowId, Instance, Instant, LinkId, OpenRefused, Session, SessionId, Target,
 };
@@ -137,6 +139,10 @@ pub struct World {
     pub asleep: [bool; 2],
     /// Flows that ended before their origin had answered.
     pub(super) given_up: Vec<(SessionId, FlowId)>,
+    /// What the client has stored.
+    pub(super) shelf: Shelf,
+    /// What the server does with deliveries.
+    pub(super) desk: Desk,
     /// Bytes that waited for each stuck reader before that.
     pub(super) held: BTreeMap<(Who, FlowId), u64>,
     pub(super) client_instance: u8,
@@ -146,7 +152,7 @@ pub struct World {
     pub(super) session_ids: u64,
 }
 
-fn registry(knobs: &Knobs, instance: u8) -> Registry {
+pub(super) fn registry(knobs: &Knobs, instance: u8) -> Registry {
     Registry::new(RegistryConfig {
         session: config(knobs, SERVER, instance),
         max_sessions: 64,
@@ -187,6 +193,8 @@ impl World {
             in_timeout: false,
             asleep: [false; 2],
             given_up: Vec::new(),
+            shelf: Shelf::default(),
+            desk: Desk::default(),
             held: BTreeMap::new(),
             client_instance: 1,
             server_instance: 1,
@@ -270,17 +278,23 @@ impl World {
 
     // What applications and origins do.
 
+    /// The client daemon has a session from here on.
+    pub(super) fn want_session(&mut self) {
+        if self.client.is_some() {
+            return;
+        }
+        self.uids += 1;
+        let config = config(&self.knobs, CLIENT, self.client_instance);
+        self.client = Some(ClientEnd {
+            uid: self.uids,
+            session: Session::new_client(&config, self.now),
+            books: Books::new(self.uids, self.now),
+        });
+    }
+
     /// An application connects.
     pub fn open(&mut self, grace: Duration) -> Option<usize> {
-        if self.client.is_none() {
-            self.uids += 1;
-            let config = config(&self.knobs, CLIENT, self.client_instance);
-            self.client = Some(ClientEnd {
-                uid: self.uids,
-                session: Session::new_client(&config, self.now),
-                books: Books::new(self.uids, self.now),
-            });
-        }
+        self.want_session();
         let unit = self.units.len();
         let stored = self.knobs.stored && unit.is_multiple_of(2);
         let (now, client) = (self.now, self.client.as_mut()?);
@@ -437,77 +451,10 @@ impl World {
         if let Some(what) = wrong {
             self.fault(format!("u{unit} at side {side}: {what}"));
         }
+        if let Who::Server(id) = who {
+            self.note_detached(id, flow);
+        }
         self.drain();
         acted
-    }
-
-    // What befalls daemons.
-
-    /// The user disconnects, or the last flow has ended and `linger` is over.
-    pub fn close(&mut self, code: CloseCode) {
-        let now = self.now;
-        let Some(client) = &mut self.client else {
-            return;
-        };
-        let attached = client.session.is_attached();
-        client.books.closing = true;
-        client.session.close(code, now);
-        self.met(Situation::UserDisconnect);
-        if !attached {
-            self.met(Situation::UserDisconnectDetached);
-        }
-        self.tell(|| "user disconnects".to_owned());
-        self.drain();
-    }
-
-    /// The client daemon dies and starts again.
-    pub fn restart_client(&mut self) {
-        self.client_instance = self.client_instance.wrapping_add(1);
-        self.tell(|| "client restarts".to_owned());
-        let Some(client) = self.client.take() else {
-            return;
-        };
-        if !client.books.locals.is_empty() {
-            self.met(Situation::ClientRestart);
-        }
-        self.abandon_sockets(&client.books, CLIENT, Some("client restarted"));
-        for link in client.books.links {
-            self.hang_up(link, CLIENT, false);
-        }
-        self.drain();
-    }
-
-    /// The server daemon dies and starts again.
-    pub fn restart_server(&mut self) {
-        self.server_instance = self.server_instance.wrapping_add(1);
-        self.tell(|| "server restarts".to_owned());
-        for books in std::mem::take(&mut self.books).into_values() {
-            if !books.locals.is_empty() {
-                self.met(Situation::ServerRestart);
-            }
-            self.abandon_sockets(&books, SERVER, Some("server restarted"));
-        }
-        self.ready.clear();
-        self.registry = registry(&self.knobs, self.server_instance);
-        for link in self.pipes.keys().copied().collect::<Vec<_>>() {
-            self.hang_up(link, SERVER, false);
-        }
-        self.drain();
-    }
-
-    /// The local sockets of a session that is no more are reset at once; those that have ended
-    /// already only when their daemon itself is gone.
-    pub fn abandon_sockets(&mut self, books: &Books, side: usize, crash: Option<&'static str>) {
-        for local in books
-            .locals
-            .values()
-            .filter(|l| crash.is_some() || !l.is_complete())
-        {
-            let unit = &mut self.units[local.unit];
-            unit.aborted = unit.aborted.or(crash).or(Some("session ended"));
-            if let Some(socket) = &mut unit.sockets[side] {
-                socket.reset();
-            }
-        }
     }
 }

@@ -130,6 +130,18 @@ impl Server {
         waits
     }
 
+    /// From here on the client cannot be told how far its stored flows come.
+    pub(super) fn settle_all_stored(&mut self, session: SessionId, now: Instant) {
+        let range = (session, FlowId(0))..=(session, FlowId(u64::MAX));
+        let flows = self.origins.range(range).map(|((_, flow), _)| *flow);
+        for flow in flows.collect::<Vec<_>>() {
+            let known = self.registry.session(session);
+            if known.is_some_and(|known| known.is_stored(flow)) {
+                self.settle_stored(session, flow, now);
+            }
+        }
+    }
+
     /// What a socket has brought so far of a delivery is noted, and what is recorded is released;
     /// true if more is to come.
     pub(super) fn settle_delivery(

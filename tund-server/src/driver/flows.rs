@@ -87,7 +87,10 @@ impl Server {
             Event::Attached { number, first, .. } => {
                 tracing::info!(%session, %number, first, "session attached");
             }
-            Event::Detached => tracing::info!(%session, "session detached"),
+            Event::Detached => {
+                tracing::info!(%session, "session detached");
+                self.settle_all_stored(session, now);
+            }
             Event::Reattached { .. } => {
                 tracing::info!(%session, "session attached by the old link")
             }

@@ -164,6 +164,12 @@ impl Session {
         self.flows.get(&id).is_some_and(|flow| flow.rx.has_all())
     }
 
+    /// Server: the flow may be stored.
+    pub fn is_stored(&self, id: FlowId) -> bool {
+        let flow = self.flows.get(&id);
+        flow.is_some_and(|flow| matches!(flow.purpose, Purpose::Stored(_)))
+    }
+
     /// Server: the session is told what of this flow is released, and something that was taken is
     /// not yet.
     pub fn awaits_release(&self, id: FlowId) -> bool {

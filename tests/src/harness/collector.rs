@@ -1,0 +1,526 @@
+//! The server's driver with deliveries: connections to collectors, and the journal of how far they came.
+
+use super::coverage::Situation;
+use super::records::unseal;
+use super::rng::Rng;
+use super::socket::{narrow, wide};
+use super::world::{CLIENT, KEY, SERVER, Who, World};
+use std::collections::{BTreeMap, BTreeSet};
+use tund_server_core::delivery::{Deliveries, Progress, Record, Step, StoredFlow};
+use tund_session::wire::frame::{Deliver, OpenError};
+use tund_session::{Delivery as End, Event, FlowId, Offset, Session, SessionId};
+
+/// A connection to a collector.
+#[derive(Debug, Default)]
+struct Collector {
+    unit: usize,
+    accepted: bool,
+    /// FlowReadable was told.
+    due: bool,
+    /// Bytes written to it, a FIN counted.
+    put: u64,
+    /// How many of them its TCP has acknowledged, as far as the driver has asked.
+    acknowledged: u64,
+    has_fin: bool,
+    /// What was written: the first place of each run among all that was written, and in the stream.
+    runs: Vec<(u64, u64)>,
+    /// The place in the stream behind the last byte written.
+    at: u64,
+    /// The record that was opened last: its ends, and that nothing was written of it. None once it is
+    /// over.
+    record: Option<(u64, u64, bool)>,
+}
+
+impl Collector {
+    /// The place in the stream behind the first `count` bytes written.
+    fn place(&self, count: u64) -> u64 {
+        let count = count.min(self.put - u64::from(self.has_fin));
+        let run = self.runs.iter().rev().find(|(put, _)| *put < count);
+        run.map_or(0, |(put, place)| place + count - put)
+    }
+}
+
+/// What is known of a stream: to the daemon, and to the next one if this one dies.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    now: u64,
+    recorded: u64,
+}
+
+/// Everything about deliveries at the server.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    running: Deliveries,
+    connections: BTreeMap<(SessionId, FlowId), Collector>,
+    /// Noted, and not on the disk.
+    waiting: BTreeMap<StoredFlow, Progress>,
+    disk: BTreeMap<StoredFlow, Progress>,
+    /// Of each flow of the world: how far its stream has come to its collectors, and whether FIN has.
+    reached: BTreeMap<usize, u64>,
+    ended: BTreeSet<usize>,
+    known: BTreeMap<usize, Known>,
+}
+
+impl Desk {
+    /// Nothing is delivered, and nothing is to be written down.
+    pub(super) fn is_idle(&self) -> bool {
+        self.connections.is_empty() && self.waiting.is_empty()
+    }
+}
+
+/// How fast a turn goes.
+pub(super) enum Pace<'a> {
+    /// As fast as may be.
+    Whole,
+    /// As chance has it.
+    Random(&'a mut Rng),
+}
+
+impl Pace<'_> {
+    fn chunk(&mut self) -> usize {
+        match self {
+            Self::Whole => 70_000,
+            Self::Random(rng) => rng.pick(&[1, 3, 9, 20, 500, 70_000]),
+        }
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        match self {
+            Self::Whole => true,
+            Self::Random(rng) => rng.chance(percent),
+        }
+    }
+
+    fn part(&mut self, of: u64) -> u64 {
+        match self {
+            Self::Whole => of,
+            Self::Random(rng) => wide(rng.below(narrow(of) + 1)),
+        }
+    }
+}
+
+impl World {
+    /// How much of a stream its origin has, by whatever connection, and whether FIN is there.
+    pub(super) fn reached(&self, unit: usize) -> (u64, bool) {
+        let origin = self.units[unit].sockets[SERVER].as_ref();
+        let (put, fin) = origin.map_or((0, false), |origin| (origin.put, origin.has_fin()));
+        let delivered = self.desk.reached.get(&unit).copied().unwrap_or(0);
+        (put.max(delivered), fin || self.desk.ended.contains(&unit))
+    }
+
+    /// What is stored begins there: the server has said that all before it is acknowledged.
+    pub(super) fn stored_from(&mut self, unit: usize, start: u64) {
+        let known = self.desk.known.entry(unit).or_default();
+        known.now = known.now.max(start);
+        known.recorded = known.recorded.max(start);
+    }
+
+    fn note(&mut self, of: StoredFlow, offset: Offset) {
+        let at = 0;
+        let progress = Progress { of, offset, at };
+        if self.registry.delivered_mut().note(&progress) {
+            self.desk.waiting.insert(of, progress);
+        }
+        if let Some(unit) = self.unit_of(of) {
+            let known = self.desk.known.entry(unit).or_default();
+            known.now = known.now.max(offset.0);
+        }
+    }
+
+    fn unit_of(&self, of: StoredFlow) -> Option<usize> {
+        let local = |id: &SessionId| Some(self.books.get(id)?.locals.get(&of.flow)?.unit);
+        local(&of.session).or_else(|| self.shelf.unit(of.session, of.flow))
+    }
+
+    /// Nothing more of a flow that may be stored reaches its origin by itself.
+    pub(super) fn note_final(&mut self, id: SessionId, flow: FlowId, ends: (Offset, Offset)) {
+        let (taken, released) = ends;
+        let of = StoredFlow {
+            client: KEY,
+            session: id,
+            flow,
+        };
+        let local = self
+            .books
+            .get(&id)
+            .and_then(|books| books.locals.get(&flow));
+        let told = local.map_or(0, |local| local.acknowledged);
+        // Its kernel is asked once more, and has heard of some of the rest meanwhile.
+        let rest = taken.0.saturating_sub(told.max(released.0));
+        let more = wide(Rng::of(self.seed, flow.0).below(narrow(rest) + 1));
+        self.note(of, Offset(told.max(released.0) + more));
+    }
+
+    /// What is known while the client cannot be told is written down.
+    pub(super) fn note_detached(&mut self, id: SessionId, flow: FlowId) {
+        let local = self
+            .books
+            .get(&id)
+            .and_then(|books| books.locals.get(&flow));
+        let detached = self.registry.session(id).is_some_and(|s| !s.is_attached());
+        if let Some(local) = local.filter(|local| local.stored && detached) {
+            let offset = Offset(local.acknowledged);
+            let of = StoredFlow {
+                client: KEY,
+                session: id,
+                flow,
+            };
+            self.note(of, offset);
+        }
+    }
+
+    /// A batch is on the disk.
+    fn record(&mut self) -> bool {
+        let batch = std::mem::take(&mut self.desk.waiting);
+        for (of, progress) in &batch {
+            self.desk.disk.insert(*of, *progress);
+            if let Some(unit) = self.unit_of(*of) {
+                let known = self.desk.known.entry(unit).or_default();
+                known.recorded = known.recorded.max(progress.offset.0);
+            }
+        }
+        !batch.is_empty()
+    }
+
+    /// The server daemon is gone: its sockets are reset, and what is on its disk is left.
+    pub(super) fn restart_desk(&mut self) {
+        let open: Vec<_> = self.desk.connections.keys().copied().collect();
+        if !open.is_empty() {
+            self.met(Situation::DeliveryInterrupted);
+        }
+        for (id, flow) in open {
+            self.cut_collector(id, flow);
+        }
+        if !self.desk.waiting.is_empty() {
+            self.met(Situation::NotRecorded);
+        }
+        self.desk.waiting.clear();
+        self.desk.running = Deliveries::default();
+        for known in self.desk.known.values_mut() {
+            known.now = known.recorded;
+        }
+        for progress in self.desk.disk.values() {
+            self.registry.delivered_mut().note(progress);
+        }
+    }
+
+    /// A client wants to deliver.
+    fn on_deliver_opened(&mut self, id: SessionId, deliver: Deliver) {
+        let flow = deliver.flow;
+        let Some(unit) = self.shelf.unit(deliver.session, deliver.origin_flow) else {
+            self.fault("something is delivered that was never stored");
+            return;
+        };
+        if !self.desk.running.begin(id, KEY, deliver) {
+            let now = self.now;
+            self.with(Who::Server(id), |session| {
+                session.refuse_flow(flow, OpenError::Exhausted, now);
+            });
+            return;
+        }
+        let connection = Collector {
+            unit,
+            ..Collector::default()
+        };
+        self.desk.connections.insert((id, flow), connection);
+    }
+
+    /// What a server session tells of a delivery; false if it is of something else.
+    pub(super) fn on_desk_event(&mut self, id: SessionId, event: &Event) -> bool {
+        if let Event::DeliverOpened { deliver, .. } = event {
+            self.on_deliver_opened(id, *deliver);
+            return true;
+        }
+        if let Event::Ended { .. } = event {
+            self.close_collectors(id);
+            return false;
+        }
+        let (Event::FlowReadable { flow }
+        | Event::FlowWritable { flow }
+        | Event::FlowAborted { flow, .. }
+        | Event::FlowForgotten { flow, .. }) = event
+        else {
+            return false;
+        };
+        let Some(connection) = self.desk.connections.get_mut(&(id, *flow)) else {
+            return false;
+        };
+        if matches!(
+            event,
+            Event::FlowReadable { .. } | Event::FlowWritable { .. }
+        ) {
+            connection.due = true;
+            return true;
+        }
+        self.close_collector(id, *flow);
+        if let Event::FlowAborted { code, .. } = event {
+            self.on_delivery_aborted(Who::Server(id), *code);
+        }
+        true
+    }
+
+    fn close_collectors(&mut self, id: SessionId) {
+        let range = (id, FlowId(0))..=(id, FlowId(u64::MAX));
+        let open = self.desk.connections.range(range);
+        for flow in open.map(|((_, flow), _)| *flow).collect::<Vec<_>>() {
+            self.close_collector(id, flow);
+        }
+        self.desk.running.end_session(id);
+    }
+
+    /// One turn of the server's driver for all deliveries; true if anything happened.
+    pub(super) fn collect(&mut self, mut pace: Pace<'_>) -> bool {
+        let mut acted = false;
+        for (id, flow) in self.desk.connections.keys().copied().collect::<Vec<_>>() {
+            if pace.chance(60) {
+                acted |= self.collect_one(id, flow, &mut pace);
+                self.drain();
+            }
+        }
+        if pace.chance(40) {
+            acted |= self.record();
+            for (id, flow, of) in self.desk.running.running().collect::<Vec<_>>() {
+                acted |= self.release_recorded(id, flow, of);
+            }
+            self.drain();
+        }
+        acted
+    }
+
+    fn collect_one(&mut self, id: SessionId, flow: FlowId, pace: &mut Pace<'_>) -> bool {
+        let (now, who) = (self.now, Who::Server(id));
+        let Some(mut connection) = self.desk.connections.remove(&(id, flow)) else {
+            return false;
+        };
+        if !connection.accepted {
+            let refuses = matches!(pace, Pace::Random(_)) && pace.chance(10);
+            connection.accepted = !refuses;
+            if refuses {
+                self.desk.running.end(id, flow);
+                self.with(who, |s| s.refuse_flow(flow, OpenError::Refused, now));
+            } else {
+                self.desk.connections.insert((id, flow), connection);
+                self.with(who, |s| s.accept_flow(flow, now));
+            }
+            return true;
+        }
+        let mut acted = false;
+        if connection.due {
+            acted |= self.write_records((id, flow), &mut connection, pace.chunk());
+        }
+        let told = pace.part(connection.put - connection.acknowledged);
+        connection.acknowledged += told;
+        acted |= told > 0;
+        self.arrived(&connection, connection.acknowledged);
+        if let Some(delivery) = self.desk.running.get_mut(id, flow) {
+            let of = delivery.of();
+            let unacknowledged = connection.put - connection.acknowledged;
+            let offset = delivery.acknowledged(unacknowledged, connection.has_fin);
+            self.desk.connections.insert((id, flow), connection);
+            if let Some(offset) = offset {
+                self.note(of, offset);
+            }
+            if self.desk.waiting.is_empty() {
+                acted |= self.release_recorded(id, flow, of);
+            }
+        }
+        acted
+    }
+
+    fn write_records(
+        &mut self,
+        (id, flow): (SessionId, FlowId),
+        connection: &mut Collector,
+        chunk: usize,
+    ) -> bool {
+        let now = self.now;
+        let mut running = std::mem::take(&mut self.desk.running);
+        let Some(delivery) = running.get_mut(id, flow) else {
+            self.desk.running = running;
+            return false;
+        };
+        let delivered = self.registry.delivered().offset(&delivery.of());
+        let (mut left, mut acted, mut finishes, mut wrong) = (chunk, false, false, None);
+        let mut writes = Vec::new();
+        let mut situations = Vec::new();
+        self.registry.with(id, now, |session: &mut Session| {
+            loop {
+                let arrived: Vec<_> = session.readable(flow).cloned().collect();
+                let is_all = session.has_all(flow);
+                let current = &mut connection.record;
+                let open = |record: &Record, sealed: &[u8]| {
+                    *current = Some((record.start.0, record.end.0, true));
+                    unseal(record, sealed)
+                };
+                match delivery.step((arrived.iter(), is_all), delivered, open) {
+                    Step::Write if left == 0 => break,
+                    Step::Write => {
+                        let text = delivery.text().cloned().unwrap_or_default();
+                        let count = text.len().min(left);
+                        let (start, end, is_new) = connection.record.unwrap_or_default();
+                        let place = end - wide(text.len());
+                        if is_new && place > start {
+                            situations.push(Situation::RecordTrimmed);
+                        }
+                        connection.record = Some((start, end, false));
+                        writes.push((place, text.slice(..count)));
+                        delivery.wrote(count);
+                        left -= count;
+                    }
+                    Step::Take(count) => {
+                        if connection.record.take().is_none() {
+                            situations.push(Situation::RecordSkipped);
+                        }
+                        session.release(flow, count, now);
+                    }
+                    Step::Wait => {
+                        connection.due = false;
+                        break;
+                    }
+                    Step::Broken(what) => {
+                        wrong = Some(what);
+                        break;
+                    }
+                }
+                acted = true;
+            }
+            finishes =
+                session.delivery(flow) == End::Fin && session.readable(flow).next().is_none();
+            if finishes {
+                session.end_delivered(flow, now);
+            }
+        });
+        self.desk.running = running;
+        situations.into_iter().for_each(|it| self.met(it));
+        if let Some(what) = wrong {
+            self.fault(format!("u{}: {what}", connection.unit));
+        }
+        for (place, bytes) in writes {
+            self.take_written(connection, place, &bytes);
+        }
+        if finishes {
+            connection.has_fin = true;
+            connection.put += 1;
+        }
+        acted || finishes
+    }
+
+    fn take_written(&mut self, connection: &mut Collector, place: u64, bytes: &[u8]) {
+        self.check_written(connection, place, bytes);
+        if connection.runs.is_empty() || place != connection.at {
+            connection.runs.push((connection.put, place));
+        }
+        connection.put += wide(bytes.len());
+        connection.at = place + wide(bytes.len());
+    }
+
+    /// What a collector gets must be what was written, without a gap, from a boundary on, and no more
+    /// of what the server knows to be there than the message that is cut.
+    fn check_written(&mut self, connection: &Collector, place: u64, bytes: &[u8]) {
+        let unit = connection.unit;
+        let Some(app) = self.units[unit].sockets[CLIENT].as_ref() else {
+            return;
+        };
+        let is_first = connection.runs.is_empty();
+        let (reached, _) = self.reached(unit);
+        let known = self.desk.known.get(&unit).map_or(0, |known| known.now);
+        let least = if known > app.taken() {
+            app.taken()
+        } else {
+            self.boundary(unit, known)
+        };
+        let is_true = bytes
+            .iter()
+            .zip(place..)
+            .all(|(byte, at)| *byte == app.written_at(at));
+        if !is_true {
+            self.fault(format!(
+                "u{unit}: wrong bytes are delivered from {place} on"
+            ));
+        } else if place > reached.max(connection.at) {
+            self.fault(format!("u{unit}: {reached} to {place} are missing"));
+        } else if !is_first && place < connection.at {
+            let at = connection.at;
+            self.fault(format!("u{unit}: {place} is delivered behind {at}"));
+        } else if is_first && self.boundary(unit, place) != place {
+            self.fault(format!(
+                "u{unit}: a delivery begins within a message, at {place}"
+            ));
+        } else if is_first && place < least {
+            self.fault(format!(
+                "u{unit}: delivered again from {place} on, and {known} were known to be there"
+            ));
+        }
+        if is_first && place < reached {
+            self.met(Situation::MessageDoubled);
+        }
+    }
+
+    /// So much of what was written to a collector has come.
+    fn arrived(&mut self, connection: &Collector, count: u64) {
+        let place = connection.place(count);
+        let reached = self.desk.reached.entry(connection.unit).or_default();
+        *reached = place.max(*reached);
+        if connection.has_fin && count == connection.put {
+            self.desk.ended.insert(connection.unit);
+        }
+    }
+
+    /// Everything that is on the disk is released.
+    fn release_recorded(&mut self, id: SessionId, flow: FlowId, of: StoredFlow) -> bool {
+        let offset = self
+            .desk
+            .disk
+            .get(&of)
+            .map_or(Offset(0), |known| known.offset);
+        let Some(connection) = self.desk.connections.get(&(id, flow)) else {
+            return false;
+        };
+        let has_fin_arrived = connection.has_fin && connection.acknowledged == connection.put;
+        let delivery = self.desk.running.get_mut(id, flow);
+        let Some(released) = delivery.and_then(|d| d.recorded(offset, has_fin_arrived)) else {
+            return false;
+        };
+        let now = self.now;
+        let done = self.with(Who::Server(id), |session| {
+            let before = session.awaits_release(flow);
+            session.settle_to(flow, released, now);
+            let is_over = has_fin_arrived && session.taken(flow) <= released;
+            if is_over {
+                session.finish(flow, now);
+            }
+            before
+        });
+        done == Some(true)
+    }
+
+    /// The flow of a delivery is over: its kernel is asked once more.
+    fn close_collector(&mut self, id: SessionId, flow: FlowId) {
+        let Some(delivery) = self.desk.running.end(id, flow) else {
+            self.cut_collector(id, flow);
+            return;
+        };
+        let Some(connection) = self.desk.connections.get_mut(&(id, flow)) else {
+            return;
+        };
+        let rest = connection.put - connection.acknowledged;
+        connection.acknowledged += wide(Rng::of(self.seed, flow.0).below(narrow(rest) + 1));
+        let unacknowledged = connection.put - connection.acknowledged;
+        let offset = delivery.acknowledged(unacknowledged, connection.has_fin);
+        self.cut_collector(id, flow);
+        if let Some(offset) = offset {
+            self.note(delivery.of(), offset);
+        }
+    }
+
+    /// A connection is reset: of what was not acknowledged, some has come and some has not.
+    fn cut_collector(&mut self, id: SessionId, flow: FlowId) {
+        let Some(connection) = self.desk.connections.remove(&(id, flow)) else {
+            return;
+        };
+        let rest = narrow(connection.put - connection.acknowledged);
+        let name = wide(rest) ^ (flow.0 << 20);
+        let come = connection.acknowledged + wide(Rng::of(self.seed, name).below(rest + 1));
+        self.arrived(&connection, come);
+    }
+}
