@@ -39,7 +39,7 @@ fn an_end_that_never_measured_believes_its_kernel_how_long_an_answer_takes() {
     for (round_trip_ms, is_attached) in [(None, true), (Some(200), false), (Some(700), true)] {
         let mut pair = Pair::new();
         let flow = pair.open_accepted();
-        pair.seconds(2);
+        // Before the first silence, and so before the first PING of its own.
         pair.cut = true;
         pair.round_trip = round_trip_ms.map(Duration::from_millis);
         pair.write(SERVER, flow, 10);
