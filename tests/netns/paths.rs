@@ -174,7 +174,7 @@ fn with_both_links_up_the_loss_of_one_carrier_is_hardly_noticed() {
 }
 
 #[test]
-fn with_both_links_up_the_silence_of_one_is_over_in_little_more_than_a_second() {
+fn with_both_links_up_the_silence_of_one_is_over_in_about_a_second() {
     let scene = far_scene("silence of one", &Settings::new());
     scene.lab.raise(Access::Mobile);
     let traffic = Traffic::start(&scene, 8);

@@ -53,6 +53,9 @@ pub const RECORD_EXTRA: u64 = 256;
 
 /// First silence after which an end that expects something asks (PROTOCOL.md §6).
 pub const PING_AFTER: Duration = Duration::from_secs(1);
+/// The same while another link works: an end that has somewhere to go does not wait to be sure.
+/// Chosen: with the longest of a PONG behind a queue of 100 ms, noticed within a second.
+pub const PING_BESIDE: Duration = Duration::from_millis(500);
 /// "Heard something lately": for so long silence is asked about.
 pub const LATELY: Duration = Duration::from_secs(60);
 /// The client asks at least so often while a flow exists (rule 10): NATs forget after 30 s.

@@ -59,6 +59,16 @@ pub(crate) enum Duty {
     Leave,
 }
 
+/// What a link's duties depend on beside itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Around {
+    pub(crate) is_client: bool,
+    /// The session has flows or unacknowledged control messages.
+    pub(crate) is_busy: bool,
+    /// Links of the session that work.
+    pub(crate) working: usize,
+}
+
 /// A link that is not needed any more and runs empty first: what was sent there before the peer
 /// followed to another one still arrives.
 #[derive(Clone, Copy, Debug)]
@@ -346,13 +356,12 @@ impl Link {
         false
     }
 
-    /// When something is due on this link, and what. `busy`: the session has flows or unacknowledged
-    /// control messages.
-    pub(crate) fn deadline(&self, is_client: bool, busy: bool) -> Option<(Instant, Duty)> {
+    /// When something is due on this link, and what.
+    pub(crate) fn deadline(&self, around: Around) -> Option<(Instant, Duty)> {
         if self.phase != Phase::Live {
             return Some((self.since + limits::UNCONFIRMED, Duty::AttachTimeout));
         }
-        let duty = self.duty(is_client, busy);
+        let duty = self.duty(around);
         let leave = self.leaving.map(|leaving| (leaving.by, Duty::Leave));
         match (duty, leave) {
             (Some(duty), Some(leave)) => Some(duty.min_by_time(leave)),
@@ -360,7 +369,7 @@ impl Link {
         }
     }
 
-    fn duty(&self, is_client: bool, busy: bool) -> Option<(Instant, Duty)> {
+    fn duty(&self, around: Around) -> Option<(Instant, Duty)> {
         let silent = self.last_heard + limits::LINK_SILENT;
         if let Some(ping) = &self.ping {
             // Who was not asked for long is asked before.
@@ -370,18 +379,23 @@ impl Link {
             }
             return Some((ping.check_at, Duty::Check).min_by_time(dead));
         }
-        let seconds = (1_u64 << (self.ping_step + 1)) - 1;
-        let after = Duration::from_secs(seconds).max(limits::PING_AFTER);
+        let others = around.working.saturating_sub(self.is_working().into());
+        let after = if self.ping_step == 0 && others > 0 {
+            limits::PING_BESIDE
+        } else {
+            let seconds = (1_u64 << (self.ping_step + 1)) - 1;
+            Duration::from_secs(seconds).max(limits::PING_AFTER)
+        };
         let step = self.quiet_from + after;
         let mut due = None;
         if self.position > self.proved || after <= limits::LATELY {
             due = Some((step, Duty::Ping));
         }
-        if busy && is_client {
+        if around.is_busy && around.is_client {
             let keepalive = (self.last_heard + limits::KEEPALIVE, Duty::Ping);
             due = Some(due.map_or(keepalive, |d| d.min_by_time(keepalive)));
         }
-        if busy && !is_client {
+        if around.is_busy && !around.is_client {
             let dead = (silent, Duty::Silent);
             due = Some(due.map_or(dead, |d| d.min_by_time(dead)));
         }

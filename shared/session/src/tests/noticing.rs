@@ -35,11 +35,11 @@ fn a_kernel_that_hears_of_the_peer_vouches_for_a_slow_link() {
 }
 
 #[test]
-fn an_end_that_never_measured_believes_its_kernel_how_long_an_answer_takes() {
+fn an_end_that_measured_a_queue_believes_its_kernel_how_long_an_answer_takes() {
     for (round_trip_ms, is_attached) in [(None, true), (Some(200), false), (Some(700), true)] {
         let mut pair = Pair::new();
         let flow = pair.open_accepted();
-        pair.seconds(2);
+        pair.answer_late(SERVER, Duration::from_millis(700));
         pair.cut = true;
         pair.round_trip = round_trip_ms.map(Duration::from_millis);
         pair.write(SERVER, flow, 10);
@@ -52,5 +52,18 @@ fn an_end_that_never_measured_believes_its_kernel_how_long_an_answer_takes() {
             is_attached,
             "{round_trip_ms:?}"
         );
+    }
+}
+
+impl Pair {
+    /// A PING of that end is answered after so long: 4 × RTTVAR is as much from then on.
+    fn answer_late(&mut self, end: usize, after: Duration) {
+        let link = self.links[0];
+        let mut out = Outbox::new();
+        self.ends[end].probe(self.now);
+        assert!(self.ends[end].poll_transmit(link, 60_000, &mut out, self.now));
+        self.now = self.now + after;
+        self.ends[1 - end].handle_bytes(link, out.to_vec().into(), self.now);
+        self.run();
     }
 }

@@ -110,6 +110,7 @@ fn the_table_of_open_errors_is_that_of_the_code() {
 fn times_and_bounds_are_those_of_the_code() {
     let times = [
         ("PING_AFTER", limits::PING_AFTER),
+        ("PING_BESIDE", limits::PING_BESIDE),
         ("LATELY", limits::LATELY),
         ("KEEPALIVE", limits::KEEPALIVE),
         ("PONG_MIN", limits::PONG_MIN),
