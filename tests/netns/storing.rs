@@ -3,163 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Read as _, Write as _};
-use std::net::TcpStream;
+use std::io::Write as _;
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tund_tests::lab::{Family, Lab, Process, Settings, Tund, wait};
+use tund_tests::lab::{Lab, Process, wait};
 
-use crate::support::{Dice, LATER, LONG, figure, wait_until_acknowledged};
-
-/// Of the collector.
-const PORT: u16 = 514;
-const GRACE: &str = "2s";
-
-/// Takes lines; what it has of one connection is one run of bytes.
-struct Collector {
-    connections: Arc<Mutex<Vec<Vec<u8>>>>,
-}
-
-impl Collector {
-    fn start(lab: &Lab) -> Self {
-        let listener = lab.origin.listen(PORT);
-        let connections = Arc::new(Mutex::new(Vec::new()));
-        let shared = Arc::clone(&connections);
-        drop(lab.origin.spawn("collector", move || {
-            for stream in listener.incoming() {
-                let Ok(stream) = stream else { return };
-                let place = {
-                    let mut all = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                    all.push(Vec::new());
-                    all.len() - 1
-                };
-                let shared = Arc::clone(&shared);
-                drop(std::thread::spawn(move || collect(stream, place, &shared)));
-            }
-        }));
-        Self { connections }
-    }
-
-    /// Whole lines in the order of their connections; what no newline ends is none.
-    fn lines(&self) -> Vec<String> {
-        let all = self
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let lines = all.iter().flat_map(|bytes| {
-            let whole = bytes.iter().rposition(|byte| *byte == b'\n');
-            let whole = whole.map_or(&[][..], |end| &bytes[..end]);
-            let text = String::from_utf8_lossy(whole).into_owned();
-            let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-            lines
-        });
-        lines.collect()
-    }
-
-    #[track_caller]
-    fn wait_for_lines(&self, count: usize) -> Vec<String> {
-        wait::until_true(&format!("{count} lines"), LONG, || {
-            self.lines().len() >= count
-        });
-        self.lines()
-    }
-}
-
-fn collect(mut stream: TcpStream, place: usize, all: &Mutex<Vec<Vec<u8>>>) {
-    let mut piece = [0; 16_384];
-    while let Ok(count @ 1..) = stream.read(&mut piece) {
-        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-        all[place].extend_from_slice(&piece[..count]);
-    }
-}
-
-/// A lab with both daemons, a collector, and a policy that stores lines for it.
-struct Scene {
-    tund: Tund,
-    collector: Collector,
-    lab: Lab,
-}
-
-impl Scene {
-    fn new(title: &str) -> Self {
-        Self::in_lab(Lab::new(title), "hold")
-    }
-
-    fn in_lab(lab: Lab, connect_during_outage: &str) -> Self {
-        let collector = Collector::start(&lab);
-        let destination = format!("\"{}\"", lab.origin_address(Family::V4, PORT).ip());
-        let settings = Settings::new()
-            .grace(GRACE)
-            .client("[policy]", "destination", &destination)
-            .client("[policy]", "protocol", "\"tcp\"")
-            .client("[policy]", "on_expiry", "\"store\"")
-            .client("[policy]", "framing", "\"line\"")
-            .client(
-                "[policy]",
-                "connect_during_outage",
-                &format!("\"{connect_during_outage}\""),
-            );
-        let tund = Tund::start(&lab, &settings);
-        Self {
-            tund,
-            collector,
-            lab,
-        }
-    }
-
-    fn connect(&self) -> TcpStream {
-        self.connect_to(PORT)
-    }
-
-    fn connect_to(&self, port: u16) -> TcpStream {
-        let target = self.lab.origin_address(Family::V4, port);
-        self.lab
-            .client
-            .connect(target, LATER)
-            .expect("a connection through tund")
-    }
-
-    /// The lines are with the client daemon.
-    fn send(&self, stream: &mut TcpStream, lines: &[String]) {
-        for line in lines {
-            writeln!(stream, "{line}").expect("the client daemon takes it");
-        }
-        let local = stream.local_addr().expect("a bound socket");
-        wait_until_acknowledged(&self.lab.client, local);
-    }
-
-    fn lose_the_network(&self) {
-        self.lab.cut();
-        self.lab.forget();
-    }
-
-    /// Rows of `spool ls --json`.
-    fn stored(&self) -> Vec<serde_json::Value> {
-        let text = self.tund.client.command(&["spool", "ls", "--json"]);
-        serde_json::from_str(&text.expect("an answer")).expect("a list")
-    }
-
-    /// The application has learnt that its connection is over, and its lines are on the disk.
-    fn expect_reset(&self, stream: &mut TcpStream) {
-        stream.set_read_timeout(Some(LATER)).expect("a timeout");
-        let error = stream.read(&mut [0]).expect_err("a reset");
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    }
-
-    fn wait_until_delivered(&self) {
-        wait::until_true("nothing is stored any more", LONG, || {
-            self.stored().is_empty()
-        });
-    }
-}
-
-fn lines(range: std::ops::Range<u32>) -> Vec<String> {
-    range
-        .map(|number| format!("line {number} of what an application has to say"))
-        .collect()
-}
+use crate::lines::{Scene, doubled, lines};
+use crate::support::{Dice, LATER, LONG, figure};
 
 #[test]
 fn lines_outlast_an_outage_beyond_grace_and_another_one_and_arrive_once_in_order() {
@@ -238,14 +89,9 @@ fn a_client_that_is_killed_again_and_again_delivers_every_line() {
             .len()
             == all.len()
     });
-    let got = scene.collector.lines();
-    assert_eq!(got.iter().collect::<BTreeSet<_>>(), all);
-    let mut seen = BTreeSet::new();
-    let firsts: Vec<_> = got.iter().filter(|line| seen.insert(*line)).collect();
-    assert_eq!(firsts, sent.iter().collect::<Vec<_>>(), "in order");
     figure(&format!(
         "five kills of the client: {} of {} lines doubled",
-        got.len() - sent.len(),
+        doubled(&scene.collector.lines(), &sent),
         sent.len()
     ));
 }
@@ -255,7 +101,7 @@ struct Small(std::path::PathBuf);
 
 impl Small {
     fn mount(lab: &Lab) -> Self {
-        let directory = lab.directory().join("spool");
+        let directory = lab.directory().join("client-spool");
         fs::create_dir(&directory).expect("a new directory");
         let status = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs"])
@@ -348,13 +194,9 @@ fn lost_at(places: usize) {
             new.len() == part.len()
         });
     }
-    let got = scene.collector.lines();
-    let mut seen = BTreeSet::new();
-    let firsts: Vec<_> = got.iter().filter(|line| seen.insert(*line)).collect();
-    assert_eq!(firsts, sent.iter().collect::<Vec<_>>(), "set and order");
     figure(&format!(
         "{places} places: {} of {} lines doubled",
-        got.len() - sent.len(),
+        doubled(&scene.collector.lines(), &sent),
         sent.len()
     ));
 }

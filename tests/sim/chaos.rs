@@ -8,8 +8,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use tund_tests::harness::chaos;
-use tund_tests::harness::coverage::Coverage;
+use tund_tests::harness::chaos::{self, Family};
+use tund_tests::harness::coverage::{Coverage, Situation};
+use tund_tests::harness::schedule::Schedule;
 
 const SCHEDULES: u64 = 10_000;
 const THREADS: usize = 2;
@@ -19,7 +20,11 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Plays seeds from `first` on, side by side; what was met, how many were played, what failed.
-fn play(first: u64, schedules: u64, survey: bool) -> (Coverage, u64, Vec<(u64, String)>) {
+fn play(
+    family: Family,
+    (first, schedules): (u64, u64),
+    survey: bool,
+) -> (Coverage, u64, Vec<(u64, String)>) {
     let next = AtomicU64::new(first);
     let stop = AtomicBool::new(false);
     let failed = Mutex::new(Vec::new());
@@ -33,7 +38,7 @@ fn play(first: u64, schedules: u64, survey: bool) -> (Coverage, u64, Vec<(u64, S
                     if seed >= first + schedules {
                         break;
                     }
-                    match chaos::outcome(seed) {
+                    match chaos::outcome(family, seed) {
                         Ok(coverage) => mine.add(&coverage),
                         Err(fault) => {
                             failed.lock().unwrap().push((seed, fault));
@@ -53,11 +58,11 @@ fn play(first: u64, schedules: u64, survey: bool) -> (Coverage, u64, Vec<(u64, S
     )
 }
 
-#[test]
-fn what_was_written_arrives_and_every_end_is_what_it_was() {
+/// Plays a family of schedules; `wanted` situations are to be met often.
+fn test(family: Family, wanted: impl Fn(Situation) -> bool) {
     chaos::keep_panics();
     if let Some(seed) = number("TUND_SEED") {
-        if let Some(failure) = chaos::failure(seed) {
+        if let Some(failure) = chaos::failure(family, seed) {
             panic!("{failure}");
         }
         return;
@@ -69,23 +74,39 @@ fn what_was_written_arrives_and_every_end_is_what_it_was() {
         number("TUND_BRIEF").is_some(),
     );
 
-    let (met, played, mut failed) = play(first, schedules, survey);
+    let (met, played, mut failed) = play(family, (first, schedules), survey);
 
     failed.sort();
     if let Some((seed, fault)) = failed.first() {
         for (seed, fault) in &failed {
             eprintln!("seed {seed}: {fault}");
         }
-        let failure = (!survey && !brief).then(|| chaos::failure(*seed)).flatten();
+        let failure = (!survey && !brief)
+            .then(|| chaos::failure(family, *seed))
+            .flatten();
         let story = failure.map_or_else(String::new, |failure| failure.to_string());
         panic!("after {played} schedules: seed {seed}: {fault}\n{story}");
     }
     eprintln!("{met}");
     eprintln!("of {played} schedules");
     let least = schedules / 100;
+    let seldom = met.below(least, wanted);
     assert!(
-        brief || met.below(least).is_empty(),
-        "met less than {least} times: {:#?}",
-        met.below(least)
+        brief || seldom.is_empty(),
+        "met less than {least} times: {seldom:#?}"
     );
+}
+
+#[test]
+fn what_was_written_arrives_and_every_end_is_what_it_was() {
+    test(Schedule::of, |situation| {
+        !Situation::STORING.contains(&situation)
+    });
+}
+
+#[test]
+fn what_outlasts_grace_is_stored_and_delivered_whatever_befalls_either_daemon() {
+    test(Schedule::storing, |situation| {
+        Situation::STORING.contains(&situation)
+    });
 }

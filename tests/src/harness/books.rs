@@ -4,7 +4,7 @@ use super::socket::{Socket, wide};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use tund_session::wire::frame::FlowCode;
-use tund_session::{Delivery, FlowId, Instant, LinkId, Role, Session};
+use tund_session::{Delivery, FlowId, Instant, LinkId, Offset, Role, Session};
 
 /// One flow's local socket as its driver sees it. Work is done on an edge only, as by a driver
 /// that sleeps in between: an event that is missing leaves the flow standing.
@@ -164,7 +164,7 @@ impl Local {
             return Ok(false);
         }
         let mut acted = self.drain((id, session), socket, now);
-        acted |= self.acknowledge((id, session), now);
+        acted |= self.acknowledge((id, session), socket, now);
         self.check_messages(id, session, socket)?;
         let mut left = chunk;
         while left > 0 {
@@ -193,14 +193,19 @@ impl Local {
         Ok(acted)
     }
 
-    /// The reader's TCP has all that was written in earlier turns.
-    fn acknowledge(&mut self, (id, session): (FlowId, &mut Session), now: Instant) -> bool {
-        if !session.awaits_release(id) {
+    /// The reader's TCP has all that was written in earlier turns, as long as there is a reader.
+    fn acknowledge(
+        &mut self,
+        (id, session): (FlowId, &mut Session),
+        socket: &Socket,
+        now: Instant,
+    ) -> bool {
+        let acknowledged = session.taken(id).0.min(socket.there());
+        if !session.awaits_release(id) || acknowledged <= self.acknowledged {
             return false;
         }
-        let taken = session.taken(id);
-        self.acknowledged = taken.0;
-        session.settle_to(id, taken, now);
+        self.acknowledged = acknowledged;
+        session.settle_to(id, Offset(acknowledged), now);
         true
     }
 

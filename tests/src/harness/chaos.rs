@@ -96,20 +96,23 @@ pub fn play(schedule: &Schedule, actions: &[Action], with_story: bool) -> Played
     }
 }
 
+/// Makes the schedule of a seed.
+pub type Family = fn(u64) -> Schedule;
+
 /// Plays the schedule of a seed.
 ///
 /// # Errors
 ///
 /// What was wrong.
-pub fn outcome(seed: u64) -> Result<Coverage, String> {
-    let schedule = Schedule::of(seed);
+pub fn outcome(family: Family, seed: u64) -> Result<Coverage, String> {
+    let schedule = family(seed);
     let played = play(&schedule, &schedule.actions, false);
     played.fault.map_or(Ok(played.coverage), Err)
 }
 
 /// If the schedule of a seed fails: with what, and what is needed to see it.
-pub fn failure(seed: u64) -> Option<Failure> {
-    let schedule = Schedule::of(seed);
+pub fn failure(family: Family, seed: u64) -> Option<Failure> {
+    let schedule = family(seed);
     let fault = play(&schedule, &schedule.actions, false).fault;
     fault.map(|_| shorten(&schedule))
 }

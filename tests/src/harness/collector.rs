@@ -3,7 +3,7 @@
 use super::coverage::Situation;
 use super::records::unseal;
 use super::rng::Rng;
-use super::socket::{narrow, wide};
+use super::socket::{Socket, narrow, wide};
 use super::world::{CLIENT, KEY, SERVER, Who, World};
 use std::collections::{BTreeMap, BTreeSet};
 use tund_server_core::delivery::{Deliveries, Progress, Record, Step, StoredFlow};
@@ -145,8 +145,10 @@ impl World {
             .get(&id)
             .and_then(|books| books.locals.get(&flow));
         let told = local.map_or(0, |local| local.acknowledged);
+        let origin = local.and_then(|local| self.units[local.unit].sockets[SERVER].as_ref());
+        let there = origin.map_or(0, Socket::there);
         // Its kernel is asked once more, and has heard of some of the rest meanwhile.
-        let rest = taken.0.saturating_sub(told.max(released.0));
+        let rest = taken.0.min(there).saturating_sub(told.max(released.0));
         let more = wide(Rng::of(self.seed, flow.0).below(narrow(rest) + 1));
         self.note(of, Offset(told.max(released.0) + more));
     }

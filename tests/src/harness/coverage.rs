@@ -68,7 +68,7 @@ situations! {
     DeliveryResumed = "delivery that went on after an outage",
     DeliveryInterrupted = "delivery interrupted: grace, end of the session, restart",
     DeliveryRefused = "origin refused a delivery",
-    DeliveryTwice = "delivery asked for while another flow delivers the same",
+    DeliveryNoRoom = "no room for a delivery",
     RecordSkipped = "record left out: it had been delivered",
     RecordTrimmed = "messages left out of a record",
     MessageDoubled = "message delivered twice",
@@ -107,6 +107,27 @@ situations! {
     EarlyTimeout = "timeout called early",
 }
 
+impl Situation {
+    /// Those that storing and delivering are about.
+    pub const STORING: &[Self] = &[
+        Self::NoRoomForMessages,
+        Self::StoredAtExpiry,
+        Self::StoredAtEnd,
+        Self::BoundaryKept,
+        Self::StoredDelivered,
+        Self::LostDeliver,
+        Self::DeliveryResumed,
+        Self::DeliveryInterrupted,
+        Self::DeliveryRefused,
+        Self::DeliveryNoRoom,
+        Self::RecordSkipped,
+        Self::RecordTrimmed,
+        Self::MessageDoubled,
+        Self::NotRecorded,
+        Self::ClientRestartStored,
+    ];
+}
+
 /// How many schedules met each situation.
 #[derive(Clone, Debug)]
 pub struct Coverage {
@@ -139,11 +160,11 @@ impl Coverage {
         self.counts[situation as usize]
     }
 
-    /// What fewer than `least` schedules met.
-    pub fn below(&self, least: u64) -> Vec<&'static str> {
+    /// Which of these fewer than `least` schedules met.
+    pub fn below(&self, least: u64, wanted: impl Fn(Situation) -> bool) -> Vec<&'static str> {
         Situation::ALL
             .iter()
-            .filter(|situation| self.count(**situation) < least)
+            .filter(|situation| wanted(**situation) && self.count(**situation) < least)
             .map(|situation| situation.words())
             .collect()
     }

@@ -99,8 +99,30 @@ const LAST: [Weight; 7] = [
     (Kind::RestartClient, 10, Mood::All),
 ];
 
+/// Where much is stored, and delivered under all that may happen.
+const STORING: [Weight; 15] = [
+    (Kind::Deliver, 120, Mood::Mild),
+    (Kind::Transmit, 100, Mood::Mild),
+    (Kind::Application, 300, Mood::Mild),
+    (Kind::Pump, 220, Mood::Mild),
+    (Kind::Open, 80, Mood::Mild),
+    (Kind::Run, 100, Mood::Mild),
+    (Kind::Dial, 90, Mood::Mild),
+    (Kind::Wait, 30, Mood::Mild),
+    (Kind::Overtake, 10, Mood::Mild),
+    (Kind::Steer, 5, Mood::Mild),
+    (Kind::Break, 50, Mood::Links),
+    (Kind::Outage, 45, Mood::All),
+    (Kind::Disconnect, 3, Mood::All),
+    (Kind::RestartServer, 12, Mood::All),
+    (Kind::RestartClient, 12, Mood::All),
+];
+
 /// Buffers in which some flows that may be stored find room at once.
 const STORING_BUFFERS: [u64; 3] = [200_000, 512 * 1024, 4 << 20];
+
+/// The same, and one that has room for two messages at once.
+const TIGHT_BUFFERS: [u64; 3] = [140_000, 140_000, 512 * 1024];
 
 /// A schedule before it is played.
 #[derive(Clone, Debug)]
@@ -151,6 +173,30 @@ impl Schedule {
         } else {
             knobs
         };
+        Self {
+            seed,
+            knobs,
+            actions,
+        }
+    }
+}
+
+impl Schedule {
+    /// The schedule of a seed in which much is stored and delivered.
+    pub fn storing(seed: u64) -> Self {
+        let mut rng = Rng::of(seed, 514);
+        let knobs = Knobs {
+            buffer: [rng.pick(&TIGHT_BUFFERS), rng.pick(&TIGHT_BUFFERS)],
+            max_flows: [rng.pick(&[4, 6, 8]), rng.pick(&[4, 6, 8])],
+            ring: rng.pick(&[40, 600, 600, 20_000]),
+            send_queue: rng.pick(&[60, 400, 5000, 200_000]),
+            memory: 1 << 30,
+            stored: true,
+            max_grace: Duration::from_secs(3600),
+        };
+        let count = rng.pick(&[150, 300, 600]);
+        let actions = (0..count).map(|index| draw(&mut rng, index, &STORING, Mood::All));
+        let actions = actions.collect();
         Self {
             seed,
             knobs,

@@ -7,7 +7,9 @@ use super::world::{CLIENT, Who, World};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tund_session::wire::frame::{FlowCode, Framing, OpenError};
-use tund_session::{DeliverTarget, Delivery, Event, FlowId, Remainder, Session, SessionId};
+use tund_session::{
+    DeliverTarget, Delivery, Event, FlowId, OpenRefused, Remainder, Session, SessionId,
+};
 
 /// Bytes of messages in one record: enough for several records, and for several messages in each.
 const RECORD_TEXT: usize = 60;
@@ -152,8 +154,13 @@ impl World {
             };
             let now = self.now;
             let flow = self.with(Who::Client, |session| session.deliver(&target, now));
-            let Some(Ok(flow)) = flow else {
-                return begun;
+            let flow = match flow {
+                Some(Ok(flow)) => flow,
+                Some(Err(OpenRefused::NoRoom)) => {
+                    self.met(Situation::DeliveryNoRoom);
+                    return begun;
+                }
+                Some(Err(_)) | None => return begun,
             };
             self.tell(|| format!("client delivers u{unit} by {flow}"));
             self.shelf.files[index].under_way = Some(Outgoing {
@@ -266,7 +273,7 @@ impl World {
         if error == OpenError::Refused {
             self.met(Situation::DeliveryRefused);
         } else if error == OpenError::Exhausted {
-            self.met(Situation::DeliveryTwice);
+            self.met(Situation::DeliveryNoRoom);
         } else if error == OpenError::TooManyFlows {
             self.met(Situation::TooManyFlows);
         } else {

@@ -267,6 +267,11 @@ impl Socket {
         self.fin
     }
 
+    /// How much of what the daemon has sent is there, a FIN counted: behind a reset, nothing more comes.
+    pub fn there(&self) -> u64 {
+        self.put + u64::from(self.fin && !self.app_rst)
+    }
+
     /// The daemon has reset it.
     pub fn is_reset(&self) -> bool {
         self.rst

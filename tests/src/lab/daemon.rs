@@ -242,7 +242,7 @@ impl ClientDaemon {
             "[\"10.111.0.2/32\", \"fd11::2/128\"]",
         );
         set(&mut sections, "control", "socket", &quoted(&control));
-        let spool = quoted(&directory.join("spool"));
+        let spool = quoted(&directory.join(format!("{title}-spool")));
         set(&mut sections, "spool", "directory", &spool);
         overlay(&mut sections, &settings.client);
         let config = write_config(directory, title, &toml(&sections));

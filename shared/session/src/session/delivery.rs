@@ -138,7 +138,8 @@ impl Session {
             return;
         };
         let released = flow.tx.released();
-        if flow.purpose == Purpose::Delivery && released > before {
+        let is_told = self.role == Role::Client && flow.purpose == Purpose::Delivery;
+        if is_told && released > before {
             self.events
                 .push_back(Event::FlowReleased { flow: id, released });
         }
