@@ -296,10 +296,7 @@ impl World {
         let unacknowledged = connection.unacknowledged();
         let acknowledged = delivery.acknowledged(unacknowledged, connection.has_fin);
         if let Some(offset) = acknowledged {
-            let at = 0;
-            self.registry
-                .delivered_mut()
-                .note(&Progress { of, offset, at });
+            note(&mut self.registry, of, offset);
         }
         let known = self.registry.delivered().offset(&of);
         let has_fin_arrived = connection.has_fin && unacknowledged == 0;
@@ -324,11 +321,7 @@ impl World {
             session: key.0,
             flow: key.1,
         };
-        let offset = acknowledged.max(released);
-        let at = 0;
-        self.registry
-            .delivered_mut()
-            .note(&Progress { of, offset, at });
+        note(&mut self.registry, of, acknowledged.max(released));
     }
 
     fn close(&mut self, session: SessionId, flow: FlowId) {
@@ -339,10 +332,7 @@ impl World {
             && let Some(offset) =
                 delivery.acknowledged(connection.unacknowledged(), connection.has_fin)
         {
-            let (of, at) = (delivery.of(), 0);
-            self.registry
-                .delivered_mut()
-                .note(&Progress { of, offset, at });
+            note(&mut self.registry, delivery.of(), offset);
         }
         connection.cut(self.lost);
         self.closed.push(connection);
@@ -396,6 +386,11 @@ impl World {
         self.run(budget);
         self.released >= Offset(wide(records.len()))
     }
+}
+
+fn note(registry: &mut Registry, of: StoredFlow, offset: Offset) {
+    let at = 0;
+    registry.delivered_mut().note(&Progress { of, offset, at });
 }
 
 fn wide(len: usize) -> u64 {

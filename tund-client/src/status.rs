@@ -121,6 +121,7 @@ pub(crate) fn ended_table(flows: &[EndedFlowRow]) -> String {
         "UP",
         "DOWN",
         "LOST",
+        "STORED",
         "AGE",
         "OUTAGES",
         "SILENCE",
@@ -136,6 +137,7 @@ pub(crate) fn ended_table(flows: &[EndedFlowRow]) -> String {
             format_size(flow.bytes.up),
             format_size(flow.bytes.down),
             lost(flow.lost_bytes),
+            format_size(flow.stored_bytes),
             elapsed(flow.age_ms),
             flow.outages.to_string(),
             elapsed(flow.longest_silence_ms),
@@ -384,12 +386,14 @@ mod tests {
             how: "expired".to_owned(),
             bytes: ByteCounts { up: 100, down: 0 },
             lost_bytes: ByteCounts { up: 40, down: 0 },
+            stored_bytes: 60,
             age_ms: 5_000,
             outages: 0,
             longest_silence_ms: 4_000,
         };
         let whole = EndedFlowRow {
             lost_bytes: ByteCounts::default(),
+            stored_bytes: 0,
             ..flow.clone()
         };
 
@@ -398,7 +402,7 @@ mod tests {
         let rows: Vec<_> = table.lines().collect();
         assert_eq!(rows.len(), 3);
         assert!(rows[1].contains("expired by client"), "{table}");
-        assert!(rows[1].contains("40B up, 0B down"), "{table}");
+        assert!(rows[1].contains("40B up, 0B down  60B"), "{table}");
         assert!(rows[2].contains("nothing"), "{table}");
         assert_eq!(ended_table(&[]), "no flows have ended\n");
     }

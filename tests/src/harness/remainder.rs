@@ -21,8 +21,9 @@ impl World {
         let held = remainder.bytes.iter().flatten().copied();
         let expected = (start..app.taken()).map(|place| app.written_at(place));
         let is_whole = held.eq(expected);
-        let at_boundary = start == 0 || app.written_at(start - 1) == b'\n' || start == app.taken();
-        let arrived = origin.as_ref().map_or(0, |origin| origin.put);
+        let is_end = start == app.taken() || (remainder.fin && start == app.taken() + 1);
+        let at_boundary = start == 0 || app.written_at(start - 1) == b'\n' || is_end;
+        let arrived = origin.as_ref().map_or(0, Socket::there);
         let is_cut = start < app.taken() && start < self.released_of(flow);
         if remainder.fin != fin_told && !reset_told {
             self.fault(format!(

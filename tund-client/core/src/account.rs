@@ -79,6 +79,8 @@ pub struct FlowAccount {
     pub down_bytes: u64,
     /// Bytes that did not arrive.
     pub lost: LostBytes,
+    /// Bytes from the application that are on the disk, to be delivered later.
+    pub stored_bytes: u64,
     /// Who ended it.
     pub by: EndedBy,
     /// How.
@@ -103,16 +105,18 @@ impl FlowAccount {
             up_bytes: flow.up_bytes,
             down_bytes: flow.down_bytes,
             lost,
+            stored_bytes: 0,
             by,
             how,
         }
     }
 
-    /// It lived through an outage, lost bytes, or was ended by neither application nor origin:
-    /// somebody may want to know.
+    /// It lived through an outage, lost bytes or left some to be delivered, or was ended by neither
+    /// application nor origin: somebody may want to know.
     pub fn is_eventful(&self) -> bool {
         let of_its_own = matches!(self.by, EndedBy::Application | EndedBy::Origin);
-        self.outages > 0 || self.lost != LostBytes::default() || !of_its_own
+        let is_whole = self.lost == LostBytes::default() && self.stored_bytes == 0;
+        self.outages > 0 || !is_whole || !of_its_own
     }
 }
 

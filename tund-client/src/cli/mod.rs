@@ -101,7 +101,7 @@ struct Reading {
 struct Flows {
     #[command(flatten)]
     reading: Reading,
-    /// List the last flows that are over: how, by whom, what they carried and lost
+    /// List the last flows that are over: how, by whom, what they carried, lost and left stored
     #[arg(long)]
     ended: bool,
 }

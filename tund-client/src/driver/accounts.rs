@@ -65,6 +65,7 @@ impl AccountLog {
             down_bytes = account.down_bytes,
             lost_up_bytes = account.lost.up,
             lost_down_bytes = account.lost.down,
+            stored_bytes = account.stored_bytes,
             from = %Redacted(account.source),
             to = %Redacted(account.destination),
             "flow ended"

@@ -238,6 +238,7 @@ fn ended_row(account: &FlowAccount) -> EndedFlowRow {
             up: account.lost.up,
             down: account.lost.down,
         },
+        stored_bytes: account.stored_bytes,
         age_ms: millis(account.age),
         outages: account.outages,
         longest_silence_ms: millis(account.longest_silence),

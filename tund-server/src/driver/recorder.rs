@@ -229,6 +229,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_cut_at_any_byte_says_what_was_written_before() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("state");
+        let file = path.join(DELIVERIES);
+        let (mut recorder, mut delivered, directory) = open(&path);
+        let mut ends = vec![fs::metadata(&file).unwrap().len()];
+        for offset in 1..=5 {
+            let news = [progress(1, offset), progress(2, offset * 10)];
+            write(&mut recorder, &mut delivered, &news).await;
+            ends.push(fs::metadata(&file).unwrap().len());
+        }
+        drop((recorder, directory));
+        let whole = fs::read(&file).unwrap();
+        let record = (ends[1] - ends[0]) / 2;
+
+        for cut in ends[0]..=ends[5] {
+            fs::write(&file, &whole[..usize::try_from(cut).unwrap()]).unwrap();
+            let (mut recorder, mut delivered, directory) = open(&path);
+
+            // Each batch has a record of either stream.
+            let records = (cut - ends[0]) / record;
+            let offset = |of: u64| delivered.offset(&progress(of, 0).of).0;
+            assert_eq!(
+                (offset(1), offset(2)),
+                (records.div_ceil(2), records / 2 * 10)
+            );
+
+            let more = [progress(1, 100)];
+            write(&mut recorder, &mut delivered, &more).await;
+            drop((recorder, directory));
+            assert_eq!(open(&path).1.offset(&more[0].of), Offset(100));
+        }
+    }
+
+    #[tokio::test]
     async fn a_write_under_way_takes_no_more_and_what_comes_meanwhile_is_next() {
         let parent = tempfile::tempdir().unwrap();
         let (mut recorder, mut delivered, _directory) = open(&parent.path().join("state"));

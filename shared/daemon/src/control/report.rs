@@ -173,6 +173,9 @@ pub struct EndedFlowRow {
     pub bytes: ByteCounts,
     /// Bytes that were taken and did not arrive, as far as the client knows.
     pub lost_bytes: ByteCounts,
+    /// Bytes of the application that were stored when it ended, for delivery later.
+    #[serde(default)]
+    pub stored_bytes: u64,
     /// From its opening to its end.
     pub age_ms: u64,
     /// How many outages it lived through.

@@ -183,6 +183,7 @@ impl Client {
         let lost_bytes = left.under_way + left.run.len();
         let mut account = left.account;
         account.lost.up = lost_bytes;
+        account.stored_bytes = left.stored;
         self.account(account);
         self.events.push_back(ClientEvent::Stored {
             destination: left.destination,

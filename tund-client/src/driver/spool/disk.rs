@@ -3,9 +3,9 @@
 //! A file is written under a name that does not count, synced, and given its own name then. What
 //! is kept for a person has the reason in its name, so that a full disk cannot prevent it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use tund_client_core::spool::file::{
     HEAD_BYTES, RECORD_HEAD_BYTES, behind_record_head, wire_record,
 };
 use tund_client_core::spool::{Dead, Head};
+use tund_daemon::journal::StateDirectory;
 
 /// What a file is called behind the dot while it waits.
 const WAITING: &str = "spool";
@@ -47,27 +48,23 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Takes the directory over; makes it if there is none.
+    /// Takes the directory over; makes it if there is none. It is this daemon's as long as what
+    /// comes back with it lives.
     ///
     /// # Errors
     ///
     /// When it cannot be made or read, or is not ours alone.
-    pub(super) fn open(directory: &Path) -> io::Result<(Self, Listing)> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
-        let found = fs::metadata(directory)?;
-        if found.uid() != geteuid().as_raw() {
+    pub(super) fn open(directory: &Path) -> io::Result<(Self, Listing, StateDirectory)> {
+        if let Ok(found) = fs::metadata(directory)
+            && found.uid() != geteuid().as_raw()
+        {
             let whose = format!("it belongs to user {}, who could read it", found.uid());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, whose));
         }
-        if found.mode() & 0o077 != 0 {
-            fs::set_permissions(directory, Permissions::from_mode(0o700))?;
-        }
+        let lock = StateDirectory::open(directory)?;
         let disk = Self::at(directory);
         let listing = disk.list()?;
-        Ok((disk, listing))
+        Ok((disk, listing, lock))
     }
 
     /// A directory that was taken over before.
@@ -273,6 +270,8 @@ fn wide(count: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
     use tund_client_core::spool::Record;
     use tund_client_core::spool::file::{SEAL_BYTES, encode_record, file_bytes};
     use tund_session::wire::frame::Framing;
@@ -322,14 +321,17 @@ mod tests {
         Ok(())
     }
 
+    /// As the next daemon finds it.
     fn opened(directory: &Path) -> (Disk, Listing) {
-        Disk::open(&directory.join("spool")).unwrap()
+        let (disk, listing, _lock) = Disk::open(&directory.join("spool")).unwrap();
+        (disk, listing)
     }
 
     fn names(directory: &Path) -> Vec<String> {
         let all = fs::read_dir(directory.join("spool")).unwrap();
         let mut names: Vec<_> = all
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != "lock")
             .collect();
         names.sort();
         names
@@ -358,13 +360,15 @@ mod tests {
     }
 
     #[test]
-    fn only_its_owner_may_look_at_it() {
+    fn only_its_owner_may_look_at_it_and_one_daemon_has_it() {
         let place = tempfile::tempdir().unwrap();
         let directory = place.path().join("spool");
         fs::create_dir(&directory).unwrap();
         fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
 
-        let (disk, _) = Disk::open(&directory).unwrap();
+        let (disk, _, _lock) = Disk::open(&directory).unwrap();
+        let second = Disk::open(&directory).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::ResourceBusy);
         disk.store(FileId(1), write).unwrap();
 
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;

@@ -18,6 +18,7 @@ use tund_client_core::spool::{Found, Head, Record};
 use tund_client_core::{FileId, SpoolOrder};
 use tund_daemon::clock;
 use tund_daemon::identity::PublicKey;
+use tund_daemon::journal::StateDirectory;
 use tund_daemon::seal::{Bound, Sealer};
 
 /// What became of an order.
@@ -44,6 +45,8 @@ pub(super) struct Files {
     working: JoinSet<(Disk, Done)>,
     /// The file that is being written.
     storing: Option<FileId>,
+    /// No other daemon has the directory.
+    _lock: Option<StateDirectory>,
 }
 
 impl Files {
@@ -52,7 +55,7 @@ impl Files {
     pub(super) fn open(config: &Config) -> anyhow::Result<(Self, Vec<Found>)> {
         let directory = config.spool.directory.clone();
         let stores = config.policies.iter().any(|policy| policy.store.is_some());
-        let (disk, listing) = if stores || directory.exists() {
+        let (disk, listing, lock) = if stores || directory.exists() {
             let opened = Disk::open(&directory).with_context(|| {
                 format!(
                     "cannot use {} for what a [[policy]] stores; make it a directory of this \
@@ -60,9 +63,9 @@ impl Files {
                     directory.display()
                 )
             })?;
-            (Some(opened.0), Some(opened.1))
+            (Some(opened.0), Some(opened.1), Some(opened.2))
         } else {
-            (None, None)
+            (None, None, None)
         };
         let server_key = config.server_keys.first().copied();
         let files = Self {
@@ -73,6 +76,7 @@ impl Files {
             orders: VecDeque::new(),
             working: JoinSet::new(),
             storing: None,
+            _lock: lock,
         };
         let found = listing.map(|listing| files.judge(listing));
         Ok((files, found.unwrap_or_default()))
@@ -255,7 +259,7 @@ mod tests {
     fn what_is_stored_opens_at_the_server_as_what_it_is() {
         assert_eq!(SEAL_BYTES, OVERHEAD_BYTES);
         let place = tempfile::tempdir().unwrap();
-        let (mut disk, _) = Disk::open(place.path()).unwrap();
+        let (mut disk, _, lock) = Disk::open(place.path()).unwrap();
         let (client, server) = (
             PrivateKey::generate().unwrap().public(),
             PrivateKey::generate().unwrap(),
@@ -311,7 +315,8 @@ mod tests {
         };
         let opened = Opener::new(&server).open(&bound, &wire[21..]).unwrap();
         assert_eq!(opened, b"one\ntwo\n");
-        let (_, listing) = Disk::open(place.path()).unwrap();
+        drop(lock);
+        let (_, listing, _lock) = Disk::open(place.path()).unwrap();
         let found = listing.files[0].1;
         assert_eq!(found.keep_until - found.stored_at, 3600);
         assert!(found.stored_at > 1_600_000_000);

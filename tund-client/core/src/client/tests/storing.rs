@@ -91,7 +91,7 @@ fn lines_that_are_left_behind_grace_are_stored_and_then_delivered_in_order() {
 }
 
 #[test]
-fn the_account_of_a_stored_flow_says_what_was_lost() {
+fn the_account_of_a_stored_flow_says_what_was_stored_and_what_was_lost() {
     let mut world = world();
     let app = world.connect(LOG);
     world.fail();
@@ -100,7 +100,11 @@ fn the_account_of_a_stored_flow_says_what_was_lost() {
     world.pass(GRACE + SECOND);
 
     let account = world.client.flows().ended().last().expect("an account");
-    assert_eq!((account.how, account.lost.up), (HowEnded::Expired, 6));
+    assert_eq!(account.how, HowEnded::Expired);
+    assert_eq!(
+        (account.up_bytes, account.stored_bytes, account.lost.up),
+        (10, 4, 6)
+    );
 }
 
 #[test]
