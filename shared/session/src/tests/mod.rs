@@ -1,6 +1,7 @@
 //! Two sessions back to back in virtual time.
 
 mod hostile;
+mod records;
 
 use crate::wire::frame::{
     CloseCode, Control, FlowCode, Frame, Hello, OnExpiry, OpenError, Protocol, RejectReason,
