@@ -300,11 +300,11 @@ mod tests {
         use rustls::crypto::{aws_lc_rs, ring};
 
         let suites = [
-            aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-            ring::cipher_suite::TLS13_AES_128_GCM_SHA256,
+            aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+            ring::cipher_suite::TLS13_AES_256_GCM_SHA384,
         ];
         let suites = suites.map(|suite| suite.tls13().unwrap());
-        let secrets = || ConnectionTrafficSecrets::Aes128Gcm {
+        let secrets = || ConnectionTrafficSecrets::Aes256Gcm {
             key: AeadKey::from([3; 32]),
             iv: Iv::from([4; 12]),
         };

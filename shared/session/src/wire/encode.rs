@@ -70,7 +70,8 @@ pub fn encode_data_header(
 
 /// How many bytes [`encode_data_header`] appends.
 pub fn data_header_bytes(flow: FlowId, offset: Offset) -> usize {
-    HEADER + number_bytes(flow.0) + number_bytes(offset.0) + FLAGS
+    let numbers = number_bytes(flow.0).saturating_add(number_bytes(offset.0));
+    numbers.saturating_add(const { HEADER + FLAGS })
 }
 
 /// The length of an integer (RFC 9000 §16).
