@@ -16,10 +16,11 @@ const FAR: Duration = Duration::from_millis(10);
 const AHEAD: Duration = Duration::from_millis(5);
 /// A record, at least.
 const AHEAD_BYTES_MIN: u32 = 16 << 10;
-/// More gains nothing.
-const AHEAD_BYTES_MAX: u32 = 1 << 20;
-/// While the rate is not known.
-const AHEAD_BYTES_FIRST: u32 = 128 << 10;
+/// More gains nothing on a near path.
+const AHEAD_BYTES_NEAR: u32 = 1 << 20;
+/// On a far one, and while nothing is known. Chosen: a mobile network may become a thousand times
+/// slower from one second to the next, and then all that was taken ahead is in the way.
+const AHEAD_BYTES_FAR: u32 = 128 << 10;
 
 /// How the kernel finds out how fast it may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl Tuning {
     /// it was on, its timers stay.
     pub(super) const FIRST: Advice = Advice {
         congestion: Congestion::Reno,
-        ahead_bytes: AHEAD_BYTES_FIRST,
+        ahead_bytes: AHEAD_BYTES_FAR,
     };
 
     pub(super) const fn new() -> Self {
@@ -76,9 +77,14 @@ impl Tuning {
             Congestion::Reno if is_near => Congestion::Reno,
             Congestion::Reno | Congestion::Bbr => Congestion::Bbr,
         };
+        let most = match congestion {
+            Congestion::Reno => AHEAD_BYTES_NEAR,
+            Congestion::Bbr => AHEAD_BYTES_FAR,
+        };
+        let wanted = ahead(info.delivery_rate).unwrap_or(self.advice.ahead_bytes);
         let advice = Advice {
             congestion,
-            ahead_bytes: ahead(info.delivery_rate).unwrap_or(self.advice.ahead_bytes),
+            ahead_bytes: wanted.min(most),
         };
         (std::mem::replace(&mut self.advice, advice) != advice).then_some(advice)
     }
@@ -91,7 +97,7 @@ fn ahead(bytes_per_second: u64) -> Option<u32> {
     }
     let per_second = u64::try_from(1000 / AHEAD.as_millis()).unwrap_or(1);
     let bytes = u32::try_from(bytes_per_second / per_second).unwrap_or(u32::MAX);
-    let bytes = bytes.clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
+    let bytes = bytes.clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_NEAR);
     Some(bytes.next_power_of_two())
 }
 
@@ -140,15 +146,20 @@ mod tests {
     #[test]
     fn what_is_taken_ahead_is_five_milliseconds_within_bounds() {
         let megabit = 1_000_000 / 8;
-        for (rate, bytes) in [
-            (1, 16 << 10),
-            (megabit, 16 << 10),
-            (50 * megabit, 32 << 10),
-            (1_000 * megabit, 1 << 20),
-            (100_000 * megabit, 1 << 20),
+        let far = (50_000, 50_000);
+        let near = (100, 200);
+        for (path_is, rate, bytes) in [
+            (far, 1, 16 << 10),
+            (far, megabit, 16 << 10),
+            (far, 50 * megabit, 32 << 10),
+            (far, 1_000 * megabit, 128 << 10),
+            (near, megabit, 16 << 10),
+            (near, 1_000 * megabit, 1 << 20),
+            (near, 100_000 * megabit, 1 << 20),
         ] {
-            let advice = Tuning::new().look(&path(50_000, 50_000, rate)).unwrap();
-            assert_eq!(advice.ahead_bytes, bytes, "{rate} bytes per second");
+            let advice = Tuning::new().look(&path(path_is.0, path_is.1, rate));
+            let bytes_ahead = advice.unwrap().ahead_bytes;
+            assert_eq!(bytes_ahead, bytes, "{rate} bytes per second");
         }
     }
 
