@@ -2,6 +2,7 @@
 
 mod hostile;
 mod noticing;
+mod records;
 
 use crate::wire::frame::{
     CloseCode, Control, FlowCode, Frame, Hello, OnExpiry, OpenError, Protocol, RejectReason,
