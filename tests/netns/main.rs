@@ -17,6 +17,7 @@ mod lab_removal;
 mod matrix;
 mod neighbours;
 mod outages;
+mod paths;
 mod proxy;
 mod reach;
 mod restarts;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use nix::sys::signal::Signal;
-use tund_tests::lab::{Download, Family, ORIGIN_PORT, Origin, Settings, Upload, wait};
+use tund_tests::lab::{Access, Download, Family, ORIGIN_PORT, Origin, Settings, Upload, wait};
 
 use crate::support::{Echo, LATER, LONG, SOON, Scene};
 
@@ -138,6 +138,31 @@ fn steering_everything_into_the_device_makes_no_loop() {
         links.as_array().unwrap().iter().any(same),
         "both ends name it alike: {link:?}, {links}"
     );
+}
+
+#[test]
+fn an_ipv6_only_network_leads_to_an_ipv4_server_by_its_translator() {
+    let scene = Scene::new("NAT64", &Settings::new());
+    let device = Access::Wifi.device();
+    // What a translator would make of the server's address; here the server has it itself.
+    scene
+        .lab
+        .server
+        .run("ip address add 64:ff9b::10.77.3.2/128 dev up nodad");
+    scene
+        .lab
+        .router
+        .run("ip route add 64:ff9b::/96 via fd77:0:0:3::2 dev s0");
+    scene
+        .lab
+        .client
+        .run(&format!("ip -4 address flush dev {device}"));
+
+    scene.echo();
+
+    let status = scene.tund.client.wait_attached(LATER);
+    let remote = status.link.unwrap().remote;
+    assert_eq!(remote, "[64:ff9b::a4d:302]:443");
 }
 
 #[test]

@@ -11,3 +11,4 @@ mod polling;
 mod portal;
 mod regressions;
 mod stalled_reader;
+mod standby;

@@ -5,7 +5,31 @@ use tund_session::LinkId;
 use tund_tests::harness::world::{CLIENT, Knobs, SERVER, Who, World};
 
 #[test]
-fn what_was_under_way_on_a_retired_silent_link_goes_out_again_at_once() {
+fn what_was_under_way_on_a_silent_link_goes_out_again_when_it_is_let_go_of() {
+    let mut world = World::calm(Knobs::ROOMY);
+    world.story = Some(Vec::new());
+    world.connect();
+    world.silence(LinkId(1));
+    world.socket(0, SERVER).write(5000);
+    world.socket(0, CLIENT).write(5000);
+    world.work(false);
+
+    world.attach();
+    // Its last PING is unanswered, and nothing has moved since.
+    world.work_for(Duration::from_millis(400));
+    world.work(true);
+
+    assert_eq!(world.socket(0, CLIENT).got, 5000);
+    assert_eq!(world.socket(0, SERVER).got, 5000);
+    for who in [Who::Client, world.server()] {
+        let live: Vec<_> = world.session(who).unwrap().live_links().collect();
+        assert_eq!(live.len(), 1, "{live:?}");
+        assert_eq!(live[0].0, LinkId(2));
+    }
+}
+
+#[test]
+fn what_was_under_way_on_a_link_without_a_device_goes_out_again_at_once() {
     let mut world = World::calm(Knobs::ROOMY);
     world.story = Some(Vec::new());
     world.connect();
@@ -14,6 +38,12 @@ fn what_was_under_way_on_a_retired_silent_link_goes_out_again_at_once() {
     world.socket(0, CLIENT).write(5000);
     world.work(false);
     let before = world.now;
+    world
+        .with(Who::Client, |client| {
+            client.handle_link_lost(LinkId(1), before);
+        })
+        .unwrap();
+    assert!(!world.session(Who::Client).unwrap().is_attached());
 
     world.attach();
     world.work(true);
@@ -21,11 +51,6 @@ fn what_was_under_way_on_a_retired_silent_link_goes_out_again_at_once() {
     assert_eq!(world.now, before, "no timeout was needed");
     assert_eq!(world.socket(0, CLIENT).got, 5000);
     assert_eq!(world.socket(0, SERVER).got, 5000);
-    for who in [Who::Client, world.server()] {
-        let live: Vec<_> = world.session(who).unwrap().live_links().collect();
-        assert_eq!(live.len(), 1, "{live:?}");
-        assert_eq!(live[0].0, LinkId(2));
-    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The one place that reads a clock, and the one timer that both daemons sleep on.
+//! The one place that reads clocks, the one timer that both daemons sleep on, and what tells that
+//! the machine itself has slept.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -13,6 +14,13 @@ use tokio::io::unix::AsyncFd;
 use tund_session::Instant;
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
+/// A deadline that moves by so much has the kernel's timer moved too: who sleeps for long shall not
+/// be woken before. Under load deadlines move by less, and cost no system call.
+const MOVE_BY: Duration = Duration::from_secs(1);
+/// A sleep that links could notice; what is less may be the two readings' distance.
+const SLEEP_MIN: Duration = Duration::from_millis(500);
+/// Beyond any sleep, and within what the kernel's timers take (the year 2100).
+const FAR: i64 = 4_102_444_800;
 
 /// Reads `CLOCK_BOOTTIME`, which goes on while the machine sleeps.
 ///
@@ -26,6 +34,10 @@ const NANOS_PER_SECOND: u64 = 1_000_000_000;
 pub fn now() -> Instant {
     let reading =
         clock_gettime(Clock::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME since 2.6.39");
+    instant(reading)
+}
+
+fn instant(reading: TimeSpec) -> Instant {
     let seconds = u64::try_from(reading.tv_sec()).unwrap_or(0);
     let nanos = u64::try_from(reading.tv_nsec()).unwrap_or(0);
     Instant::from_nanos(
@@ -44,14 +56,15 @@ pub fn time_of_day() -> Duration {
 
 /// Wakes one task at one moment of [`now`]'s clock, also when the machine slept meanwhile.
 ///
-/// Moving the deadline to later costs no system call: the kernel's timer then fires too early
+/// Moving the deadline a little later costs no system call: the kernel's timer then fires too early
 /// once, which [`Alarm::poll_expired`] notices and mends.
 #[derive(Debug)]
 pub struct Alarm {
     timer: AsyncFd<Timer>,
     /// What the owner asked for.
     deadline: Option<Instant>,
-    /// When the kernel's timer fires; never later than `deadline` while both are set.
+    /// When the kernel's timer fires; never later than `deadline` while both are set, and never
+    /// earlier by `MOVE_BY` or more.
     armed: Option<Instant>,
 }
 
@@ -99,7 +112,10 @@ impl Alarm {
         self.deadline = deadline;
         match (deadline, self.armed) {
             (Some(wanted), None) => self.arm(wanted),
-            (Some(wanted), Some(armed)) if wanted < armed => self.arm(wanted),
+            (Some(wanted), Some(armed)) if wanted < armed || wanted >= armed + MOVE_BY => {
+                self.arm(wanted)
+            }
+            (None, Some(_)) => self.disarm(),
             (Some(_) | None, _) => Ok(()),
         }
     }
@@ -131,6 +147,12 @@ impl Alarm {
         Poll::Ready(())
     }
 
+    fn disarm(&mut self) -> io::Result<()> {
+        self.timer.get_ref().0.unset()?;
+        self.armed = None;
+        Ok(())
+    }
+
     fn arm(&mut self, at: Instant) -> io::Result<()> {
         // A time of zero would disarm the timer.
         let nanos = at.as_nanos().max(1);
@@ -146,10 +168,79 @@ impl Alarm {
     }
 }
 
+/// Tells that the machine has slept: one clock counts sleep, the other does not.
+#[derive(Debug)]
+pub struct SleepWatch {
+    /// The kernel cancels it at the end of a sleep (and when somebody sets the clock), which wakes
+    /// who waits for it though nothing else is due.
+    timer: AsyncFd<Timer>,
+    slept: Duration,
+}
+
+impl SleepWatch {
+    /// Sleeps from now on count.
+    ///
+    /// # Errors
+    ///
+    /// When the process is out of file descriptors, or outside a tokio runtime with I/O.
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let timer = watch(Timer(TimerFd::new(ClockId::CLOCK_REALTIME, flags)?))?;
+        let watch = Self {
+            timer,
+            slept: slept(),
+        };
+        watch.arm()?;
+        Ok(watch)
+    }
+
+    /// Ready with the length of a sleep since the last call.
+    pub fn poll_slept(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        while let Poll::Ready(Ok(mut guard)) = self.timer.poll_read_ready(cx) {
+            // Cancelled, which is an error; else nothing to read.
+            let read = guard.try_io(|timer| timer.get_ref().0.wait().map_err(io::Error::from));
+            if read.is_ok() && self.arm().is_err() {
+                break;
+            }
+        }
+        match growth(self.slept, slept()) {
+            Some((now, length)) => {
+                self.slept = now;
+                Poll::Ready(length)
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    fn arm(&self) -> io::Result<()> {
+        let expiration = Expiration::OneShot(TimeSpec::new(FAR, 0));
+        let flags =
+            TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
+        self.timer.get_ref().0.set(expiration, flags)?;
+        Ok(())
+    }
+}
+
+/// All sleep since the machine was started. Readings that are apart look like more, so the least
+/// of two counts.
+fn slept() -> Duration {
+    let once = || {
+        let awake =
+            clock_gettime(Clock::CLOCK_MONOTONIC).map_or_else(|_| Instant::default(), instant);
+        now().saturating_duration_since(awake)
+    };
+    once().min(once())
+}
+
+/// The new sum of sleep and the length of the latest one, if there was one.
+fn growth(before: Duration, after: Duration) -> Option<(Duration, Duration)> {
+    let length = after.saturating_sub(before);
+    (length >= SLEEP_MIN).then_some((after, length))
+}
+
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::time::Duration;
 
     use super::*;
 
@@ -189,6 +280,49 @@ mod tests {
         }
 
         assert!(now() < far);
+    }
+
+    #[tokio::test]
+    async fn a_deadline_moved_far_wakes_nobody_before() {
+        let mut alarm = Alarm::new().unwrap();
+        let soon = now() + Duration::from_millis(20);
+        alarm.set(Some(soon)).unwrap();
+        alarm.set(Some(soon + MOVE_BY)).unwrap();
+        assert_eq!(alarm.armed, Some(soon + MOVE_BY));
+        alarm
+            .set(Some(soon + (MOVE_BY * 2 - Duration::from_nanos(1))))
+            .unwrap();
+        assert_eq!(alarm.armed, Some(soon + MOVE_BY));
+
+        alarm.set(None).unwrap();
+
+        assert_eq!(alarm.armed, None);
+    }
+
+    #[test]
+    fn a_sleep_is_what_only_one_clock_counts() {
+        let before = Duration::from_secs(100);
+        let (little, nanosecond) = (before + SLEEP_MIN, Duration::from_nanos(1));
+
+        assert_eq!(growth(before, little - nanosecond), None);
+        assert_eq!(growth(before, little), Some((little, SLEEP_MIN)));
+        assert_eq!(growth(before, before - SLEEP_MIN), None);
+    }
+
+    #[tokio::test]
+    async fn who_has_not_slept_is_told_nothing_and_who_has_is_told_once() {
+        let mut watch = SleepWatch::new().unwrap();
+        let mut poll = async || poll_fn(|cx| Poll::Ready(watch.poll_slept(cx))).await;
+        assert_eq!(poll().await, Poll::Pending);
+
+        // As if the machine had slept since then.
+        let mut watch = SleepWatch::new().unwrap();
+        watch.slept = watch.slept.saturating_sub(SLEEP_MIN);
+        let is_asleep = watch.slept + SLEEP_MIN <= slept();
+        let mut poll = async || poll_fn(|cx| Poll::Ready(watch.poll_slept(cx))).await;
+
+        assert_eq!(poll().await.is_ready(), is_asleep);
+        assert_eq!(poll().await, Poll::Pending);
     }
 
     #[tokio::test]

@@ -50,14 +50,26 @@ pub const LEAST_PIECE: usize = 1024;
 
 /// First silence after which an end that expects something asks (PROTOCOL.md §6).
 pub const PING_AFTER: Duration = Duration::from_secs(1);
+/// The same while another link works: an end that has somewhere to go does not wait to be sure.
+/// Chosen: with the longest of a PONG behind a queue of 100 ms, noticed within a second.
+pub const PING_BESIDE: Duration = Duration::from_millis(500);
 /// "Heard something lately": for so long silence is asked about.
 pub const LATELY: Duration = Duration::from_secs(60);
 /// The client asks at least so often while a flow exists (rule 10): NATs forget after 30 s.
 pub const KEEPALIVE: Duration = Duration::from_secs(25);
 /// A PONG is never expected sooner: scheduling noise.
 pub const PONG_MIN: Duration = Duration::from_millis(150);
+/// A kernel that heard of the peer less long ago is not held to be cut off: two full segments, which
+/// are acknowledged together, take 240 ms at 100 kbit/s and 740 ms at 32 kbit/s.
+pub const KERNEL_QUIET: Duration = Duration::from_millis(750);
 /// A PONG is expected so soon while no round trip was measured.
 pub const PONG_FIRST: Duration = Duration::from_secs(1);
+/// So many PINGs follow each other after an attach: by then 4 × RTTVAR, which starts at twice the
+/// round trip (RFC 6298), is half of it, and an outage is noticed that much sooner.
+pub const FIRST_SAMPLES: u8 = 6;
+/// A link that is not needed any more has so long to run empty; what is left goes out again on the
+/// new one. Chosen: a queue that takes longer is slower than sending it again.
+pub const LEAVING: Duration = Duration::from_secs(1);
 /// Without any frame for so long a link is dead (rule 10).
 pub const LINK_SILENT: Duration = Duration::from_secs(60);
 /// An attach not confirmed for so long is given up (rules 8, 9).

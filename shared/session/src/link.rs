@@ -55,6 +55,28 @@ pub(crate) enum Duty {
     Silent,
     /// The attach was not confirmed in time.
     AttachTimeout,
+    /// It has had its time to run empty.
+    Leave,
+}
+
+/// What a link's duties depend on beside itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Around {
+    pub(crate) is_client: bool,
+    /// The session has flows or unacknowledged control messages.
+    pub(crate) is_busy: bool,
+    /// Links of the session that work.
+    pub(crate) working: usize,
+}
+
+/// A link that is not needed any more and runs empty first: what was sent there before the peer
+/// followed to another one still arrives.
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    /// Not later.
+    by: Instant,
+    /// The PING behind everything; its PONG is behind everything of the peer's.
+    nonce: Option<u64>,
 }
 
 /// Round-trip time as TCP estimates it (RFC 6298 §2).
@@ -62,10 +84,12 @@ pub(crate) enum Duty {
 struct RoundTrip {
     smoothed: Option<Duration>,
     variation: Duration,
+    samples: u8,
 }
 
 impl RoundTrip {
     fn sample(&mut self, rtt: Duration) {
+        self.samples = self.samples.saturating_add(1);
         match self.smoothed {
             None => {
                 self.smoothed = Some(rtt);
@@ -106,6 +130,13 @@ pub(crate) struct Link {
     proved: u64,
     pub(crate) suspect_since: Option<Instant>,
     rtt: RoundTrip,
+    /// A PONG has come: frames pass both ways.
+    pub(crate) is_proven: bool,
+    /// Client: the owner's order of preference, the least first.
+    pub(crate) preference: u32,
+    /// Client: stays although it carries nothing.
+    pub(crate) is_kept: bool,
+    leaving: Option<Leaving>,
     /// Client: RETIRE of older links was not said yet.
     pub(crate) retire_due: bool,
     /// ACKs go out packed, as FLOW_STATE.
@@ -133,6 +164,10 @@ impl Link {
             proved: 0,
             suspect_since: None,
             rtt: RoundTrip::default(),
+            is_proven: false,
+            preference: 0,
+            is_kept: false,
+            leaving: None,
             retire_due: false,
             flow_state: false,
             is_elsewhere: false,
@@ -235,11 +270,59 @@ impl Link {
             return false;
         };
         self.ping = None;
+        self.is_proven = true;
         self.proved = self.proved.max(ping.position);
         if !was_suspect {
             self.rtt.sample(now.saturating_duration_since(taken_at));
         }
         true
+    }
+
+    /// Too little is known of its round-trip time to tell soon that a PONG is overdue.
+    pub(crate) fn wants_samples(&self) -> bool {
+        self.rtt.samples < limits::FIRST_SAMPLES
+    }
+
+    /// A PING that only measures says nothing about a silence.
+    pub(crate) fn forget_step(&mut self) {
+        self.ping_step = 1;
+    }
+
+    /// The owner knows that nothing passes any more.
+    pub(crate) fn doubt(&mut self, now: Instant) {
+        self.suspect_since.get_or_insert(now);
+    }
+
+    /// The link is to run empty.
+    pub(crate) fn leave(&mut self, now: Instant) {
+        self.leaving.get_or_insert(Leaving {
+            by: now + limits::LEAVING,
+            nonce: None,
+        });
+    }
+
+    /// The link is needed again.
+    pub(crate) fn stay(&mut self) {
+        self.leaving = None;
+    }
+
+    /// A PING is still to be sent that shows when the link is empty.
+    pub(crate) fn wants_last_ping(&self) -> bool {
+        let waits = |leaving: Leaving| leaving.nonce.is_none();
+        self.ping.is_none() && self.leaving.is_some_and(waits)
+    }
+
+    /// That was the PING.
+    pub(crate) fn last_ping(&mut self, nonce: u64) {
+        if let Some(leaving) = &mut self.leaving {
+            leaving.nonce = Some(nonce);
+        }
+    }
+
+    /// Whether this PONG is the last frame that was on its way.
+    pub(crate) fn is_empty_at(&self, pong: u64) -> bool {
+        self.leaving
+            .is_some_and(|leaving| leaving.nonce == Some(pong))
     }
 
     /// The PONG is overdue: the kernel is to be asked; next look after another round trip.
@@ -259,40 +342,60 @@ impl Link {
             return false;
         };
         let was_overdue = std::mem::take(&mut ping.overdue);
+        if let Some(round_trip) = progress.round_trip.filter(|_| !was_overdue) {
+            // PINGs measure seldom, at the server hardly ever, and sometimes a queue that is gone.
+            let expected = limits::PONG_MIN.max(round_trip);
+            ping.check_at = ping.check_at.min(ping.asked_at + expected);
+        }
         let (known, since) = ping.baseline.replace((progress, now)).unzip();
-        if was_overdue && known == Some(progress) && since.is_some_and(|at| last_heard <= at) {
+        let stands_still = known.is_some_and(|known| progress.is_standstill(&known));
+        if was_overdue && stands_still && since.is_some_and(|at| last_heard <= at) {
             self.suspect_since = Some(ping.asked_at);
             return true;
         }
         false
     }
 
-    /// When something is due on this link, and what. `busy`: the session has flows or unacknowledged
-    /// control messages.
-    pub(crate) fn deadline(&self, is_client: bool, busy: bool) -> Option<(Instant, Duty)> {
+    /// When something is due on this link, and what.
+    pub(crate) fn deadline(&self, around: Around) -> Option<(Instant, Duty)> {
         if self.phase != Phase::Live {
             return Some((self.since + limits::UNCONFIRMED, Duty::AttachTimeout));
         }
+        let duty = self.duty(around);
+        let leave = self.leaving.map(|leaving| (leaving.by, Duty::Leave));
+        match (duty, leave) {
+            (Some(duty), Some(leave)) => Some(duty.min_by_time(leave)),
+            (duty, leave) => duty.or(leave),
+        }
+    }
+
+    fn duty(&self, around: Around) -> Option<(Instant, Duty)> {
         let silent = self.last_heard + limits::LINK_SILENT;
         if let Some(ping) = &self.ping {
-            let dead = (silent, Duty::Silent);
+            // Who was not asked for long is asked before.
+            let dead = (silent.max(ping.asked_at + limits::PONG_FIRST), Duty::Silent);
             if self.suspect_since.is_some() {
                 return Some(dead);
             }
             return Some((ping.check_at, Duty::Check).min_by_time(dead));
         }
-        let seconds = (1_u64 << (self.ping_step + 1)) - 1;
-        let after = Duration::from_secs(seconds).max(limits::PING_AFTER);
+        let others = around.working.saturating_sub(self.is_working().into());
+        let after = if self.ping_step == 0 && others > 0 {
+            limits::PING_BESIDE
+        } else {
+            let seconds = (1_u64 << (self.ping_step + 1)) - 1;
+            Duration::from_secs(seconds).max(limits::PING_AFTER)
+        };
         let step = self.quiet_from + after;
         let mut due = None;
         if self.position > self.proved || after <= limits::LATELY {
             due = Some((step, Duty::Ping));
         }
-        if busy && is_client {
+        if around.is_busy && around.is_client {
             let keepalive = (self.last_heard + limits::KEEPALIVE, Duty::Ping);
             due = Some(due.map_or(keepalive, |d| d.min_by_time(keepalive)));
         }
-        if busy && !is_client {
+        if around.is_busy && !around.is_client {
             let dead = (silent, Duty::Silent);
             due = Some(due.map_or(dead, |d| d.min_by_time(dead)));
         }

@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tund_client_core::netstack::{
     Arena, NetstackConfig, RECEIVE_RING_BYTES, RingMemory, Rings, SEND_RING_BYTES, Sink,
 };
-use tund_client_core::{Client, ClientConfig, ClientEvent, PathId, Refused, State};
+use tund_client_core::{Client, ClientConfig, ClientEvent, Path, PathId, Refused, State};
 use tund_daemon::identity::PrivateKey;
 use tund_daemon::link::{ClientTls, Link, LinkError, SocketOptions};
 use tund_daemon::ready::ReadySet;
@@ -24,9 +24,12 @@ const SLOTS: usize = 4;
 /// The largest piece taken from a link at once.
 const READ_BYTES: usize = 64 * 1024;
 /// The one way to the server.
-const PATH: PathId = PathId {
-    interface: 1,
-    address: 0,
+const PATH: Path = Path {
+    id: PathId {
+        interface: 1,
+        address: 0,
+    },
+    is_metered: false,
 };
 
 /// What a member has seen so far.
@@ -133,6 +136,7 @@ impl Member {
             grace: Duration::from_secs(60),
             linger: Some(Duration::from_secs(60)),
             refuse_during_outage: false,
+            standby: true,
             seed: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
         };
         let mut application = Application::new(target.origin);

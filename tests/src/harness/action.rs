@@ -37,6 +37,7 @@ impl World {
                 }
                 self.timeouts();
             }
+            Kind::Steer => self.some_steering(rng),
             Kind::Break => self.some_break(rng),
             Kind::Outage => self.some_outage(rng),
             Kind::Disconnect => {
@@ -281,6 +282,36 @@ impl World {
             1 => self.pass_running(span),
             _ => self.pass(span),
         }
+    }
+
+    /// What the owner of the client's session knows of its networks.
+    fn some_steering(&mut self, rng: &mut Rng) {
+        let now = self.now;
+        let Some(client) = &mut self.client else {
+            return;
+        };
+        let links: Vec<LinkId> = client.books.links.iter().copied().collect();
+        if links.is_empty() {
+            return;
+        }
+        let link = rng.pick(&links);
+        let before = client.session.carrier();
+        let chosen = rng.below(100);
+        match chosen {
+            0..40 => client.session.keep(link, true, now),
+            40..55 => client.session.keep(link, false, now),
+            55..90 => client.session.prefer(link, rng.pick(&[0, 1, 2]), now),
+            _ => client.session.handle_link_lost(link, now),
+        }
+        let is_moved = client.session.carrier() != before && client.session.is_attached();
+        if is_moved && before.is_some() {
+            self.met(Situation::Moved);
+        }
+        if chosen >= 90 {
+            self.met(Situation::LostByDevice);
+        }
+        self.tell(|| format!("owner steers {link}: {chosen}"));
+        self.drain();
     }
 
     fn some_break(&mut self, rng: &mut Rng) {

@@ -74,6 +74,8 @@ situations! {
     Suspect = "link suspect, then heard again",
     SilentDeath = "link found dead by silence",
     LinkDown = "LINK_DOWN closed a link",
+    Moved = "flows moved to a link that the owner prefers",
+    LostByDevice = "link known to be lost before anybody asked",
     RetireBusy = "RETIRE closed a link with bytes under way",
     ExpiryAtClient = "grace over at the client first",
     ExpiryAtServer = "grace over at the server first",

@@ -188,6 +188,7 @@ impl Pipe {
         Progress {
             bytes_acked: self.lanes[side].acked,
             bytes_received: self.lanes[1 - side].delivered,
+            ..Progress::default()
         }
     }
 

@@ -51,6 +51,8 @@ pub enum Kind {
     Overtake,
     /// Timeouts are handled although none may be due.
     Tick,
+    /// The client's owner prefers, keeps or gives up a link.
+    Steer,
     /// A link is cut or stalled.
     Break,
     /// A long time passes.
@@ -67,8 +69,8 @@ pub enum Kind {
 type Weight = (Kind, usize, Mood);
 
 /// Weights per mille.
-const WEIGHTS: [Weight; 15] = [
-    (Kind::Deliver, 270, Mood::Mild),
+const WEIGHTS: [Weight; 16] = [
+    (Kind::Deliver, 250, Mood::Mild),
     (Kind::Transmit, 210, Mood::Mild),
     (Kind::Application, 170, Mood::Mild),
     (Kind::Pump, 130, Mood::Mild),
@@ -78,6 +80,7 @@ const WEIGHTS: [Weight; 15] = [
     (Kind::Wait, 30, Mood::Mild),
     (Kind::Tick, 10, Mood::Mild),
     (Kind::Overtake, 15, Mood::Mild),
+    (Kind::Steer, 20, Mood::Mild),
     (Kind::Break, 35, Mood::Links),
     (Kind::Outage, 13, Mood::All),
     (Kind::Disconnect, 3, Mood::All),
@@ -86,10 +89,11 @@ const WEIGHTS: [Weight; 15] = [
 ];
 
 /// The same towards the end, when flows finish one after the other.
-const LAST: [Weight; 6] = [
+const LAST: [Weight; 7] = [
     (Kind::Finish, 600, Mood::Mild),
     (Kind::Wait, 100, Mood::Mild),
     (Kind::Dial, 60, Mood::Mild),
+    (Kind::Steer, 30, Mood::Mild),
     (Kind::Overtake, 100, Mood::Mild),
     (Kind::Break, 120, Mood::Links),
     (Kind::RestartClient, 10, Mood::All),

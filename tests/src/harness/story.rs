@@ -57,6 +57,15 @@ impl World {
         panic!("the world does not come to rest");
     }
 
+    /// Every flow has a turn at both ends; nothing moves on links.
+    pub fn run_flows(&mut self) {
+        for who in self.ends() {
+            for flow in self.flows(who) {
+                self.work_on(who, flow);
+            }
+        }
+    }
+
     /// No fault so far.
     ///
     /// # Panics

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::{Access, Family, Lab, address, prefixed, wait};
 
+/// The kernel tells of a lost carrier within a second.
+const CARRIER_TOLD: Duration = Duration::from_secs(5);
+
 /// The router's rules before anything has happened.
 ///
 /// `cut` is filled by the verbs of that name. The sets hold 5-tuples as the client sees them. An
@@ -71,9 +74,10 @@ impl Lab {
     /// Drops everything that crosses one access link, silently, in both directions.
     pub fn cut_access(&self, access: Access) {
         let device = access.router_device();
-        self.router.nft(&format!(
-            "add rule inet lab cut iifname {device} drop\nadd rule inet lab cut oifname {device} drop\n"
-        ));
+        for side in ["iifname", "oifname"] {
+            self.router
+                .nft(&format!("add rule inet lab cut {side} {device} drop\n"));
+        }
     }
 
     /// Undoes the cuts.
@@ -104,7 +108,9 @@ impl Lab {
         }
     }
 
-    /// Takes the far end of an access link down (the near end loses its carrier) or up again.
+    /// Takes the far end of an access link down (the near end loses its carrier) or up again; done
+    /// when the client's kernel tells of it. That may take a second: the kernel collects such changes
+    /// of all namespaces, and tells them once a second.
     pub fn carrier(&self, access: Access, on: bool) {
         if self.emulators.is_some() {
             // A TUN device does not see the state of the other one; it can be told.
@@ -118,6 +124,10 @@ impl Lab {
             "ip link set dev {} {state}",
             access.router_device()
         ));
+        let show = format!("ip -o link show dev {}", access.device());
+        wait::until_true("the client's kernel tells", CARRIER_TOLD, || {
+            self.client.run(&show).contains("NO-CARRIER") != on
+        });
     }
 
     /// Moves the client to the other access link: the old address and its route are gone before
@@ -131,10 +141,30 @@ impl Lab {
     pub fn switch_after(&mut self, gap: Duration) -> Instant {
         self.lower(self.access);
         wait::let_pass(gap);
-        self.access = self.access.other();
         let back = wait::now();
-        self.raise(self.access);
+        self.use_access(self.access.other());
         back
+    }
+
+    /// Raises an access link as the one in use, with the better metric from now on.
+    pub fn use_access(&mut self, access: Access) {
+        self.access = access;
+        self.raise(access);
+    }
+
+    /// As [`Self::use_access`], while the other one is up: its routes get the worse metric before.
+    pub fn prefer(&mut self, access: Access) {
+        let other = access.other();
+        let mut lines = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let router = address(family, other.subnet(), 1);
+            let device = other.device();
+            let route = format!("default via {router} dev {device}");
+            lines.push(format!("route add {route} metric 200"));
+            lines.push(format!("route del {route} metric 100"));
+        }
+        self.client.ip_batch(&lines);
+        self.use_access(access);
     }
 
     /// Gives an access link its addresses and default routes, as joining a network does.

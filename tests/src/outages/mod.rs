@@ -144,6 +144,11 @@ pub fn profile(rtt: Duration) -> Profile {
     }
 }
 
+/// The device of the link that carries the session.
+fn device(scene: &Scene) -> Option<String> {
+    scene.tund.client.status().link?.interface
+}
+
 /// The same stream through tund and past it.
 struct Both {
     tund: Stream,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Both, Job, LONG, RTTS, Row, SOON, Sample, Target, WAYS, fresh_seed, scene};
+use super::{Both, Job, LONG, RTTS, Row, SOON, Sample, Target, WAYS, device, fresh_seed, scene};
 use crate::lab::{Access, Direction, Pace, Scene, Stream, wait};
 
 /// A second link should be there so soon.
@@ -24,11 +24,6 @@ pub enum Death {
     Carrier,
     /// Nobody is.
     Silence,
-}
-
-/// The device of the link that carries the session.
-fn device(scene: &Scene) -> Option<String> {
-    scene.tund.client.status().link?.interface
 }
 
 /// Waits until a link is there on each of the two devices; false if it does not come.
@@ -53,11 +48,17 @@ fn has_standby(scene: &Scene) -> bool {
 pub fn dies(scene: &Scene, direction: Direction, death: Death) -> Sample {
     let both = Both::start(scene, direction);
     let had_standby = has_standby(scene);
-    let moment = wait::now();
-    match death {
-        Death::Carrier => scene.lab.carrier(Access::Wifi, false),
-        Death::Silence => scene.lab.cut_access(Access::Wifi),
-    }
+    let moment = match death {
+        Death::Carrier => {
+            scene.lab.carrier(Access::Wifi, false);
+            wait::now()
+        }
+        Death::Silence => {
+            let moment = wait::now();
+            scene.lab.cut_access(Access::Wifi);
+            moment
+        }
+    };
     let mut sample = both.outcome(scene, (moment, moment), HOPELESS);
     if !had_standby {
         let took = sample.tund;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Direct, Job, LONG, RTTS, Row, SOON, Sample, Target, fresh_seed, profile, scene};
+use super::{
+    Direct, Job, LONG, RTTS, Row, SOON, Sample, Target, device, fresh_seed, profile, scene,
+};
 use crate::emulator::{Profile, Way};
 use crate::lab::{Access, Direction, Pace, Scene, Stream, wait};
 
@@ -23,6 +25,10 @@ pub fn saturated(scene: &Scene, rtt: Duration, length: Duration) -> Sample {
         Pace::Bulk,
     );
     let stream = stream.expect("a connection on a network that works");
+    // Whichever network answered first, it goes on by the preferred one.
+    wait::until_true("the preferred link carries", SOON, || {
+        device(scene).as_deref() == Some(Access::Wifi.device())
+    });
     let link = scene.tund.client.wait_attached(SOON).link;
     let link = link.expect("attached means that there is one");
     let outages = scene.tund.client.status().outages.count;

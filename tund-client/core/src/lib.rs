@@ -8,6 +8,6 @@ pub mod netstack;
 pub mod packet;
 
 pub use account::{EndedBy, FlowAccount, HowEnded, LostBytes};
-pub use client::{Client, ClientConfig, ClientEvent, Outages, Refused, State};
+pub use client::{Client, ClientConfig, ClientEvent, Network, Outages, Path, Refused, State};
 pub use dialer::PathId;
 pub use flow_table::{ClientFlow, FlowTable};

@@ -13,6 +13,10 @@ use tund_daemon::telemetry::LogLevel;
 /// Where commands look for the daemon unless told otherwise.
 pub(crate) const CONTROL_SOCKET: &str = "/run/tund/client.sock";
 
+/// Interfaces of mobile networks, as systemd, pppd and Android name them. The kernel does not know
+/// what costs; network managers do, each in its own way.
+const METERED: [&str; 3] = ["ww*", "ppp*", "rmnet*"];
+
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -35,6 +39,10 @@ pub(crate) struct Config {
     pub(crate) server_keys: Vec<PublicKey>,
     /// In order of preference; empty: what the routing table says.
     pub(crate) interfaces: Vec<String>,
+    /// Interfaces where bytes cost: names, or their beginning and `*`.
+    pub(crate) metered: Vec<String>,
+    /// Keep a second link while flows are active, where not metered.
+    pub(crate) standby: bool,
     /// When the client dials.
     pub(crate) connect: Connect,
     /// On demand: how long an idle link without flows is kept.
@@ -116,6 +124,8 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         server_addresses,
         server_keys,
         interfaces: link.interfaces,
+        metered: link.metered,
+        standby: link.standby,
         connect: link.connect,
         linger: link.linger,
         fwmark: link.fwmark,
@@ -168,6 +178,8 @@ fn server(
 /// `[link]`.
 struct Link {
     interfaces: Vec<String>,
+    metered: Vec<String>,
+    standby: bool,
     connect: Connect,
     linger: Duration,
     fwmark: u32,
@@ -185,6 +197,12 @@ fn link(section: &mut Section<'_>) -> Link {
             Vec::new(),
             value::list(32, value::interface_name),
         ),
+        metered: section.or(
+            "metered",
+            METERED.map(str::to_owned).to_vec(),
+            value::list(32, value::interface_pattern),
+        ),
+        standby: section.or("standby", true, value::boolean),
         connect: section.or("connect", Connect::OnDemand, value::choice(&connects)),
         linger: section.or(
             "linger",

@@ -119,6 +119,8 @@ fn the_minimum_gets_every_default_of_the_interface() {
     assert_eq!(config.buffer_bytes, 64 << 20);
     assert_eq!(config.control_socket, Path::new("/run/tund/client.sock"));
     assert_eq!(config.log_level, LogLevel::Info);
+    assert_eq!(config.metered, ["ww*", "ppp*", "rmnet*"]);
+    assert!(config.standby);
 }
 
 #[test]
@@ -127,6 +129,7 @@ fn what_is_written_is_taken_over() {
     let text = stage.minimum()
         + "[link]\ntransport = \"tls\"\nconnect = \"always\"\nlinger = \"0s\"\n\
            interfaces = [\"wlan0\", \"wwan0\"]\nfwmark = 0x4d000000\n\
+           standby = false\nmetered = [\"usb*\"]\n\
            [tun]\nname = \"tun7\"\naddresses = [\"10.7.0.1/24\", \"fd7d::1/64\"]\nmtu = 1400\n\
            accept_forwarded = true\n\
            [session]\ngrace = \"1h30m\"\nconnect_during_outage = \"refuse\"\nbuffer = \"1MiB\"\n\
@@ -141,6 +144,8 @@ fn what_is_written_is_taken_over() {
     assert_eq!(config.connect, Connect::Always);
     assert_eq!(config.linger, Duration::ZERO);
     assert_eq!(config.interfaces, ["wlan0", "wwan0"]);
+    assert_eq!(config.metered, ["usb*"]);
+    assert!(!config.standby);
     assert_eq!(config.fwmark, 0x4d00_0000);
     assert_eq!(config.tun_name, "tun7");
     assert_eq!(config.tun_addresses[0], (IpAddr::from([10, 7, 0, 1]), 24));

@@ -31,15 +31,13 @@ fn ignored<T: PartialEq>(
     }
 }
 
-/// `[link]`: QUIC and the standby link.
+/// `[link]`: QUIC.
 pub(super) fn link(section: &mut Section<'_>) {
     let transports = [("auto", true), ("tls", true), ("quic", false)];
     if !section.or("transport", true, value::choice(&transports)) {
         let found = format!("\"quic\" {NOT_BUILT}");
         section.reject("transport", found, "write transport = \"tls\" or \"auto\"");
     }
-    // Without a standby link, whoever wants none has what he wants.
-    section.optional("standby", value::boolean);
 }
 
 /// `[routes]`: what the daemon steers itself.

@@ -53,6 +53,9 @@ impl Daemon {
                     is_full: false,
                     closing_until: None,
                 };
+                if let Ok(source) = slot.link.local_addr() {
+                    self.client.handle_source(id, source.ip());
+                }
                 self.links.insert(id, slot);
                 self.name_links();
                 self.drive_link(id, now);

@@ -3,25 +3,26 @@
 mod accounts;
 mod arena;
 mod links;
+mod network;
 mod paths;
 mod report;
 
 use crate::config::{Config, Connect, ConnectDuringOutage};
 use crate::sys::address::InterfaceAddress;
 use crate::sys::tun::{Offload, READ_BYTES, TunDevice, TunName, TunOptions};
+use crate::sys::watch::NetworkWatch;
 use accounts::AccountLog;
 use anyhow::Context as _;
 use links::LinkSlot;
 use paths::Paths;
 use rustc_hash::FxHashMap;
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tund_client_core::netstack::{NetstackConfig, Sink};
 use tund_client_core::{Client, ClientConfig, ClientEvent};
-use tund_daemon::clock::{self, Alarm};
+use tund_daemon::clock::{self, Alarm, SleepWatch};
 use tund_daemon::control::{ClientCommand, ControlServer};
 use tund_daemon::lifecycle::{
     Capability, MissingPrivilege, Signal, Signals, keep_some_heap, notify_ready, notify_reloading,
@@ -37,8 +38,6 @@ const ROUNDS: usize = 32;
 const BATCH_PACKETS: usize = 64;
 /// How long the last words of links may take when the daemon stops.
 const STOP_TIME: Duration = Duration::from_secs(1);
-/// How often the host's own addresses are read again, and what was not carried is told.
-const ADDRESSES_EVERY: Duration = Duration::from_secs(2);
 /// Flows at once. The server may allow fewer.
 const MAX_FLOWS: u64 = 16_384;
 
@@ -75,8 +74,11 @@ struct Daemon {
     outbox: Outbox,
     paths: Paths,
     alarm: Alarm,
-    addresses: Vec<IpAddr>,
-    addresses_at: Instant,
+    watch: NetworkWatch,
+    sleep_watch: SleepWatch,
+    /// When the wear of keys is looked at again at the latest.
+    wear_at: Option<Instant>,
+    wear_seen: Instant,
     /// What last went wrong with an attempt, for `status`.
     last_error: Option<(&'static str, String)>,
     untaken: report::Untaken,
@@ -135,21 +137,6 @@ fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-fn own_addresses() -> Vec<IpAddr> {
-    let Ok(all) = nix::ifaddrs::getifaddrs() else {
-        return Vec::new();
-    };
-    let mut addresses: Vec<IpAddr> = all
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
-        })
-        .collect();
-    addresses.sort_unstable();
-    addresses
-}
-
 fn open_tun(config: &Config) -> anyhow::Result<TunDevice> {
     let name: TunName = config.tun_name.parse().context("tun.name")?;
     let addresses = config.tun_addresses.iter();
@@ -174,7 +161,7 @@ fn open_tun(config: &Config) -> anyhow::Result<TunDevice> {
     })
 }
 
-fn client_config(config: &Config, tun: &TunDevice, addresses: Vec<IpAddr>) -> ClientConfig {
+fn client_config(config: &Config, tun: &TunDevice) -> ClientConfig {
     let seed = u64::from_le_bytes(random());
     ClientConfig {
         session: tund_session::Config {
@@ -184,7 +171,6 @@ fn client_config(config: &Config, tun: &TunDevice, addresses: Vec<IpAddr>) -> Cl
             max_grace: config.grace,
         },
         netstack: NetstackConfig {
-            local_addresses: addresses,
             accept_forwarded: config.accept_forwarded,
             offload: tun.vnet(),
             mtu: tun.mtu().into(),
@@ -196,6 +182,7 @@ fn client_config(config: &Config, tun: &TunDevice, addresses: Vec<IpAddr>) -> Cl
             Connect::Always => None,
             Connect::OnDemand => Some(config.linger),
         },
+        standby: config.standby,
         refuse_during_outage: config.connect_during_outage == ConnectDuringOutage::Refuse,
         seed,
     }
@@ -206,12 +193,13 @@ impl Daemon {
         let tun = open_tun(&config)?;
         let tls = ClientTls::new(&config.private_key, config.server_keys.clone())
             .context("cannot set TLS up with the private key of [identity]")?;
-        let addresses = own_addresses();
         let now = clock::now();
-        let settings = client_config(&config, &tun, addresses.clone());
+        let settings = client_config(&config, &tun);
         let slots = arena::Slots::reserve(settings.netstack.max_connections)?;
         let ready = ReadySet::new();
-        Ok(Self {
+        // Before the first look, so that nothing is missed in between.
+        let watch = NetworkWatch::open()?;
+        let mut daemon = Self {
             client: Client::new(settings, Box::new(slots), now),
             tun_waker: ready.register(TUN_TOKEN),
             is_tun_ready: true,
@@ -223,8 +211,10 @@ impl Daemon {
             outbox: Outbox::new(),
             paths: Paths::new(&config, tun.name().clone()),
             alarm: Alarm::new().context("cannot make a timer")?,
-            addresses,
-            addresses_at: now,
+            watch,
+            sleep_watch: SleepWatch::new().context("cannot make a timer")?,
+            wear_at: None,
+            wear_seen: now,
             last_error: None,
             untaken: report::Untaken::default(),
             is_impostor_told: false,
@@ -233,7 +223,9 @@ impl Daemon {
             ready,
             tun,
             config_file,
-        })
+        };
+        daemon.look_at_network(true, now)?;
+        Ok(daemon)
     }
 
     /// Turns until nothing is left to be done, then sleeps; ready when the daemon has stopped.
@@ -254,6 +246,10 @@ impl Daemon {
             while let Poll::Ready(request) = control.poll_request(cx) {
                 self.on_request(request, now);
             }
+            if self.sleep_watch.poll_slept(cx).is_ready() {
+                self.client.handle_woken(now);
+            }
+            self.hear_of_network(cx, now);
             if self.paths.poll_resolved(cx).is_ready() {
                 self.find_paths(now);
             }
@@ -325,29 +321,8 @@ impl Daemon {
             self.client.handle_timeout(now, &mut sink);
         }
         self.close_overdue(now);
-        if self.addresses_at + ADDRESSES_EVERY <= now {
-            self.addresses_at = now;
-            self.look_for_wear(now);
-            self.untaken.tell(self.client.netstack().stats(), now);
-            let addresses = own_addresses();
-            if addresses != self.addresses {
-                self.client
-                    .netstack()
-                    .set_local_addresses(addresses.clone());
-                self.addresses = addresses;
-            }
-        }
-    }
-
-    /// No link keeps its keys for longer than they are good for.
-    fn look_for_wear(&mut self, now: Instant) {
-        let carrier = self.client.links().next();
-        let slot = carrier.and_then(|link| self.links.get(&link));
-        if let (Some(link), Some(slot)) = (carrier, slot)
-            && slot.link.wear(now).is_due()
-        {
-            self.client.handle_worn(link);
-        }
+        self.look_for_wear(now);
+        self.untaken.tell(self.client.netstack().stats(), now);
     }
 
     fn sleep(&mut self, cx: &Context<'_>) {
@@ -355,7 +330,8 @@ impl Daemon {
             self.client.poll_timeout(),
             self.next_close(),
             self.stopping,
-            Some(self.addresses_at + ADDRESSES_EVERY),
+            self.wear_at,
+            self.untaken.poll_timeout(),
         ];
         if let Err(error) = self.alarm.set(next.into_iter().flatten().min()) {
             tracing::error!(%error, "the timer cannot be set");
@@ -447,6 +423,12 @@ impl Daemon {
             Err(error) => {
                 tracing::debug!(%error, "no path to the server");
                 self.last_error = Some(("no_route", error));
+                // Now it is known that there is no way to an IPv4 address: is there a translator?
+                self.paths.resolve();
+                // A name that does not resolve is no lack of routes: asked for again soon.
+                if self.paths.waits_for_network() {
+                    self.client.handle_paths(&[], now);
+                }
             }
         }
     }

@@ -67,6 +67,11 @@ impl Untaken {
             tracing::warn!("connections or packets were not taken: {summary}");
         }
     }
+
+    /// When there is something to say; nothing wakes for it while there is not.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.tally.poll_timeout()
+    }
 }
 
 impl Daemon {

@@ -322,6 +322,24 @@ pub fn interface_name(value: &Value<'_>) -> Parsed<String> {
     Ok(name)
 }
 
+/// A name of network interfaces, or how their names begin, with `*` behind it.
+///
+/// # Errors
+///
+/// Not text, or nothing the kernel could take for the beginning of a name.
+pub fn interface_pattern(value: &Value<'_>) -> Parsed<String> {
+    let pattern = text(value)?;
+    let begin = pattern.strip_suffix('*').unwrap_or(&pattern);
+    let bad = |c: char| {
+        c == '*' || c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control()
+    };
+    if begin.is_empty() || begin.len() > 15 || begin.contains(bad) {
+        let remedy = "write a name like \"wwan0\", or how names begin, like \"wwan*\"";
+        return Err(Fault::not(value, "a name of interfaces", remedy));
+    }
+    Ok(pattern)
+}
+
 /// An absolute path.
 ///
 /// # Errors

@@ -60,7 +60,10 @@ sockopt_impl!(
 #[expect(unreachable_pub, reason = "nix's macro makes its option public")]
 pub struct TcpInfoHead {
     states_and_options: [u8; 8],
-    until_rtt: [u32; 15],
+    until_data_heard: [u32; 11],
+    data_heard_ms: u32,
+    ack_heard_ms: u32,
+    until_rtt: [u32; 2],
     rtt_us: u32,
     rtt_var_us: u32,
     until_pacing: [u32; 7],
@@ -92,10 +95,15 @@ pub struct TcpInfo {
 /// Reads `TCP_INFO`.
 pub(super) fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
     let raw = getsockopt(socket, RawInfo)?;
+    let heard_ms = raw.data_heard_ms.min(raw.ack_heard_ms);
     Ok(TcpInfo {
         progress: Progress {
             bytes_acked: raw.bytes_acked,
             bytes_received: raw.bytes_received,
+            heard_ago: Some(Duration::from_millis(heard_ms.into())),
+            round_trip: (raw.rtt_us > 0).then(|| {
+                Duration::from_micros(u64::from(raw.rtt_us) + 4 * u64::from(raw.rtt_var_us))
+            }),
         },
         rtt: Duration::from_micros(raw.rtt_us.into()),
         rtt_var: Duration::from_micros(raw.rtt_var_us.into()),

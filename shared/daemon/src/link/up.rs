@@ -43,6 +43,11 @@ impl Wear {
         records: 0,
     };
 
+    /// How long its age still allows; never nothing while [`Wear::is_due`] is false.
+    pub const fn lasts(&self) -> Duration {
+        KEY_AGE_MAX.saturating_sub(self.age)
+    }
+
     /// Whether it is time to make another link in place of this one.
     pub const fn is_due(&self) -> bool {
         self.age.as_nanos() >= KEY_AGE_MAX.as_nanos()

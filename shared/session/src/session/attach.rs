@@ -181,9 +181,9 @@ impl Session {
         }
     }
 
-    /// Links that are suspect when another one joins are dead at once: what was under way on them
-    /// goes out again without another round trip.
-    fn bury_suspects(&mut self, now: Instant) {
+    /// Links that are suspect when another one joins or is heard are dead at once: what was under
+    /// way on them goes out again without another round trip.
+    pub(super) fn bury_suspects(&mut self, now: Instant) {
         let suspects = self
             .links
             .values()
@@ -293,6 +293,7 @@ impl Session {
             number,
             first,
         });
+        self.steer(now);
     }
 
     /// Client: says RETIRE, and closes what it names here too.
@@ -327,6 +328,7 @@ impl Session {
             return;
         };
         link.phase = Phase::Live;
+        link.is_proven = true;
         let Some(number) = link.number else { return };
         if number > self.confirmed_number {
             self.confirmed_number = number;

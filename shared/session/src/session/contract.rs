@@ -1,6 +1,7 @@
 //! What an owner gives a session and learns from it: configuration, events, answers.
 
 use crate::id::{FlowId, Instance, LinkId, LinkNumber};
+use crate::limits;
 use crate::wire::frame::{CloseCode, FlowCode, Open, OpenError, RejectReason};
 use std::time::Duration;
 
@@ -26,13 +27,28 @@ pub struct Config {
     pub max_grace: Duration,
 }
 
-/// What the kernel says of a link's transport connection (`TCP_INFO`); a change is progress.
+/// What the kernel says of a link's transport connection (`TCP_INFO`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// `tcpi_bytes_acked`.
     pub bytes_acked: u64,
     /// `tcpi_bytes_received`.
     pub bytes_received: u64,
+    /// How long ago the kernel heard anything of the peer's, acknowledgements too; none where it
+    /// does not say. On a slow path they come so seldom that the counts stand still in between.
+    pub heard_ago: Option<Duration>,
+    /// How long an answer takes at most as the kernel has it, from every acknowledgement
+    /// (`tcpi_rtt` + 4 × `tcpi_rttvar`); none where it does not say.
+    pub round_trip: Option<Duration>,
+}
+
+impl Progress {
+    /// Nothing has moved since `before`, nor was anything heard lately.
+    pub(crate) fn is_standstill(&self, before: &Self) -> bool {
+        let counts = |of: &Self| (of.bytes_acked, of.bytes_received);
+        let is_quiet = |ago| ago >= limits::KERNEL_QUIET;
+        counts(self) == counts(before) && self.heard_ago.is_none_or(is_quiet)
+    }
 }
 
 /// What comes behind the bytes that are readable.

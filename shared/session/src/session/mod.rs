@@ -7,6 +7,7 @@ mod flows;
 mod outage;
 mod receive;
 mod shares;
+mod steering;
 mod transmit;
 
 pub use attach::VERSION;
@@ -78,6 +79,12 @@ pub struct Session {
     /// Client: RETIRE was said of every link numbered lower; none of them may join any more.
     retired_below: LinkNumber,
     next_nonce: u64,
+    /// Server: the highest number of a control message, and the link that it came by.
+    led: (u64, Option<LinkId>),
+    /// Client: the link by which the server was told last where to send.
+    told_by: Option<LinkId>,
+    /// Client: the server sends there.
+    is_followed: bool,
 
     /// When the last frame came, on whichever link: no outage began before (rule 11).
     heard_at: Instant,
@@ -145,6 +152,9 @@ impl Session {
             confirmed_number: LinkNumber(0),
             retired_below: LinkNumber(0),
             next_nonce: 1,
+            led: (0, None),
+            told_by: None,
+            is_followed: false,
             heard_at: now,
             detached_since: Some(now),
             idle_since: now,
@@ -256,20 +266,6 @@ impl Session {
     /// Round-trip time of a link as its PINGs measured it.
     pub fn rtt(&self, link: LinkId) -> Option<Duration> {
         self.links.get(&link)?.smoothed_rtt()
-    }
-
-    /// The link that carries flows, or would.
-    pub fn carrier(&self) -> Option<LinkId> {
-        let rank = |link: &Link| {
-            let class = match (link.is_working(), link.suspect_since) {
-                (true, _) => 3,
-                (false, None) => 2,
-                (false, Some(_)) => 1,
-            };
-            (class, link.number)
-        };
-        let usable = self.links.values().filter(|link| link.is_usable());
-        usable.max_by_key(|link| rank(link)).map(|link| link.id)
     }
 
     /// That link is attached and answers.

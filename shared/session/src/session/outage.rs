@@ -3,7 +3,7 @@
 use super::{EndReason, Event, LinkDeath, Progress, Role, Session, Timer};
 use crate::id::{FlowId, LinkId};
 use crate::limits;
-use crate::link::{Duty, Link};
+use crate::link::{Around, Duty, Link};
 use crate::time::Instant;
 use crate::wire::frame::{CloseCode, FlowCode};
 use std::time::Duration;
@@ -26,6 +26,7 @@ impl Session {
         if link.judge(progress, now) {
             let since = link.suspect_since;
             self.check_detached(since, now);
+            self.weigh_suspect(id, now);
         }
     }
 
@@ -86,11 +87,12 @@ impl Session {
             self.lane.say_link_down(number);
         }
         self.check_detached(link.suspect_since, now);
+        self.steer(now);
     }
 
     /// Begins an outage if no link works; `since` if it began before `now`, but never before the
     /// last frame: a PING may be unanswered while others are heard.
-    fn check_detached(&mut self, since: Option<Instant>, now: Instant) {
+    pub(super) fn check_detached(&mut self, since: Option<Instant>, now: Instant) {
         if self.is_attached() || self.detached_since.is_some() {
             return;
         }
@@ -161,16 +163,23 @@ impl Session {
         (here || flow.reset_due).then(|| flow.progress_at + limits::RESET_STALL)
     }
 
+    fn around(&self) -> Around {
+        let links = self.links.values();
+        Around {
+            is_client: self.role == Role::Client,
+            is_busy: self.is_busy(),
+            working: links.filter(|link| link.is_working()).count(),
+        }
+    }
+
     /// The next deadline, and what it is for.
     pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
         if self.ended.is_some() {
             return None;
         }
-        let (client, busy) = (self.role == Role::Client, self.is_busy());
-        let links = self
-            .links
-            .values()
-            .filter_map(|link| link.deadline(client, busy));
+        let around = self.around();
+        let links = self.links.values();
+        let links = links.filter_map(|link| link.deadline(around));
         let link = links.map(|(at, _)| (at, Timer::Link)).min();
         let grace = self.expiries.first().map(|(at, _)| (*at, Timer::Grace));
         let stall = self.stalls.first().map(|(at, _)| (*at, Timer::ResetStall));
@@ -197,16 +206,20 @@ impl Session {
     }
 
     fn link_duty(&mut self, now: Instant) -> bool {
-        let (client, busy) = (self.role == Role::Client, self.is_busy());
+        let around = self.around();
         let due = self.links.values().filter_map(|link| {
-            let (at, duty) = link.deadline(client, busy)?;
+            let (at, duty) = link.deadline(around)?;
             (at <= now).then_some((link.id, duty))
         });
         let due: Vec<_> = due.collect();
         for (id, duty) in &due {
             let (id, duty) = (*id, *duty);
             match duty {
+                // What carries nothing is asked together with what carries: it must be known to
+                // work when the other is found not to.
+                Duty::Ping if around.is_client && self.carrier() == Some(id) => self.probe(now),
                 Duty::Ping => self.ask(id, now),
+                Duty::Leave => self.let_go(id, now),
                 Duty::Check => {
                     if let Some(link) = self.links.get_mut(&id) {
                         link.overdue(now);

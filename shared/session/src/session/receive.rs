@@ -56,6 +56,8 @@ impl Session {
         if was_suspect {
             self.reattach(id);
         }
+        self.bury_suspects(now);
+        self.note_following(id, &frame, now);
         match frame {
             Frame::Data(data) => self.on_data(data, now),
             Frame::Ack(ack) => self.on_ack(id, ack, true, now),
@@ -72,8 +74,8 @@ impl Session {
             }
             Frame::Pong { nonce } => {
                 let link = self.links.get_mut(&id).ok_or("link gone")?;
-                if link.pong(nonce, was_suspect, now) && self.role == Role::Client {
-                    self.retire_older(id, now);
+                if link.pong(nonce, was_suspect, now) {
+                    self.on_answered(id, nonce, now);
                 }
                 Ok(())
             }

@@ -22,6 +22,7 @@ impl Client {
             }
             Event::LinkDead { link, death } => {
                 self.dialer.ended(link);
+                self.note_death(link, death, now);
                 let words = matches!(death, LinkDeath::SessionEnded | LinkDeath::Retired);
                 self.close_link(link, words);
             }
@@ -81,7 +82,9 @@ impl Client {
             self.home = attempt.map(|attempt| attempt.path.address);
         }
         self.end_outage(attempt, now);
-        self.dialer.attached(&mut self.orders);
+        self.dialer.attached();
+        self.outlook.settled();
+        self.tend(now);
         self.events
             .push_back(ClientEvent::Attached { link, number });
     }

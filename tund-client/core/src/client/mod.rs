@@ -3,15 +3,18 @@
 mod asking;
 mod ends;
 mod events;
+mod network;
 #[cfg(test)]
 mod tests;
 
 use crate::account::FlowAccount;
-use crate::dialer::{DialOrder, Dialer, PathId};
+use crate::dialer::{DialOrder, Dialer, PathId, Want};
 use crate::flow_table::FlowTable;
 use crate::netstack::{Arena, Netstack, NetstackConfig, Sink};
 use asking::Asking;
 use bytes::Bytes;
+use network::Outlook;
+pub use network::{Network, Path};
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
@@ -39,6 +42,8 @@ pub struct ClientConfig {
     pub linger: Option<Duration>,
     /// Refuse connections while there is no link, in place of holding them.
     pub refuse_during_outage: bool,
+    /// Keep a second link while flows are active, where it is not metered.
+    pub standby: bool,
     /// For jitter.
     pub seed: u64,
 }
@@ -148,6 +153,7 @@ pub struct Client {
     pub(crate) dialer: Dialer,
     /// Applications that ask while no flow can be opened for them.
     asking: Asking,
+    outlook: Outlook,
     orders: Vec<DialOrder>,
     pub(crate) events: VecDeque<ClientEvent>,
     refused: Option<Refused>,
@@ -184,6 +190,7 @@ impl Client {
             table: FlowTable::default(),
             dialer: Dialer::new(config.seed),
             asking: Asking::default(),
+            outlook: Outlook::default(),
             orders: Vec::new(),
             events: VecDeque::new(),
             refused: None,
@@ -205,11 +212,6 @@ impl Client {
     /// A packet of the TUN device; its bytes are changed.
     pub fn handle_packet(&mut self, packet: &mut [u8], now: Instant, sink: &mut dyn Sink) {
         self.netstack.handle_packet(packet, now, sink);
-    }
-
-    /// The ways to the server, best first.
-    pub fn handle_paths(&mut self, paths: &[PathId], now: Instant) {
-        self.dialer.paths(paths, now, &mut self.orders);
     }
 
     /// An attempt's SYN was answered.
@@ -247,11 +249,13 @@ impl Client {
         if let Some(session) = &mut self.session {
             session.handle_bytes(link, bytes, now);
         }
+        self.outlook.settled();
     }
 
     /// A link, or an attempt, is gone. `refused`: the pinned server does not list our key.
     pub fn handle_link_down(&mut self, link: LinkId, refused: bool, now: Instant) {
         self.dialer.ended(link);
+        self.outlook.forget(link);
         for parting in &mut self.parting {
             parting.handle_link_down(link, now);
         }
@@ -287,6 +291,7 @@ impl Client {
         }
         self.dialer.handle_timeout(now, &mut self.orders);
         self.linger(now);
+        self.look_if_due(now);
     }
 
     /// When a session that nobody needs ends.
@@ -326,6 +331,7 @@ impl Client {
             self.dialer.poll_timeout(),
             self.lingers_until(),
             self.asking.poll_timeout(),
+            self.outlook.poll_timeout(),
         ];
         all.into_iter().flatten().min()
     }
@@ -380,20 +386,16 @@ impl Client {
         } else {
             self.unwanted_since = None;
         }
-        let session = self.session.as_ref();
-        let wanted = session.is_some_and(|s| {
-            let insisted = self.is_insisted_on || self.unwanted_since.is_some();
-            let needed = always || insisted || s.wants_link();
-            let is_worn = self.worn.is_some() && self.worn == s.carrier();
-            needed && !s.is_ended() && (!s.is_attached() || is_worn)
-        });
-        self.dialer.want(wanted, now);
+        self.tend(now);
+        let want = self.wanted();
+        self.dialer.want(want, now, &mut self.orders);
         if self.dialer.is_look_due(now) {
             self.events.push_back(ClientEvent::FindPaths);
         }
         for order in std::mem::take(&mut self.orders) {
             match order {
                 DialOrder::Start(link, path) => {
+                    self.outlook.dialled(link, path);
                     self.events.push_back(ClientEvent::Dial { link, path });
                 }
                 DialOrder::GiveUp(link) => {
@@ -403,6 +405,28 @@ impl Client {
                     self.close_link(link, false);
                 }
             }
+        }
+    }
+
+    /// Whether a session without a link is to have one.
+    fn is_link_needed(&self, session: &Session) -> bool {
+        let insisted = self.is_insisted_on || self.unwanted_since.is_some();
+        let needed = self.is_always_on() || insisted || session.wants_link();
+        needed && !session.is_ended()
+    }
+
+    fn wanted(&self) -> Want {
+        let Some(session) = self.session.as_ref().filter(|s| self.is_link_needed(s)) else {
+            return Want::Nothing;
+        };
+        if !session.is_attached() || self.outlook.is_in_doubt() {
+            return Want::Link;
+        }
+        let further = self.further_paths(session);
+        if further.is_empty() {
+            Want::Nothing
+        } else {
+            Want::Further(further)
         }
     }
 

@@ -110,10 +110,13 @@ fn the_table_of_open_errors_is_that_of_the_code() {
 fn times_and_bounds_are_those_of_the_code() {
     let times = [
         ("PING_AFTER", limits::PING_AFTER),
+        ("PING_BESIDE", limits::PING_BESIDE),
         ("LATELY", limits::LATELY),
         ("KEEPALIVE", limits::KEEPALIVE),
         ("PONG_MIN", limits::PONG_MIN),
+        ("KERNEL_QUIET", limits::KERNEL_QUIET),
         ("PONG_FIRST", limits::PONG_FIRST),
+        ("LEAVING", limits::LEAVING),
         ("LINK_SILENT", limits::LINK_SILENT),
         ("UNCONFIRMED", limits::UNCONFIRMED),
         ("RESET_STALL", limits::RESET_STALL),

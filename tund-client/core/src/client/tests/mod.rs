@@ -4,6 +4,7 @@ mod account;
 mod budget;
 mod connect;
 mod ending;
+mod network;
 mod outage;
 mod properties;
 mod refused;

@@ -218,7 +218,8 @@ fn paths_told_twice_are_dialled_once() {
     let before = world.dials.len();
 
     for _ in 0..50 {
-        world.client.handle_paths(&[WIFI], world.now);
+        let paths = world.usable_paths();
+        world.client.handle_paths(&paths, world.now);
         world.run();
         world.pass(MILLISECOND * 10);
     }
@@ -367,7 +368,8 @@ fn a_server_without_room_is_left_alone_for_as_long_as_it_asks() {
 
     world.pass(BUSY_HINT - MILLISECOND);
     // Not even when a name is resolved meanwhile.
-    world.client.handle_paths(&[WIFI], world.now);
+    let paths = world.usable_paths();
+    world.client.handle_paths(&paths, world.now);
     world.run();
     assert_eq!(dialled(&world, before), 0);
     assert_eq!(world.client.state(), State::Connecting);

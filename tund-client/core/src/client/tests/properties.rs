@@ -181,7 +181,7 @@ impl Play {
                     ..WIFI
                 });
                 world.paths = paths.take(1).chain([WIFI]).collect();
-                let paths = world.paths.clone();
+                let paths = world.usable_paths();
                 world.client.handle_paths(&paths, world.now);
             }
             Step::Lose => world.lose(),

@@ -2,7 +2,7 @@
 //! origins; everything a driver would do, and a clock that moves when told.
 
 use super::server::{Origin, OriginId};
-use crate::client::{Client, ClientConfig, ClientEvent, Refused};
+use crate::client::{self, Client, ClientConfig, ClientEvent, Path, Refused};
 use crate::dialer::PathId;
 use crate::netstack::tests::kernel::{Inspector, Kernel};
 use crate::netstack::tests::world::{APP_V4, Collector, ORIGIN_V4};
@@ -12,7 +12,7 @@ use crate::netstack::{
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig};
 use tund_session::wire::frame::{Open, OpenError};
@@ -52,6 +52,7 @@ pub(super) fn client_config() -> ClientConfig {
         grace: GRACE,
         linger: Some(LINGER),
         refuse_during_outage: false,
+        standby: true,
         seed: 17,
     }
 }
@@ -121,6 +122,12 @@ pub(super) struct World {
     pub(super) registry: Registry,
     pub(super) network: Network,
     pub(super) paths: Vec<PathId>,
+    /// Interfaces where bytes cost.
+    pub(super) metered: BTreeSet<u32>,
+    /// Interfaces on which nothing passes, though they look well.
+    pub(super) silent: BTreeSet<u32>,
+    /// How often the client's daemon would have been woken: deadlines, and bytes of links.
+    pub(super) wakes: u64,
     /// Machines other than `registry`, by the server address they stand at.
     pub(super) elsewhere: BTreeMap<u16, Registry>,
     pub(super) links: BTreeMap<LinkId, Link>,
@@ -185,6 +192,9 @@ impl World {
             registry: Registry::new(server),
             network: Network::Up,
             paths: vec![WIFI],
+            metered: BTreeSet::new(),
+            silent: BTreeSet::new(),
+            wakes: 0,
             elsewhere: BTreeMap::new(),
             links: BTreeMap::new(),
             origins: BTreeMap::new(),
@@ -388,6 +398,7 @@ impl World {
             {
                 moved = true;
                 if passes {
+                    self.wakes += 1;
                     self.client.handle_bytes(id, out.to_vec().into(), now);
                 }
             }
@@ -399,10 +410,8 @@ impl World {
         self.events.push((self.now, event.clone()));
         match event {
             ClientEvent::FindPaths => {
-                if self.network != Network::NoPath {
-                    let paths = self.paths.clone();
-                    self.client.handle_paths(&paths, self.now);
-                }
+                let paths = self.usable_paths();
+                self.client.handle_paths(&paths, self.now);
             }
             ClientEvent::Dial { link, path } => self.dial(link, path),
             ClientEvent::CloseLink { link, .. } if self.links.contains_key(&link) => {
@@ -424,6 +433,20 @@ impl World {
         }
     }
 
+    /// What the routing tables say.
+    pub(super) fn usable_paths(&self) -> Vec<Path> {
+        let usable = |path: &PathId| Path {
+            id: *path,
+            is_metered: self.metered.contains(&path.interface),
+        };
+        match self.network {
+            Network::NoPath => Vec::new(),
+            Network::Up | Network::Silent | Network::Mute | Network::NotListed => {
+                self.paths.iter().map(usable).collect()
+            }
+        }
+    }
+
     fn dial(&mut self, link: LinkId, path: PathId) {
         self.dials.push((self.now, link, path));
         let state = Link {
@@ -433,7 +456,9 @@ impl World {
             to_server: false,
         };
         self.links.insert(link, state);
+        self.client.handle_source(link, source(path.interface));
         match self.network {
+            _ if self.silent.contains(&path.interface) => {}
             Network::Silent | Network::NoPath => {}
             Network::Mute => self.client.handle_answered(link),
             Network::NotListed => {
@@ -442,6 +467,37 @@ impl World {
             }
             Network::Up => self.establish(link),
         }
+    }
+
+    /// These interfaces have a carrier and an address, and lead to the server, best first; the
+    /// kernel tells of it.
+    pub(super) fn offer(&mut self, interfaces: &[u32]) {
+        let path = |interface: &u32| PathId {
+            interface: *interface,
+            address: 0,
+        };
+        self.paths = interfaces.iter().map(path).collect();
+        let sources = interfaces.iter().map(|interface| source(*interface));
+        let network = client::Network {
+            running: interfaces.iter().copied().collect(),
+            addresses: sources.chain([APP_V4]).collect(),
+        };
+        self.client.handle_network(network, true, self.now);
+        self.run();
+    }
+
+    /// Nothing passes by an interface any more, and nobody is told.
+    pub(super) fn silence(&mut self, interface: u32) {
+        self.silent.insert(interface);
+        for link in self.links.values_mut() {
+            link.is_cut |= link.path.interface == interface;
+        }
+    }
+
+    /// The interfaces of the live links; the carrier's first.
+    pub(super) fn interfaces(&self) -> Vec<u32> {
+        let links = self.client.links();
+        links.map(|link| self.links[&link].path.interface).collect()
     }
 
     /// The attempt has reached the server.
@@ -561,6 +617,7 @@ impl World {
             other.handle_timeout(self.now);
         }
         if self.client.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.wakes += 1;
             self.client.handle_timeout(self.now, &mut sink);
         }
         self.deliver(sink);
@@ -603,6 +660,12 @@ pub(super) fn take(socket: &mut tcp::Socket<'static>, most: usize) -> Vec<u8> {
         taken.unwrap();
     }
     bytes
+}
+
+/// The client's address on an interface.
+pub(super) fn source(interface: u32) -> IpAddr {
+    let low = u8::try_from(interface).expect("a small number");
+    Ipv4Addr::new(198, 51, 100, low).into()
 }
 
 pub(super) fn secret(link: LinkId) -> Secret {

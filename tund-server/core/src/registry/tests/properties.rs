@@ -158,6 +158,7 @@ impl Driver {
                 let progress = Progress {
                     bytes_acked: n,
                     bytes_received: n,
+                    ..Progress::default()
                 };
                 self.registry.handle_progress(LinkId(link), progress, now);
             }

@@ -4,6 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tund_session::{Instant, LinkId};
 
+/// Two looks because of news are at least so far apart: they come in swarms.
+const NEWS_EVERY: Duration = Duration::from_millis(50);
+/// Without a path nothing is dialled. News tell of a new one; should one be missed, this finds it.
+const NO_PATH: Duration = Duration::from_secs(60);
+/// The first pause between attempts for a link that is not needed at once; it doubles.
+const FURTHER_FIRST: Duration = Duration::from_secs(1);
+/// The longest.
+const FURTHER_LAST: Duration = Duration::from_secs(60);
 /// Between two attempts on one path while the outage is young.
 const EVERY: Duration = Duration::from_millis(500);
 /// How long an outage is young.
@@ -72,6 +80,17 @@ impl Recent {
     }
 }
 
+/// What a link is wanted for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// Nothing.
+    Nothing,
+    /// No link works: any one, as soon as can be.
+    Link,
+    /// A further link beside the one that works, by one of these paths, without haste.
+    Further(Vec<PathId>),
+}
+
 /// What the dialer asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DialOrder {
@@ -87,8 +106,13 @@ pub(crate) struct Dialer {
     attempts: BTreeMap<LinkId, Attempt>,
     /// Attempts of late on each path: how many, and from when on one less is counted each `EVERY`.
     recent: BTreeMap<PathId, Recent>,
+    wanted: Want,
     /// A link is wanted since then.
     wanted_since: Option<Instant>,
+    /// The outage counts as young from then on.
+    young_from: Instant,
+    /// Looks for a further link that came to nothing.
+    in_vain: u32,
     /// The paths are asked for then.
     next_look: Instant,
     /// They were asked for last then.
@@ -104,7 +128,10 @@ impl Dialer {
         Self {
             attempts: BTreeMap::new(),
             recent: BTreeMap::new(),
+            wanted: Want::Nothing,
             wanted_since: None,
+            young_from: Instant::default(),
+            in_vain: 0,
             next_look: Instant::default(),
             last_look: None,
             not_before: Instant::default(),
@@ -113,21 +140,55 @@ impl Dialer {
         }
     }
 
-    /// A link is wanted, or not any more.
-    pub(crate) fn want(&mut self, wanted: bool, now: Instant) {
-        match (wanted, self.wanted_since) {
-            (true, None) => {
-                self.wanted_since = Some(now);
-                self.next_look = now;
+    /// A link is wanted, or not any more. Attempts that lead to nothing wanted are given up.
+    pub(crate) fn want(&mut self, want: Want, now: Instant, orders: &mut Vec<DialOrder>) {
+        let is_new = match (&self.wanted, &want) {
+            (_, Want::Nothing) | (Want::Link, Want::Link) => false,
+            (Want::Further(known), Want::Further(paths)) => {
+                paths.iter().any(|path| !known.contains(path))
             }
-            (false, Some(_)) => self.wanted_since = None,
-            (true, Some(_)) | (false, None) => {}
+            (Want::Nothing | Want::Link | Want::Further(_), Want::Link | Want::Further(_)) => true,
+        };
+        if is_new {
+            self.wanted_since = Some(now);
+            self.young_from = now;
+            self.next_look = now;
+            self.in_vain = 0;
         }
+        match &want {
+            Want::Nothing => {
+                self.wanted_since = None;
+                self.give_up(|_| true, orders);
+            }
+            Want::Link => {}
+            Want::Further(paths) => self.give_up(|path| !paths.contains(&path), orders),
+        }
+        self.wanted = want;
+    }
+
+    fn give_up(&mut self, unwanted: impl Fn(PathId) -> bool, orders: &mut Vec<DialOrder>) {
+        self.attempts.retain(|link, attempt| {
+            let is_unwanted = unwanted(attempt.path);
+            if is_unwanted {
+                orders.push(DialOrder::GiveUp(*link));
+            }
+            !is_unwanted
+        });
+    }
+
+    /// The network has changed: worth another attempt at once, and a young outage again.
+    pub(crate) fn news(&mut self, now: Instant) {
+        self.young_from = now;
+        self.in_vain = 0;
+        let soon = self
+            .last_look
+            .map_or(now, |last| now.max(last + NEWS_EVERY));
+        self.next_look = self.next_look.min(soon);
     }
 
     /// Something has happened that makes an attempt worth while: an application sends.
     pub(crate) fn hurry(&mut self, now: Instant) {
-        if self.wanted_since.is_some() && self.last_look.is_none_or(|last| last + EVERY <= now) {
+        if self.wanted == Want::Link && self.last_look.is_none_or(|last| last + EVERY <= now) {
             self.next_look = self.next_look.min(now);
         }
     }
@@ -138,11 +199,9 @@ impl Dialer {
             .map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
-    /// A link is there: all attempts are given up, and what was waited for is over.
-    pub(crate) fn attached(&mut self, orders: &mut Vec<DialOrder>) {
-        self.wanted_since = None;
+    /// A link is there: what was waited for is over.
+    pub(crate) fn attached(&mut self) {
         self.not_before = Instant::default();
-        self.give_up_all(orders);
     }
 
     /// The server asks for patience, or an error needs a person.
@@ -165,13 +224,17 @@ impl Dialer {
             return false;
         }
         self.last_look = Some(now);
-        let young = self.wanted_since.is_some_and(|since| since + YOUNG > now);
-        self.next_look = now
-            + if young {
-                EVERY
-            } else {
-                EVERY + self.draw(LATER)
-            };
+        let pause = match self.wanted {
+            Want::Further(_) => {
+                let doubled = FURTHER_FIRST * 2_u32.pow(self.in_vain.min(6));
+                self.in_vain = self.in_vain.saturating_add(1);
+                let pause = doubled.min(FURTHER_LAST);
+                pause + self.draw(pause / 4)
+            }
+            Want::Link if self.young_from + YOUNG > now => EVERY,
+            Want::Nothing | Want::Link => EVERY + self.draw(LATER),
+        };
+        self.next_look = now + pause;
         true
     }
 
@@ -180,12 +243,21 @@ impl Dialer {
         if self.wanted_since.is_none() || self.not_before > now {
             return;
         }
+        if paths.is_empty() {
+            self.next_look = self.next_look.max(now + NO_PATH);
+            return;
+        }
         let paths = paths.get(..PATHS).unwrap_or(paths);
         let most = (UNANSWERED_IN_ALL / paths.len().max(1)).clamp(2, UNANSWERED);
         for recent in self.recent.values_mut() {
             recent.recover(now);
         }
-        for path in paths {
+        let wanted = match &self.wanted {
+            Want::Further(wanted) => Some(wanted.clone()),
+            Want::Nothing | Want::Link => None,
+        };
+        let is_wanted = |path: &PathId| wanted.as_ref().is_none_or(|w| w.contains(path));
+        for path in paths.iter().filter(|path| is_wanted(path)) {
             let on_path = || self.attempts.iter().filter(|(_, a)| a.path == *path);
             let not_before = self.not_before_on(*path);
             if not_before > now {
@@ -259,9 +331,7 @@ impl Dialer {
 
     /// Gives all attempts up.
     pub(crate) fn give_up_all(&mut self, orders: &mut Vec<DialOrder>) {
-        while let Some((link, _)) = self.attempts.pop_first() {
-            orders.push(DialOrder::GiveUp(link));
-        }
+        self.give_up(|_| true, orders);
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
@@ -300,115 +370,4 @@ impl Dialer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const WIFI: PathId = PathId {
-        interface: 2,
-        address: 0,
-    };
-
-    fn at(millis: u64) -> Instant {
-        Instant::from_nanos(millis * 1_000_000)
-    }
-
-    fn started(orders: &[DialOrder]) -> usize {
-        orders
-            .iter()
-            .filter(|order| matches!(order, DialOrder::Start(..)))
-            .count()
-    }
-
-    #[test]
-    fn attempts_overlap_every_half_second_and_one_old_one_is_kept() {
-        let mut dialer = Dialer::new(1);
-        let mut orders = Vec::new();
-        dialer.want(true, at(0));
-        let mut most = 0;
-        for tick in 0..100 {
-            let now = at(tick * 100);
-            dialer.handle_timeout(now, &mut orders);
-            if dialer.is_look_due(now) {
-                dialer.paths(&[WIFI], now, &mut orders);
-            }
-            most = most.max(dialer.attempts.len());
-        }
-
-        assert_eq!(started(&orders), 20);
-        assert_eq!(most, UNANSWERED);
-        assert_eq!(dialer.attempts.keys().next(), Some(&LinkId(1)));
-    }
-
-    #[test]
-    fn answered_attempts_are_not_displaced_and_four_are_enough() {
-        let mut dialer = Dialer::new(1);
-        let mut orders = Vec::new();
-        dialer.want(true, at(0));
-        for tick in 0..20 {
-            dialer.paths(&[WIFI], at(tick * 500), &mut orders);
-            (1..=tick + 1).for_each(|link| dialer.answered(LinkId(link)));
-        }
-
-        assert_eq!(started(&orders), ANSWERED);
-        assert!(
-            !orders
-                .iter()
-                .any(|order| matches!(order, DialOrder::GiveUp(_)))
-        );
-        dialer.handle_timeout(at(14_999), &mut orders);
-        assert!(
-            !orders
-                .iter()
-                .any(|order| matches!(order, DialOrder::GiveUp(_)))
-        );
-        dialer.handle_timeout(at(15_000), &mut orders);
-        assert!(orders.contains(&DialOrder::GiveUp(LinkId(1))));
-    }
-
-    #[test]
-    fn a_server_that_answers_late_is_not_dialled_twice_within_two_seconds() {
-        let mut dialer = Dialer::new(1);
-        let mut orders = Vec::new();
-        dialer.want(true, at(0));
-        dialer.paths(&[WIFI], at(0), &mut orders);
-        dialer.answered(LinkId(1));
-
-        dialer.paths(&[WIFI], at(1999), &mut orders);
-        assert_eq!(started(&orders), 1);
-        dialer.paths(&[WIFI], at(2000), &mut orders);
-        assert_eq!(started(&orders), 2);
-    }
-
-    #[test]
-    fn a_hint_is_believed_for_minutes_and_not_for_days() {
-        let mut dialer = Dialer::new(1);
-        dialer.want(true, at(0));
-        dialer.wait(Some(Duration::from_secs(100_000)), at(0));
-
-        assert!(!dialer.is_look_due(at(299_000)));
-        assert!(dialer.is_look_due(at(450_000)));
-    }
-
-    #[test]
-    fn nothing_is_dialled_that_nobody_wants() {
-        let mut dialer = Dialer::new(1);
-        let mut orders = Vec::new();
-
-        assert!(!dialer.is_look_due(at(1000)));
-        dialer.paths(&[WIFI], at(1000), &mut orders);
-
-        assert!(orders.is_empty());
-        assert_eq!(dialer.poll_timeout(), None);
-    }
-
-    #[test]
-    fn an_old_outage_is_tried_less_often() {
-        let mut dialer = Dialer::new(7);
-        dialer.want(true, at(0));
-        let mut looks = 0;
-        for tick in 0..600 {
-            looks += usize::from(dialer.is_look_due(at(300_000 + tick * 100)));
-        }
-        assert!((5..40).contains(&looks), "{looks} in a minute");
-    }
-}
+mod tests;

@@ -1,0 +1,69 @@
+//! When a link that says nothing any more is held suspect.
+
+use super::*;
+
+#[test]
+fn a_silent_cut_is_noticed_in_little_over_a_second() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.seconds(70);
+    pair.events.iter_mut().for_each(VecDeque::clear);
+
+    pair.cut = true;
+    pair.write(CLIENT, flow, 10);
+    pair.run();
+    pair.seconds(1);
+    assert!(!pair.saw(CLIENT, &Event::Detached));
+    pair.seconds(1);
+    assert!(pair.saw(CLIENT, &Event::Detached));
+}
+
+#[test]
+fn a_kernel_that_hears_of_the_peer_vouches_for_a_slow_link() {
+    for (heard_ms, vouches) in [(749, true), (750, false)] {
+        let mut pair = Pair::new();
+        let flow = pair.open_accepted();
+        pair.cut = true;
+        pair.heard_ago = Some(Duration::from_millis(heard_ms));
+        pair.write(CLIENT, flow, 10);
+        pair.run();
+
+        pair.seconds(20);
+
+        assert_eq!(pair.ends[CLIENT].is_attached(), vouches, "{heard_ms}");
+    }
+}
+
+#[test]
+fn an_end_that_measured_a_queue_believes_its_kernel_how_long_an_answer_takes() {
+    for (round_trip_ms, is_attached) in [(None, true), (Some(200), false), (Some(700), true)] {
+        let mut pair = Pair::new();
+        let flow = pair.open_accepted();
+        pair.answer_late(SERVER, Duration::from_millis(700));
+        pair.cut = true;
+        pair.round_trip = round_trip_ms.map(Duration::from_millis);
+        pair.write(SERVER, flow, 10);
+        pair.run();
+
+        pair.tenths(15);
+
+        assert_eq!(
+            pair.ends[SERVER].is_attached(),
+            is_attached,
+            "{round_trip_ms:?}"
+        );
+    }
+}
+
+impl Pair {
+    /// A PING of that end is answered after so long: 4 × RTTVAR is as much from then on.
+    fn answer_late(&mut self, end: usize, after: Duration) {
+        let link = self.links[0];
+        let mut out = Outbox::new();
+        self.ends[end].probe(self.now);
+        assert!(self.ends[end].poll_transmit(link, 60_000, &mut out, self.now));
+        self.now = self.now + after;
+        self.ends[1 - end].handle_bytes(link, out.to_vec().into(), self.now);
+        self.run();
+    }
+}
