@@ -108,10 +108,7 @@ mod tests {
 
     fn path(rtt_min_us: u64, rtt_us: u64, delivery_rate: u64) -> TcpInfo {
         TcpInfo {
-            progress: Progress {
-                bytes_acked: 0,
-                bytes_received: 0,
-            },
+            progress: Progress::default(),
             rtt: Duration::from_micros(rtt_us),
             rtt_var: Duration::ZERO,
             rtt_min: Duration::from_micros(rtt_min_us),
