@@ -11,6 +11,7 @@ mod deliveries;
 mod endings;
 mod events;
 mod farewells;
+mod idle;
 mod injection;
 mod kills;
 mod lab_direct;

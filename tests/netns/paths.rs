@@ -1,68 +1,52 @@
 //! What the client makes of two access links: lost carriers, switches, a link that stands by, and
-//! the better one that comes back. Times are printed beside what they should be.
+//! the better one that comes back. Times are printed beside what they should be; the outage matrix
+//! demands them on a machine that does nothing else.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use tund_tests::emulator::Profile;
-use tund_tests::lab::{Access, Download, Lab, Origin, Settings, Timeline, Tund, Upload, wait};
+use tund_tests::lab::{
+    Access, Direction, Lab, Origin, Pace, Settings, Stream, Timeline, Tund, Upload, wait,
+};
+use tund_tests::outages;
 
 use crate::support::{LATER, LONG, SOON, Scene, figure};
 
-/// One way; the round trip is twice that.
-const DELAY: Duration = Duration::from_millis(50);
 const ROUND_TRIP: Duration = Duration::from_millis(100);
-const MEGABITS: u64 = 20;
 /// What a machine may add that builds and runs other tests meanwhile.
-const BUSY_MACHINE: Duration = Duration::from_millis(400);
+const BUSY_MACHINE: Duration = Duration::from_secs(1);
 
-/// A transfer each way, long enough for any of these stories.
-struct Traffic {
-    down: Download,
-    up: Upload,
-    timelines: [Timeline; 2],
-    size: u64,
-}
-
-/// A lab with a round trip of 100 ms.
-fn far_scene(title: &str, settings: &Settings) -> Scene {
-    let profile = Profile::delay(DELAY).megabits(MEGABITS);
-    let lab = Lab::emulated(title, profile);
-    let origin = Origin::start(&lab.origin);
-    let tund = Tund::start(&lab, settings);
-    Scene { tund, origin, lab }
-}
+/// A stream each way, as fast as it goes.
+struct Traffic([Stream; 2]);
 
 impl Traffic {
-    fn start(scene: &Scene, seconds: u64) -> Self {
-        let size = MEGABITS * 125_000 * seconds;
-        let down = Download::start(&scene.lab.client, scene.target(), 1, size);
-        let up = Upload::start(&scene.lab.client, scene.target(), 2, size);
-        let timelines = [
-            down.timeline().clone(),
-            scene.origin.upload_timeline(2, SOON),
-        ];
-        let this = Self {
-            down,
-            up,
-            timelines,
-            size,
+    fn start(scene: &Scene) -> Self {
+        let start = |direction, seed| {
+            let target = (&scene.origin, scene.target());
+            let what = (direction, seed);
+            Stream::start(&scene.lab.client, target, what, Pace::Bulk).unwrap()
         };
+        let this = Self([start(Direction::Down, 1), start(Direction::Up, 2)]);
         this.wait_for_more();
         this
     }
 
+    fn timelines(&self) -> [&Timeline; 2] {
+        self.0.each_ref().map(Stream::timeline)
+    }
+
     fn wait_for_more(&self) {
-        let before = self.timelines.each_ref().map(Timeline::total);
+        let before = self.timelines().map(Timeline::total);
         wait::until_true("bytes move both ways", LATER, || {
-            let now = self.timelines.each_ref().map(Timeline::total);
+            let now = self.timelines().map(Timeline::total);
             now[0] > before[0] + 300_000 && now[1] > before[1] + 300_000
         });
     }
 
     /// How long after `back` bytes moved again, both ways.
     fn recovery(&self, away: Instant, back: Instant) -> [Duration; 2] {
-        self.timelines.each_ref().map(|timeline| {
+        self.timelines().map(|timeline| {
             // What was under way comes first, and must not be taken for the end of the silence.
             wait::until("bytes long after the outage", LATER, || {
                 timeline.first_after(back + Duration::from_secs(2))
@@ -71,9 +55,15 @@ impl Traffic {
         })
     }
 
-    fn finish(self) {
-        self.down.finish(LONG).assert_intact(self.size);
-        assert_eq!(self.up.finish(LONG).unwrap(), self.size);
+    fn longest_silence(&self, from: Instant, to: Instant) -> [Duration; 2] {
+        self.timelines()
+            .map(|timeline| timeline.longest_silence_between(from, to))
+    }
+
+    fn stop(self, scene: &Scene) {
+        for stream in self.0 {
+            stream.stop(&scene.origin, LONG).unwrap();
+        }
     }
 }
 
@@ -98,16 +88,26 @@ fn wait_for_links(scene: &Scene, interfaces: &[&str]) {
     });
 }
 
+/// Both access links up, a stream each way, and the second link in standby.
+fn with_standby(title: &str) -> (Scene, Traffic) {
+    let scene = outages::scene(title, ROUND_TRIP);
+    scene.lab.raise(Access::Mobile);
+    let traffic = Traffic::start(&scene);
+    wait_for_links(&scene, &["wifi", "mobile"]);
+    traffic.wait_for_more();
+    (scene, traffic)
+}
+
 #[test]
 fn a_carrier_that_comes_back_brings_bytes_at_once() {
-    let scene = far_scene("carrier", &Settings::new());
-    let traffic = Traffic::start(&scene, 5);
+    let scene = outages::scene("carrier", ROUND_TRIP);
+    let traffic = Traffic::start(&scene);
 
-    let away = wait::now();
     scene.lab.carrier(Access::Wifi, false);
+    let away = wait::now();
     scene.tund.client.wait_for("detached", SOON);
     let noticed = wait::now() - away;
-    wait::let_pass(Duration::from_secs(2));
+    wait::let_pass(Duration::from_secs(1));
     scene.lab.carrier(Access::Wifi, true);
     let took = traffic.recovery(away, wait::now());
 
@@ -117,51 +117,33 @@ fn a_carrier_that_comes_back_brings_bytes_at_once() {
         took,
         Duration::from_millis(300) + 3 * ROUND_TRIP,
     );
-    traffic.finish();
-}
-
-/// A switch of access links with `gap` of no network at all between them.
-fn switch_after(gap: Duration) {
-    let mut scene = far_scene("switch", &Settings::new());
-    let traffic = Traffic::start(&scene, 5);
-
-    let away = wait::now();
-    scene.lab.lower(Access::Wifi);
-    scene.tund.client.wait_for("detached", SOON);
-    wait::let_pass(gap);
-    let back = wait::now();
-    scene.lab.use_access(Access::Mobile);
-    let took = traffic.recovery(away, back);
-
-    check(
-        &format!("switch after {gap:?}"),
-        took,
-        Duration::from_millis(200) + 3 * ROUND_TRIP,
-    );
-    traffic.finish();
-}
-
-#[test]
-fn a_switch_with_the_old_link_gone_brings_bytes_at_once() {
-    switch_after(Duration::from_secs(3));
+    traffic.stop(&scene);
 }
 
 #[test]
 #[ignore = "long: a minute without any network"]
 fn long_a_switch_after_60_s_without_network_brings_bytes_at_once() {
-    switch_after(Duration::from_secs(60));
+    let mut scene = outages::scene("switch", ROUND_TRIP);
+    let traffic = Traffic::start(&scene);
+
+    let away = wait::now();
+    let back = scene.lab.switch_after(Duration::from_secs(60));
+    let took = traffic.recovery(away, back);
+
+    check(
+        "switch after 60 s",
+        took,
+        Duration::from_millis(200) + 3 * ROUND_TRIP,
+    );
+    traffic.stop(&scene);
 }
 
 #[test]
 fn with_both_links_up_the_loss_of_one_carrier_is_hardly_noticed() {
-    let scene = far_scene("carrier of one", &Settings::new());
-    scene.lab.raise(Access::Mobile);
-    let traffic = Traffic::start(&scene, 8);
-    wait_for_links(&scene, &["wifi", "mobile"]);
-    traffic.wait_for_more();
+    let (scene, traffic) = with_standby("carrier of one");
 
-    let away = wait::now();
     scene.lab.carrier(Access::Wifi, false);
+    let away = wait::now();
     let took = traffic.recovery(away, away);
 
     check(
@@ -170,16 +152,12 @@ fn with_both_links_up_the_loss_of_one_carrier_is_hardly_noticed() {
         Duration::from_millis(200) + 3 * ROUND_TRIP / 2,
     );
     assert_eq!(scene.tund.client.status().outages.count, 0);
-    traffic.finish();
+    traffic.stop(&scene);
 }
 
 #[test]
 fn with_both_links_up_the_silence_of_one_is_over_in_about_a_second() {
-    let scene = far_scene("silence of one", &Settings::new());
-    scene.lab.raise(Access::Mobile);
-    let traffic = Traffic::start(&scene, 8);
-    wait_for_links(&scene, &["wifi", "mobile"]);
-    traffic.wait_for_more();
+    let (scene, traffic) = with_standby("silence of one");
 
     let away = wait::now();
     scene.lab.cut_access(Access::Wifi);
@@ -191,16 +169,18 @@ fn with_both_links_up_the_silence_of_one_is_over_in_about_a_second() {
         Duration::from_millis(1200) + 3 * ROUND_TRIP / 2,
     );
     assert_eq!(scene.tund.client.status().outages.count, 0);
-    traffic.finish();
+    traffic.stop(&scene);
 }
 
 #[test]
 fn the_better_link_that_comes_back_is_moved_to_without_a_silence() {
-    let mut scene = far_scene("comes back", &Settings::new());
+    let mut scene = outages::scene("comes back", ROUND_TRIP);
     scene.lab.lower(Access::Wifi);
     scene.lab.use_access(Access::Mobile);
-    let traffic = Traffic::start(&scene, 10);
+    let traffic = Traffic::start(&scene);
     wait_for_links(&scene, &["mobile"]);
+    let before = wait::now();
+    traffic.wait_for_more();
 
     let from = wait::now();
     scene.lab.prefer(Access::Wifi);
@@ -210,30 +190,25 @@ fn the_better_link_that_comes_back_is_moved_to_without_a_silence() {
     });
     traffic.wait_for_more();
 
-    let silences = traffic
-        .timelines
-        .each_ref()
-        .map(|timeline| timeline.longest_silence_since(from));
-    figure(&format!(
-        "moved to the better link: longest silence down {:?}, up {:?}, should be below 50 ms",
-        silences[0], silences[1]
-    ));
+    let usual = traffic.longest_silence(before, from);
+    let silences = traffic.longest_silence(from, wait::now());
+    figure(&format!("longest silences before the move: {usual:?}"));
     assert_eq!(scene.tund.client.status().outages.count, 0);
-    for silence in silences {
-        assert!(
-            silence < Duration::from_millis(50) + BUSY_MACHINE / 4,
-            "{silences:?}"
-        );
-    }
-    traffic.finish();
+    check(
+        "longest silence of a move to the better link",
+        silences,
+        Duration::from_millis(50),
+    );
+    traffic.stop(&scene);
 }
 
-/// An upload through 100 kbit/s for `length`; no link may be given up for being full.
-fn full_uplink(length: Duration) {
+#[test]
+#[ignore = "long: an uplink that is full for a minute"]
+fn long_an_uplink_full_for_a_minute_is_no_outage() {
     let slow = Profile {
         rate: Some(100_000),
         queue_bytes: 64 << 10,
-        ..Profile::delay(DELAY)
+        ..Profile::delay(ROUND_TRIP / 2)
     };
     let lab = Lab::emulated("full uplink", slow);
     let origin = Origin::start(&lab.origin);
@@ -245,7 +220,7 @@ fn full_uplink(length: Duration) {
     wait::until_true("it runs", LATER, || timeline.total() > 10_000);
     let link = scene.tund.client.wait_attached(SOON).link.unwrap().local;
 
-    wait::let_pass(length);
+    wait::let_pass(Duration::from_secs(60));
 
     let status = scene.tund.client.status();
     assert_eq!(status.outages.count, 0, "{status:?}");
@@ -255,17 +230,6 @@ fn full_uplink(length: Duration) {
         .emulator(Access::Wifi)
         .set(Profile::delay(Duration::ZERO));
     assert_eq!(up.finish(LONG).unwrap(), size);
-}
-
-#[test]
-fn a_full_uplink_is_no_outage() {
-    full_uplink(Duration::from_secs(12));
-}
-
-#[test]
-#[ignore = "long: an uplink that is full for a minute"]
-fn long_an_uplink_full_for_a_minute_is_no_outage() {
-    full_uplink(Duration::from_secs(60));
 }
 
 /// How often a process has slept, and so was woken.
@@ -289,10 +253,10 @@ fn without_flows_and_network_the_daemon_sleeps() {
     wait::let_pass(Duration::from_secs(2));
     let before = sleeps(scene.tund.client.process.pid());
 
-    wait::let_pass(Duration::from_secs(15));
+    wait::let_pass(Duration::from_secs(8));
 
     let woken = sleeps(scene.tund.client.process.pid()) - before;
-    figure(&format!("woken {woken} times in 15 s without a network"));
+    figure(&format!("woken {woken} times in 8 s without a network"));
     assert!(woken <= 1, "woken {woken} times");
 }
 

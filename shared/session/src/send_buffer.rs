@@ -171,14 +171,19 @@ impl SendBuffer {
         start < self.send_end() && start < self.limit
     }
 
-    /// Takes the next piece to be sent on `link`, at most one frame.
-    pub(crate) fn take(&mut self, link: LinkId) -> Option<Piece> {
+    /// Where the next piece begins.
+    pub(crate) fn next(&self) -> Offset {
+        self.gap().0
+    }
+
+    /// Takes the next piece to be sent on `link`, at most one frame and `most` bytes.
+    pub(crate) fn take(&mut self, link: LinkId, most: usize) -> Option<Piece> {
         let (start, gap_end) = self.gap();
         let stop = gap_end.min(self.send_end()).min(self.limit);
         if start >= stop {
             return None;
         }
-        let payload = self.bytes_at(start, stop);
+        let payload = self.bytes_at(start, stop, most);
         let len = u64::try_from(payload.len()).unwrap_or(u64::MAX);
         let after = start.plus(len);
         let fin = self.fin && after == self.end && after < stop;
@@ -192,8 +197,8 @@ impl SendBuffer {
         })
     }
 
-    /// One chunk's bytes from `start`, at most up to `stop` and one frame; empty at FIN.
-    fn bytes_at(&self, start: Offset, stop: Offset) -> Bytes {
+    /// One chunk's bytes from `start`, at most up to `stop`, `most` and one frame; empty at FIN.
+    fn bytes_at(&self, start: Offset, stop: Offset, most: usize) -> Bytes {
         let index = self.chunks.partition_point(|(at, _)| *at <= start);
         let Some((at, chunk)) = index.checked_sub(1).and_then(|i| self.chunks.get(i)) else {
             return Bytes::new();
@@ -203,7 +208,8 @@ impl SendBuffer {
             .min(chunk.len());
         let want = usize::try_from(stop.since(start))
             .unwrap_or(usize::MAX)
-            .min(MAX_PAYLOAD);
+            .min(MAX_PAYLOAD)
+            .min(most);
         chunk.slice(skip..chunk.len().min(skip.saturating_add(want)))
     }
 

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::{Access, Family, Lab, address, prefixed, wait};
 
+/// The kernel tells of a lost carrier within a second.
+const CARRIER_TOLD: Duration = Duration::from_secs(5);
+
 /// The router's rules before anything has happened.
 ///
 /// `cut` is filled by the verbs of that name. The sets hold 5-tuples as the client sees them. An
@@ -105,7 +108,9 @@ impl Lab {
         }
     }
 
-    /// Takes the far end of an access link down (the near end loses its carrier) or up again.
+    /// Takes the far end of an access link down (the near end loses its carrier) or up again; done
+    /// when the client's kernel tells of it. That may take a second: the kernel collects such changes
+    /// of all namespaces, and tells them once a second.
     pub fn carrier(&self, access: Access, on: bool) {
         if self.emulators.is_some() {
             // A TUN device does not see the state of the other one; it can be told.
@@ -119,6 +124,10 @@ impl Lab {
             "ip link set dev {} {state}",
             access.router_device()
         ));
+        let show = format!("ip -o link show dev {}", access.device());
+        wait::until_true("the client's kernel tells", CARRIER_TOLD, || {
+            self.client.run(&show).contains("NO-CARRIER") != on
+        });
     }
 
     /// Moves the client to the other access link: the old address and its route are gone before

@@ -75,17 +75,6 @@ impl Timeline {
         longest
     }
 
-    /// The longest time without a byte between `moment` and the last byte.
-    pub fn longest_silence_since(&self, moment: Instant) -> Duration {
-        let mut heard = moment;
-        let mut longest = Duration::ZERO;
-        for mark in self.marks().iter().filter(|mark| mark.last > moment) {
-            longest = longest.max(mark.first.saturating_duration_since(heard));
-            heard = mark.last;
-        }
-        longest
-    }
-
     /// How long after `moment` the next byte came; none if none has come.
     pub fn first_after(&self, moment: Instant) -> Option<Duration> {
         let marks = self.marks();

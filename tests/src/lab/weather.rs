@@ -60,9 +60,8 @@ impl Event {
                 let access = lab.access();
                 lab.carrier(access, false);
                 wait::let_pass(length);
-                let back = wait::now();
                 lab.carrier(access, true);
-                back
+                wait::now()
             }
             Self::Cut => {
                 lab.cut();

@@ -19,8 +19,8 @@ pub fn carrier(scene: &Scene, direction: Direction, length: Duration) -> Sample 
     let away = wait::now();
     scene.lab.carrier(access, false);
     wait::let_pass(length + phase());
-    let back = wait::now();
     scene.lab.carrier(access, true);
+    let back = wait::now();
     both.outcome(scene, (away, back), PATIENCE)
 }
 

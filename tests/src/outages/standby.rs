@@ -48,11 +48,17 @@ fn has_standby(scene: &Scene) -> bool {
 pub fn dies(scene: &Scene, direction: Direction, death: Death) -> Sample {
     let both = Both::start(scene, direction);
     let had_standby = has_standby(scene);
-    let moment = wait::now();
-    match death {
-        Death::Carrier => scene.lab.carrier(Access::Wifi, false),
-        Death::Silence => scene.lab.cut_access(Access::Wifi),
-    }
+    let moment = match death {
+        Death::Carrier => {
+            scene.lab.carrier(Access::Wifi, false);
+            wait::now()
+        }
+        Death::Silence => {
+            let moment = wait::now();
+            scene.lab.cut_access(Access::Wifi);
+            moment
+        }
+    };
     let mut sample = both.outcome(scene, (moment, moment), HOPELESS);
     if !had_standby {
         let took = sample.tund;

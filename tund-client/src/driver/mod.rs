@@ -29,8 +29,8 @@ use tund_client_core::{Client, ClientConfig, ClientEvent};
 use tund_daemon::clock::{self, Alarm, SleepWatch};
 use tund_daemon::control::{ClientCommand, ControlServer};
 use tund_daemon::lifecycle::{
-    Capability, MissingPrivilege, Signal, Signals, notify_ready, notify_reloading, notify_stopping,
-    raise_file_limit,
+    Capability, MissingPrivilege, Signal, Signals, keep_some_heap, notify_ready, notify_reloading,
+    notify_stopping, raise_file_limit,
 };
 use tund_daemon::link::{ClientTls, LinkError};
 use tund_daemon::ready::ReadySet;
@@ -103,6 +103,7 @@ const TUN_TOKEN: u64 = 0;
 ///
 /// When it cannot start: privileges, the device, the control socket.
 pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
+    keep_some_heap();
     if let Err(error) = raise_file_limit() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }

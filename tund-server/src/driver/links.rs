@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tund_daemon::link::{Link, LinkError, SocketOptions};
+use tund_daemon::link::{Link, LinkError, SocketOptions, prepare_listener};
 use tund_server_core::gate::Verdict;
 use tund_server_core::registry::{Farewell, LAST_WORDS, TurnedAway};
 use tund_session::{Instant, LinkDeath, LinkId, SessionId};
@@ -44,6 +44,7 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_address(true)?;
+    prepare_listener(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())

@@ -26,8 +26,8 @@ use tokio::net::TcpListener;
 use tund_daemon::clock::{self, Alarm};
 use tund_daemon::control::{ControlServer, ServerCommand};
 use tund_daemon::lifecycle::{
-    Capability, MissingPrivilege, Signal, Signals, notify_ready, notify_reloading, notify_stopping,
-    raise_file_limit,
+    Capability, MissingPrivilege, Signal, Signals, keep_some_heap, notify_ready, notify_reloading,
+    notify_stopping, raise_file_limit,
 };
 use tund_daemon::link::{ClientKeys, ServerTls};
 use tund_daemon::ready::ReadySet;
@@ -105,6 +105,7 @@ struct Server {
 ///
 /// When it cannot start: addresses, keys, sockets.
 pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
+    keep_some_heap();
     if let Err(error) = raise_file_limit() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }

@@ -296,6 +296,40 @@ mod tests {
     }
 
     #[test]
+    fn either_library_opens_what_the_other_sealed() {
+        use rustls::crypto::{aws_lc_rs, ring};
+
+        let suites = [
+            aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+            ring::cipher_suite::TLS13_AES_256_GCM_SHA384,
+        ];
+        let suites = suites.map(|suite| suite.tls13().unwrap());
+        let secrets = || ConnectionTrafficSecrets::Aes256Gcm {
+            key: AeadKey::from([3; 32]),
+            iv: Iv::from([4; 12]),
+        };
+        let data: Vec<u8> = (0..20_000_u32)
+            .map(|place| place.to_le_bytes()[0])
+            .collect();
+        for (one, other) in [(suites[0], suites[1]), (suites[1], suites[0])] {
+            let mut sealer = Sealer::new(one, (7, secrets())).unwrap();
+            let mut opener = Opener::new(other, (7, secrets())).unwrap();
+            let (out, mut got) = (&mut Outbox::default(), Vec::new());
+            sealer
+                .seal_data([data.as_slice()].into_iter(), out)
+                .unwrap();
+            let mut wire = bytes_of(out);
+            while let Some(record) = take_record(&mut wire).unwrap() {
+                let Opened::Data(part) = opener.open(record).unwrap() else {
+                    panic!()
+                };
+                got.extend_from_slice(&part);
+            }
+            assert!(got == data);
+        }
+    }
+
+    #[test]
     fn more_slices_than_fit_one_record_make_another() {
         let (mut sealer, out) = (sealer_from(0), &mut Outbox::default());
         let slices = [[9_u8].as_slice(); SLICES_PER_RECORD + 1];

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature_with_raw_key};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, ring, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{
     CertificateDer, IpAddr, Ipv4Addr, ServerName, SubjectPublicKeyInfoDer, UnixTime,
 };
@@ -334,6 +334,9 @@ fn no_tls12() -> Error {
 /// The provider with what we use of it, best first; the server follows the client's order.
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
+    if has_wide_aes_only() {
+        provider.cipher_suites = ring::ALL_CIPHER_SUITES.to_vec();
+    }
     let order = if has_aes_instructions() {
         // AES-128 costs a third less than AES-256, and is as safe against what is known.
         [
@@ -359,6 +362,19 @@ fn provider() -> Arc<CryptoProvider> {
         aws_lc_rs::kx_group::X25519,
     ];
     Arc::new(provider)
+}
+
+/// AES on 256 bits at once, without AVX-512: there ring encrypts about twice as fast as aws-lc, which
+/// uses 128 bits at once.
+#[cfg(target_arch = "x86_64")]
+fn has_wide_aes_only() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    has!("vaes") && has!("vpclmulqdq") && has!("avx2") && !has!("avx512f")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_wide_aes_only() -> bool {
+    false
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]

@@ -125,7 +125,10 @@ impl Session {
             while flow.deficit > 0
                 && flow.is_ready()
                 && out.len() < budget
-                && let Some(piece) = flow.tx.take(link)
+                && let Some(piece) = {
+                    let header = codec::data_header_bytes(id, flow.tx.next());
+                    flow.tx.take(link, payload_room(out.len(), header))
+                }
             {
                 flow.deficit -= i64::try_from(piece.payload.len()).unwrap_or(limits::QUANTUM) + 32;
                 out.push_data(id, piece);
@@ -146,5 +149,17 @@ impl Session {
                 self.count(link, now);
             }
         }
+    }
+}
+
+/// How much payload the next DATA should carry, `len` bytes being in the outbox: as much as ends with
+/// the record that the link will make of it, so that the peer finds whole frames in its records and
+/// need not put them together. What is left of a record may be too little to be worth a frame.
+fn payload_room(len: usize, header: usize) -> usize {
+    let left = limits::RECORD - len % limits::RECORD;
+    if left < header + limits::LEAST_PIECE {
+        codec::MAX_PAYLOAD
+    } else {
+        left - header
     }
 }

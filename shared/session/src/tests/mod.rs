@@ -3,6 +3,7 @@
 mod delivery;
 mod hostile;
 mod noticing;
+mod records;
 
 use crate::wire::frame::{
     CloseCode, Control, FlowCode, Frame, Hello, OnExpiry, OpenError, Protocol, RejectReason,

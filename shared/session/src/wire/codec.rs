@@ -5,7 +5,7 @@
 //! itself; what it means for a session is checked there.
 
 pub use super::decode::{decode, frame_len};
-pub use super::encode::{encode, encode_data_header};
+pub use super::encode::{data_header_bytes, encode, encode_data_header};
 pub use super::kind::{
     HEADER, MAX_ACKS, MAX_BODY, MAX_DATA_HEADER, MAX_PAYLOAD, MAX_RELEASED, max_body,
 };

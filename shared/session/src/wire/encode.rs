@@ -5,7 +5,7 @@ use super::frame::{
     Ack, Control, Datagram, DatagramError, Deliver, Frame, Hello, Limits, Open, Resume,
     ResumeReject, Welcome,
 };
-use super::kind::{HEADER, Kind, MAX_ACKS, MAX_DATA_HEADER, MAX_PAYLOAD, MAX_RELEASED};
+use super::kind::{FLAGS, HEADER, Kind, MAX_ACKS, MAX_DATA_HEADER, MAX_PAYLOAD, MAX_RELEASED};
 use crate::id::{FlowId, MAX_VARINT, Offset};
 
 use std::net::{IpAddr, SocketAddr};
@@ -66,6 +66,22 @@ pub fn encode_data_header(
         .number(offset.0)
         .byte(if fin { FIN } else { 0 })
         .end_before(payload_len);
+}
+
+/// How many bytes [`encode_data_header`] appends.
+pub fn data_header_bytes(flow: FlowId, offset: Offset) -> usize {
+    let numbers = number_bytes(flow.0).saturating_add(number_bytes(offset.0));
+    numbers.saturating_add(const { HEADER + FLAGS })
+}
+
+/// The length of an integer (RFC 9000 §16).
+const fn number_bytes(value: u64) -> usize {
+    match value {
+        0..=0x3f => 1,
+        0x40..=0x3fff => 2,
+        0x4000..=0x3fff_ffff => 4,
+        0x4000_0000.. => 8,
+    }
 }
 
 fn encode_hello(hello: &Hello, out: &mut Vec<u8>) {

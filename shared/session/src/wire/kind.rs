@@ -22,7 +22,7 @@ pub const MAX_RELEASED: usize = (MAX_BODY - 2 * VARINT) / (2 * VARINT);
 
 /// The longest integer (RFC 9000 §16).
 const VARINT: usize = 8;
-const FLAGS: usize = 1;
+pub(super) const FLAGS: usize = 1;
 /// A session's or a daemon start's name.
 const ID: usize = 16;
 const PROOF: usize = 32;

@@ -8,7 +8,10 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Parser;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use tund_tests::lab::{Family, Lab, Namespace, Settings, Tund, wait};
 
 /// Port of the source and sink at the origin.
@@ -81,6 +84,24 @@ fn measure(client: &Namespace, to: SocketAddr, way: Way, length: Duration) -> io
     Ok(bits as f64 / from.elapsed().as_secs_f64())
 }
 
+/// Binds the calling thread to one of the processors that this program may use: the application to
+/// the first, the origin to the second, in direct runs and in those through tund alike.
+fn pin(allowed: &[usize], place: usize) -> anyhow::Result<()> {
+    let own = allowed.get(place).or_else(|| allowed.first());
+    let mut set = CpuSet::new();
+    set.set(*own.context("no processor is allowed")?)?;
+    sched_setaffinity(Pid::from_raw(0), &set).context("cannot bind a thread to a processor")
+}
+
+/// The processors that this program may use.
+fn allowed_processors() -> anyhow::Result<Vec<usize>> {
+    let set = sched_getaffinity(Pid::from_raw(0))?;
+    let all = 0..CpuSet::count();
+    Ok(all
+        .filter(|place| set.is_set(*place).unwrap_or(false))
+        .collect())
+}
+
 /// CPU seconds that a process has used.
 fn cpu_seconds(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -124,9 +145,16 @@ fn main() -> anyhow::Result<ExitCode> {
     let lab = Lab::new("bench");
     let tund = Tund::start(&lab, &Settings::new());
     let listener = lab.origin.listen(PORT);
+    let allowed = allowed_processors()?;
+    // The daemons were started before, and run where they like.
+    pin(&allowed, 0)?;
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            thread::spawn(move || serve(stream));
+            let allowed = allowed.clone();
+            thread::spawn(move || {
+                pin(&allowed, 1)?;
+                serve(stream).context("a transfer has ended")
+            });
         }
     });
     let direct = lab.plain_origin_address(Family::V4, PORT);

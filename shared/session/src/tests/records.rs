@@ -1,0 +1,66 @@
+//! DATA is cut where the link's records end, so that the receiver finds frames whole.
+
+use super::*;
+use crate::limits::RECORD;
+use crate::wire::codec;
+
+/// Where each frame of what `end` sends on its link begins and ends, in one turn of `budget` bytes.
+fn frames_of_a_turn(pair: &mut Pair, end: usize, budget: usize) -> Vec<(usize, usize)> {
+    let mut out = Outbox::new();
+    pair.ends[end].poll_transmit(pair.links[0], budget, &mut out, pair.now);
+    let mut bytes = Bytes::from(out.to_vec());
+    let (whole, mut frames, mut begin) = (bytes.len(), Vec::new(), 0);
+    while codec::decode(&mut bytes).unwrap().is_some() {
+        frames.push((begin, whole - bytes.len()));
+        begin = whole - bytes.len();
+    }
+    assert_eq!(begin, whole, "frames only");
+    frames
+}
+
+#[test]
+fn frames_of_a_bulk_flow_end_with_records_whatever_pieces_it_comes_in() {
+    for piece in [300, 5_000, 16_384, 65_536, 100_000] {
+        let mut pair = Pair::new();
+        let flow = pair.open_accepted();
+        // A flow that is read from gets more credit.
+        for _ in 0..50 {
+            pair.write(SERVER, flow, 100_000);
+            pair.run();
+            pair.read(CLIENT, flow);
+            pair.run();
+        }
+        let mut written = 0;
+        while written < 10 * RECORD {
+            written += pair.write(SERVER, flow, piece);
+        }
+
+        let frames = frames_of_a_turn(&mut pair, SERVER, 8 * RECORD);
+
+        let torn = frames
+            .iter()
+            .filter(|(begin, end)| begin / RECORD != (end - 1) / RECORD)
+            .count();
+        // With small pieces less may be left of a record than a frame is worth.
+        let borne = if piece < 16_384 { 8 } else { 0 };
+        assert!(
+            torn <= borne,
+            "{torn} frames lie in two records: {frames:?}"
+        );
+        let last = frames.last().unwrap().1;
+        assert!(last > 7 * RECORD, "{piece}: the turn was filled, {last}");
+    }
+}
+
+#[test]
+fn what_shares_a_record_with_other_frames_is_cut_to_the_rest_of_it() {
+    let mut pair = Pair::new();
+    let (first, second) = (pair.open_accepted(), pair.open_accepted());
+    pair.write(CLIENT, first, 10_000);
+    pair.write(CLIENT, second, 100_000);
+
+    let frames = frames_of_a_turn(&mut pair, CLIENT, 2 * RECORD);
+
+    let ends: Vec<usize> = frames.iter().map(|(_, end)| *end).collect();
+    assert_eq!(ends[1], RECORD, "{frames:?}");
+}
