@@ -15,8 +15,8 @@ use crate::support::{Dice, LATER, LONG, figure};
 #[test]
 fn lines_outlast_an_outage_beyond_grace_and_another_one_and_arrive_once_in_order() {
     let scene = Scene::new("store");
-    let sent = lines(0..300);
-    for round in [0, 100, 200] {
+    let sent = lines(0..200);
+    for round in [0, 100] {
         let mut app = scene.connect();
         scene.send(&mut app, &sent[round..round + 10]);
         scene.collector.wait_for_lines(round + 10);
@@ -132,7 +132,9 @@ fn a_full_disk_is_said_and_degrades_to_reset() {
     scene.expect_reset(&mut one);
 
     assert_eq!(scene.stored(), Vec::<serde_json::Value>::new());
-    assert_eq!(fs::read_dir(&small.0).expect("readable").count(), 0);
+    let left = fs::read_dir(&small.0).expect("readable").flatten();
+    let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+    assert_eq!(left, ["lock"]);
     let log = scene.tund.client.process.log();
     assert!(log.contains("cannot store"), "{log}");
     assert!(log.contains("is there room on the disk"), "{log}");

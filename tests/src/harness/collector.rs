@@ -483,6 +483,10 @@ impl World {
         let Some(released) = delivery.and_then(|d| d.recorded(offset, has_fin_arrived)) else {
             return false;
         };
+        if let Some(connection) = self.desk.connections.get_mut(&(id, flow)) {
+            // A record may have waited for that.
+            connection.due = true;
+        }
         let now = self.now;
         let done = self.with(Who::Server(id), |session| {
             let before = session.awaits_release(flow);

@@ -189,8 +189,12 @@ impl Server {
                 s.finish(flow, now);
             }
         });
-        if has_fin_arrived && let Some(slot) = self.origins.get(&(session, flow)) {
-            slot.origin.let_go();
+        if let Some(slot) = self.origins.get(&(session, flow)) {
+            // A record may have waited for that.
+            slot.waker.wake_by_ref();
+            if has_fin_arrived {
+                slot.origin.let_go();
+            }
         }
     }
 

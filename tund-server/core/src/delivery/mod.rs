@@ -18,10 +18,15 @@ use tund_session::{FlowId, Offset, SessionId};
 /// Bytes of a record before it is sealed, unless it is a single longer message.
 const RECORD_TEXT: u64 = 16 * 1024;
 
+/// Bytes written to an origin that are not recorded as acknowledged: with so many, the next record
+/// waits. A server that is killed delivers them again. Chosen: about 1 MB/s, with 10 ms until a
+/// socket is asked again and a disk that takes as long.
+const UNRECORDED_BYTES: u64 = 16 * 1024;
+
 /// What is to be done next with a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The next record is not here yet.
+    /// The next record is not here yet, or waits until more is recorded.
     Wait,
     /// [`Delivery::text`] is to be written to the origin.
     Write,
@@ -110,6 +115,9 @@ impl Delivery {
         open: impl FnOnce(&Record, &[u8]) -> Option<Vec<u8>>,
     ) -> Step {
         if self.current.is_none() {
+            if self.is_held() {
+                return Step::Wait;
+            }
             let is_cut_off = is_all && arrived.clone().next().is_some();
             match self.next_record(arrived, delivered, open) {
                 Ok(true) => {}
@@ -122,6 +130,12 @@ impl Delivery {
             Some(current) => Step::Take(current.len),
             None => Step::Write,
         }
+    }
+
+    /// Enough is written that is not recorded.
+    fn is_held(&self) -> bool {
+        let unrecorded: u64 = self.unreleased.iter().map(|stretch| stretch.bytes).sum();
+        unrecorded >= UNRECORDED_BYTES
     }
 
     /// Takes up the next record; false if it is not here yet.
@@ -233,7 +247,8 @@ impl Delivery {
 
     /// Everything of the stored stream before `offset` is recorded, come what may: everything of
     /// the delivering flow before the place that is given back is released. Its FIN is, once the
-    /// origin has acknowledged ours and nothing is left.
+    /// origin has acknowledged ours and nothing is left. If there is such a place, the next step may
+    /// be another one.
     pub fn recorded(&mut self, offset: Offset, has_fin_arrived: bool) -> Option<Offset> {
         let mut released = None;
         while let Some(first) = self.unreleased.front()

@@ -196,6 +196,26 @@ fn a_record_is_released_when_it_is_recorded() {
 }
 
 #[test]
+fn no_more_is_written_than_a_crash_may_repeat() {
+    let line = |len: usize| [vec![b'x'; len - 1], vec![b'\n']].concat();
+    for (first, is_held) in [(UNRECORDED_BYTES - 1, false), (UNRECORDED_BYTES, true)] {
+        let all = line(usize::try_from(first).unwrap());
+        let stream = [record(0, &all, false), record(first, b"next\n", false)].concat();
+        let mut delivery = delivery();
+
+        let (written, taken, step) = run(&mut delivery, &stream, 0);
+
+        assert_eq!(
+            (wide(written.len()), step),
+            (first + if is_held { 0 } else { 5 }, Step::Wait)
+        );
+        delivery.recorded(Offset(first), false);
+        let (rest, _, _) = run(&mut delivery, &stream[taken..], 0);
+        assert_eq!(written.len() + rest.len(), all.len() + 5);
+    }
+}
+
+#[test]
 fn what_was_left_out_is_released_with_what_is_recorded_already() {
     let stream = [record(0, b"one\n", false), record(4, b"two\n", false)].concat();
     let mut delivery = delivery();
