@@ -1,34 +1,33 @@
-//! The server's driver with deliveries: connections to collectors, and the journal of how far they came.
+//! The server's driver with deliveries: connections to collectors.
 
 use super::coverage::Situation;
 use super::records::unseal;
 use super::rng::Rng;
-use super::socket::{Socket, narrow, wide};
+use super::socket::{narrow, wide};
 use super::world::{CLIENT, KEY, SERVER, Who, World};
-use std::collections::{BTreeMap, BTreeSet};
-use tund_server_core::delivery::{Deliveries, Progress, Record, Step, StoredFlow};
+use tund_server_core::delivery::{Record, Step};
 use tund_session::wire::frame::{Deliver, OpenError};
-use tund_session::{Delivery as End, Event, FlowId, Offset, Session, SessionId};
+use tund_session::{Delivery as End, Event, FlowId, Session, SessionId};
 
 /// A connection to a collector.
 #[derive(Debug, Default)]
-struct Collector {
-    unit: usize,
-    accepted: bool,
+pub(super) struct Collector {
+    pub(super) unit: usize,
+    pub(super) accepted: bool,
     /// FlowReadable was told.
-    due: bool,
+    pub(super) due: bool,
     /// Bytes written to it, a FIN counted.
-    put: u64,
+    pub(super) put: u64,
     /// How many of them its TCP has acknowledged, as far as the driver has asked.
-    acknowledged: u64,
-    has_fin: bool,
+    pub(super) acknowledged: u64,
+    pub(super) has_fin: bool,
     /// What was written: the first place of each run among all that was written, and in the stream.
-    runs: Vec<(u64, u64)>,
+    pub(super) runs: Vec<(u64, u64)>,
     /// The place in the stream behind the last byte written.
-    at: u64,
+    pub(super) at: u64,
     /// The record that was opened last: its ends, and that nothing was written of it. None once it is
     /// over.
-    record: Option<(u64, u64, bool)>,
+    pub(super) record: Option<(u64, u64, bool)>,
 }
 
 impl Collector {
@@ -37,34 +36,6 @@ impl Collector {
         let count = count.min(self.put - u64::from(self.has_fin));
         let run = self.runs.iter().rev().find(|(put, _)| *put < count);
         run.map_or(0, |(put, place)| place + count - put)
-    }
-}
-
-/// What is known of a stream: to the daemon, and to the next one if this one dies.
-#[derive(Clone, Copy, Debug, Default)]
-struct Known {
-    now: u64,
-    recorded: u64,
-}
-
-/// Everything about deliveries at the server.
-#[derive(Debug, Default)]
-pub(super) struct Desk {
-    running: Deliveries,
-    connections: BTreeMap<(SessionId, FlowId), Collector>,
-    /// Noted, and not on the disk.
-    waiting: BTreeMap<StoredFlow, Progress>,
-    disk: BTreeMap<StoredFlow, Progress>,
-    /// Of each flow of the world: how far its stream has come to its collectors, and whether FIN has.
-    reached: BTreeMap<usize, u64>,
-    ended: BTreeSet<usize>,
-    known: BTreeMap<usize, Known>,
-}
-
-impl Desk {
-    /// Nothing is delivered, and nothing is to be written down.
-    pub(super) fn is_idle(&self) -> bool {
-        self.connections.is_empty() && self.waiting.is_empty()
     }
 }
 
@@ -106,104 +77,6 @@ impl World {
         let (put, fin) = origin.map_or((0, false), |origin| (origin.put, origin.has_fin()));
         let delivered = self.desk.reached.get(&unit).copied().unwrap_or(0);
         (put.max(delivered), fin || self.desk.ended.contains(&unit))
-    }
-
-    /// What is stored begins there: the server has said that all before it is acknowledged.
-    pub(super) fn stored_from(&mut self, unit: usize, start: u64) {
-        let known = self.desk.known.entry(unit).or_default();
-        known.now = known.now.max(start);
-        known.recorded = known.recorded.max(start);
-    }
-
-    fn note(&mut self, of: StoredFlow, offset: Offset) {
-        let at = 0;
-        let progress = Progress { of, offset, at };
-        if self.registry.delivered_mut().note(&progress) {
-            self.desk.waiting.insert(of, progress);
-        }
-        if let Some(unit) = self.unit_of(of) {
-            let known = self.desk.known.entry(unit).or_default();
-            known.now = known.now.max(offset.0);
-        }
-    }
-
-    fn unit_of(&self, of: StoredFlow) -> Option<usize> {
-        let local = |id: &SessionId| Some(self.books.get(id)?.locals.get(&of.flow)?.unit);
-        local(&of.session).or_else(|| self.shelf.unit(of.session, of.flow))
-    }
-
-    /// Nothing more of a flow that may be stored reaches its origin by itself.
-    pub(super) fn note_final(&mut self, id: SessionId, flow: FlowId, ends: (Offset, Offset)) {
-        let (taken, released) = ends;
-        let of = StoredFlow {
-            client: KEY,
-            session: id,
-            flow,
-        };
-        let local = self
-            .books
-            .get(&id)
-            .and_then(|books| books.locals.get(&flow));
-        let told = local.map_or(0, |local| local.acknowledged);
-        let origin = local.and_then(|local| self.units[local.unit].sockets[SERVER].as_ref());
-        let there = origin.map_or(0, Socket::there);
-        // Its kernel is asked once more, and has heard of some of the rest meanwhile.
-        let rest = taken.0.min(there).saturating_sub(told.max(released.0));
-        let more = wide(Rng::of(self.seed, flow.0).below(narrow(rest) + 1));
-        self.note(of, Offset(told.max(released.0) + more));
-    }
-
-    /// What is known while the client cannot be told is written down.
-    pub(super) fn note_detached(&mut self, id: SessionId, flow: FlowId) {
-        let local = self
-            .books
-            .get(&id)
-            .and_then(|books| books.locals.get(&flow));
-        let detached = self.registry.session(id).is_some_and(|s| !s.is_attached());
-        if let Some(local) = local.filter(|local| local.stored && detached) {
-            let offset = Offset(local.acknowledged);
-            let of = StoredFlow {
-                client: KEY,
-                session: id,
-                flow,
-            };
-            self.note(of, offset);
-        }
-    }
-
-    /// A batch is on the disk.
-    fn record(&mut self) -> bool {
-        let batch = std::mem::take(&mut self.desk.waiting);
-        for (of, progress) in &batch {
-            self.desk.disk.insert(*of, *progress);
-            if let Some(unit) = self.unit_of(*of) {
-                let known = self.desk.known.entry(unit).or_default();
-                known.recorded = known.recorded.max(progress.offset.0);
-            }
-        }
-        !batch.is_empty()
-    }
-
-    /// The server daemon is gone: its sockets are reset, and what is on its disk is left.
-    pub(super) fn restart_desk(&mut self) {
-        let open: Vec<_> = self.desk.connections.keys().copied().collect();
-        if !open.is_empty() {
-            self.met(Situation::DeliveryInterrupted);
-        }
-        for (id, flow) in open {
-            self.cut_collector(id, flow);
-        }
-        if !self.desk.waiting.is_empty() {
-            self.met(Situation::NotRecorded);
-        }
-        self.desk.waiting.clear();
-        self.desk.running = Deliveries::default();
-        for known in self.desk.known.values_mut() {
-            known.now = known.recorded;
-        }
-        for progress in self.desk.disk.values() {
-            self.registry.delivered_mut().note(progress);
-        }
     }
 
     /// A client wants to deliver.
@@ -468,38 +341,6 @@ impl World {
         }
     }
 
-    /// Everything that is on the disk is released.
-    fn release_recorded(&mut self, id: SessionId, flow: FlowId, of: StoredFlow) -> bool {
-        let offset = self
-            .desk
-            .disk
-            .get(&of)
-            .map_or(Offset(0), |known| known.offset);
-        let Some(connection) = self.desk.connections.get(&(id, flow)) else {
-            return false;
-        };
-        let has_fin_arrived = connection.has_fin && connection.acknowledged == connection.put;
-        let delivery = self.desk.running.get_mut(id, flow);
-        let Some(released) = delivery.and_then(|d| d.recorded(offset, has_fin_arrived)) else {
-            return false;
-        };
-        if let Some(connection) = self.desk.connections.get_mut(&(id, flow)) {
-            // A record may have waited for that.
-            connection.due = true;
-        }
-        let now = self.now;
-        let done = self.with(Who::Server(id), |session| {
-            let before = session.awaits_release(flow);
-            session.settle_to(flow, released, now);
-            let is_over = has_fin_arrived && session.taken(flow) <= released;
-            if is_over {
-                session.finish(flow, now);
-            }
-            before
-        });
-        done == Some(true)
-    }
-
     /// The flow of a delivery is over: its kernel is asked once more.
     fn close_collector(&mut self, id: SessionId, flow: FlowId) {
         let Some(delivery) = self.desk.running.end(id, flow) else {
@@ -520,7 +361,7 @@ impl World {
     }
 
     /// A connection is reset: of what was not acknowledged, some has come and some has not.
-    fn cut_collector(&mut self, id: SessionId, flow: FlowId) {
+    pub(super) fn cut_collector(&mut self, id: SessionId, flow: FlowId) {
         let Some(connection) = self.desk.connections.remove(&(id, flow)) else {
             return;
         };

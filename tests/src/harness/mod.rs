@@ -7,6 +7,7 @@ pub mod chaos;
 mod collector;
 pub mod coverage;
 mod daemons;
+mod desk;
 mod events;
 mod heal;
 pub mod mobile;

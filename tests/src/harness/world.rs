@@ -1,8 +1,8 @@
 //! The world of one schedule: one client daemon, one server daemon, applications, origins, links.
 
 use super::books::{Books, Local};
-use super::collector::Desk;
 use super::coverage::{Coverage, Situation};
+use super::desk::Desk;
 use super::pipe::Pipe;
 use super::rng::Rng;
 use super::shelf::Shelf;

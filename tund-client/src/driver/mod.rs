@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use links::LinkSlot;
 use paths::Paths;
 use rustc_hash::FxHashMap;
-use spool::{Done, Files};
+use spool::Files;
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::task::{Context, Poll, Waker};
@@ -437,24 +437,6 @@ impl Daemon {
             },
             ClientEvent::Spool(order) => self.files.order(order),
             ClientEvent::Stored { .. } | ClientEvent::Undeliverable => report::tell_stored(&event),
-        }
-    }
-
-    fn on_done(&mut self, done: Done, now: Instant) {
-        match done {
-            Done::Stored(file, result) => {
-                if let Err(error) = &result {
-                    tracing::error!(
-                        "cannot store what is left of a connection: {error}; it is lost; is there \
-                         room on the disk of [spool] directory, and may this user write there?"
-                    );
-                }
-                self.client.handle_stored(file, result.is_ok(), now);
-            }
-            Done::Record(file, record, bytes) => {
-                self.client.handle_record(file, record, bytes, now);
-            }
-            Done::Named => {}
         }
     }
 

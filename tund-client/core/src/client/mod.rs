@@ -1,6 +1,7 @@
 //! `Client`: connection A, the session and the dialer together; all decisions of the daemon.
 
 mod asking;
+mod contract;
 mod delivery;
 mod ends;
 mod events;
@@ -9,26 +10,23 @@ mod storing;
 #[cfg(test)]
 mod tests;
 
-use crate::account::FlowAccount;
-use crate::dialer::{DialOrder, Dialer, PathId, Want};
+use crate::dialer::{DialOrder, Dialer, Want};
 use crate::flow_table::FlowTable;
-use crate::netstack::{Arena, ConnectionId, Netstack, NetstackConfig, Sink};
-use crate::policy::Policies;
-use crate::spool::{Spool, SpoolOrder};
+use crate::netstack::{Arena, Netstack, Sink};
+use crate::spool::Spool;
 use asking::Asking;
 use bytes::Bytes;
+pub use contract::{ClientConfig, ClientEvent, Outages, Refused, State};
 use delivery::Behind;
 use network::Outlook;
 pub use network::{Network, Path};
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::SocketAddr;
 use std::time::Duration;
 use storing::Storing;
-use tund_session::wire::frame::{CloseCode, DeniedBy};
+use tund_session::wire::frame::CloseCode;
 use tund_session::{
-    Config, EndReason, FlowId, Instant, LinkId, LinkNumber, Outbox, Progress, Secret, Session,
-    SessionId, Traffic,
+    FlowId, Instant, LinkId, Outbox, Progress, Secret, Session, SessionId, Traffic,
 };
 
 pub use storing::NotStored;
@@ -36,141 +34,6 @@ pub use storing::NotStored;
 /// A session that never attached is given up when no application has wanted it for so long: one
 /// that tries again and again keeps the attempts under way.
 const UNWANTED_AFTER: Duration = Duration::from_secs(30);
-
-/// What a client is made with.
-#[derive(Clone, Debug)]
-pub struct ClientConfig {
-    /// For every session.
-    pub session: Config,
-    /// Connection A.
-    pub netstack: NetstackConfig,
-    /// What holds for which destination.
-    pub policies: Policies,
-    /// How long a session without flows is kept; none: for ever, and dialled at once.
-    pub linger: Option<Duration>,
-    /// How much may be stored.
-    pub spool_bytes: u64,
-    /// Keep a second link while flows are active, where it is not metered.
-    pub standby: bool,
-    /// For jitter.
-    pub seed: u64,
-}
-
-/// What the driver shall do, or may tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ClientEvent {
-    /// Find the ways to the server, and call [`Client::handle_paths`].
-    FindPaths,
-    /// Dial.
-    Dial {
-        /// The name of the attempt, and of the link it becomes.
-        link: LinkId,
-        /// Where.
-        path: PathId,
-    },
-    /// Close a link or an attempt, after its last words if there are any.
-    CloseLink {
-        /// Which.
-        link: LinkId,
-        /// Whether `poll_transmit` may still yield something for it.
-        has_last_words: bool,
-    },
-    /// Call [`Client::handle_progress`] for that link.
-    WantProgress {
-        /// Which.
-        link: LinkId,
-    },
-    /// The session is attached.
-    Attached {
-        /// The link that attached.
-        link: LinkId,
-        /// Its number.
-        number: LinkNumber,
-    },
-    /// The server does not connect to what an application wanted.
-    Denied {
-        /// What it wanted.
-        destination: SocketAddr,
-        /// The setting that forbids it.
-        by: DeniedBy,
-    },
-    /// No link works.
-    Detached,
-    /// The session is over; applications were reset.
-    Ended {
-        /// Why.
-        reason: EndReason,
-        /// Flows that were reset.
-        flows: usize,
-        /// Bytes taken from applications that the origin never got, as far as is known.
-        lost_bytes: u64,
-    },
-    /// A flow has ended.
-    FlowEnded(FlowAccount),
-    /// The server lets nobody with our key in, or another client uses it.
-    Refused(Refused),
-    /// Call [`Client::handle_user`] with the user whose socket this is, if that can be found out.
-    FindUser {
-        /// Which connection A.
-        connection: ConnectionId,
-        /// The application's end.
-        source: SocketAddr,
-        /// The origin.
-        destination: SocketAddr,
-    },
-    /// Something is to be done with stored files.
-    Spool(SpoolOrder),
-    /// A connection was reset after its grace; a policy wants stored what was left of it.
-    Stored {
-        /// The origin.
-        destination: SocketAddr,
-        /// Bytes that are on the disk.
-        stored_bytes: u64,
-        /// Bytes that are not, an unfinished message among them.
-        lost_bytes: u64,
-        /// Why, if it is more than that.
-        why: Option<NotStored>,
-    },
-    /// Something waits for delivery, and the server does not deliver.
-    Undeliverable,
-}
-
-/// An error that needs a person.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// Another live client uses our key.
-    KeyInUse,
-    /// Our key is not on the server's list.
-    KeyNotListed,
-    /// No common protocol version.
-    Version,
-}
-
-/// What the daemon is doing, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// No session, and no need for one.
-    Ready,
-    /// Dials for a new session.
-    Connecting,
-    /// A link works.
-    Attached,
-    /// A session without a working link.
-    Detached,
-    /// Needs a person.
-    Refused,
-}
-
-/// Outages since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Outages {
-    /// How many are over.
-    pub count: u64,
-    /// From the last byte before to the first byte after the last one.
-    pub last_gap: Option<Duration>,
-    /// From the successful dial's first packet to attached.
-    pub last_resume: Option<Duration>,
-}
 
 /// The client daemon without I/O.
 ///

@@ -3,6 +3,7 @@
 mod disk;
 mod rows;
 
+use super::Daemon;
 use crate::config::Config;
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use tund_daemon::clock;
 use tund_daemon::identity::PublicKey;
 use tund_daemon::journal::StateDirectory;
 use tund_daemon::seal::{Bound, Sealer};
+use tund_session::Instant;
 
 /// What became of an order.
 #[derive(Debug)]
@@ -170,6 +172,26 @@ impl Files {
                 Poll::Ready(storing.map_or(Done::Named, failed))
             }
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl Daemon {
+    pub(super) fn on_done(&mut self, done: Done, now: Instant) {
+        match done {
+            Done::Stored(file, result) => {
+                if let Err(error) = &result {
+                    tracing::error!(
+                        "cannot store what is left of a connection: {error}; it is lost; is there \
+                         room on the disk of [spool] directory, and may this user write there?"
+                    );
+                }
+                self.client.handle_stored(file, result.is_ok(), now);
+            }
+            Done::Record(file, record, bytes) => {
+                self.client.handle_record(file, record, bytes, now);
+            }
+            Done::Named => {}
         }
     }
 }

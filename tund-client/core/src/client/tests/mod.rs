@@ -3,9 +3,12 @@
 mod account;
 mod budget;
 mod connect;
+mod delivering;
+mod disk;
 mod ending;
 mod network;
 mod outage;
+mod policies;
 mod properties;
 mod refused;
 mod server;

@@ -6,8 +6,8 @@ use super::world::{
 };
 use crate::client::{ClientConfig, ClientEvent, State};
 use crate::dialer::PathId;
-use crate::netstack::tests::world::{ORIGIN_V4, pattern};
-use crate::policy::{DuringOutage, Policies, Policy, Rules};
+use crate::netstack::tests::world::pattern;
+use crate::policy::{DuringOutage, Policies, Rules};
 use smoltcp::socket::tcp;
 use std::time::Duration;
 use tund_server_core::registry::{BUSY_HINT, Registry, RegistryConfig};
@@ -269,67 +269,6 @@ fn with_refuse_an_application_is_told_of_an_outage_at_once() {
     world.connect(80);
 
     assert_eq!(world.icmp, [(3, 1)]);
-}
-
-/// For one port of the origin.
-fn policy(port: u16) -> Policy {
-    Policy {
-        network: ORIGIN_V4.into(),
-        port: Some(port),
-        grace: None,
-        during_outage: None,
-        store: None,
-    }
-}
-
-#[test]
-fn a_policy_says_who_is_refused_and_who_waits() {
-    let refused = Policy {
-        during_outage: Some(DuringOutage::Refuse),
-        ..policy(81)
-    };
-    let config = ClientConfig {
-        policies: Policies::new(RULES, vec![refused]),
-        ..client_config()
-    };
-    let mut world = World::with(config, registry_config(200));
-    let (_, _) = world.open();
-    world.fail();
-    world.pass(SECOND * 2);
-
-    let held = world.connect(80);
-    assert!(world.icmp.is_empty());
-    world.connect(81);
-    assert_eq!(world.icmp, [(3, 1)]);
-
-    world.heal();
-    world.pass(SECOND);
-    assert_eq!(world.state(held), tcp::State::Established);
-}
-
-#[test]
-fn each_flow_has_the_grace_of_its_destination() {
-    let longer = Policy {
-        grace: Some(GRACE * 2),
-        ..policy(81)
-    };
-    let config = ClientConfig {
-        policies: Policies::new(RULES, vec![longer]),
-        ..client_config()
-    };
-    let mut world = World::with(config, registry_config(200));
-    let (short, long) = (world.connect(80), world.connect(81));
-    world.fail();
-
-    world.pass(GRACE - SECOND);
-    assert_eq!(world.state(short), tcp::State::Established);
-    world.pass(SECOND * 2);
-    assert_eq!(world.state(short), tcp::State::Closed);
-    assert_eq!(world.state(long), tcp::State::Established);
-    world.pass(GRACE - SECOND * 3);
-    assert_eq!(world.state(long), tcp::State::Established);
-    world.pass(SECOND * 3);
-    assert_eq!(world.state(long), tcp::State::Closed);
 }
 
 #[test]
