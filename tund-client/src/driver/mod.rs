@@ -12,7 +12,6 @@ mod spool;
 use crate::config::{Config, Connect};
 use crate::sys::address::InterfaceAddress;
 use crate::sys::tun::{Offload, READ_BYTES, TunDevice, TunName, TunOptions};
-use crate::sys::user::owner;
 use crate::sys::watch::NetworkWatch;
 use accounts::AccountLog;
 use anyhow::Context as _;
@@ -431,10 +430,7 @@ impl Daemon {
                 connection,
                 source,
                 destination,
-            } => match owner(source, destination) {
-                Ok(user) => self.client.handle_user(connection, user),
-                Err(error) => tracing::debug!(%error, "nobody knows whose connection this is"),
-            },
+            } => self.find_user(connection, (source, destination)),
             ClientEvent::Spool(order) => self.files.order(order),
             ClientEvent::Stored { .. } | ClientEvent::Undeliverable => report::tell_stored(&event),
         }

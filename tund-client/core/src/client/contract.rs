@@ -33,7 +33,7 @@ pub struct ClientConfig {
 /// What the driver shall do, or may tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientEvent {
-    /// Find the ways to the server, and call [`Client::handle_paths`].
+    /// Find the ways to the server, and call [`Client::handle_paths`](super::Client::handle_paths).
     FindPaths,
     /// Dial.
     Dial {
@@ -49,7 +49,7 @@ pub enum ClientEvent {
         /// Whether `poll_transmit` may still yield something for it.
         has_last_words: bool,
     },
-    /// Call [`Client::handle_progress`] for that link.
+    /// Call [`Client::handle_progress`](super::Client::handle_progress) for that link.
     WantProgress {
         /// Which.
         link: LinkId,
@@ -83,7 +83,7 @@ pub enum ClientEvent {
     FlowEnded(FlowAccount),
     /// The server lets nobody with our key in, or another client uses it.
     Refused(Refused),
-    /// Call [`Client::handle_user`] with the user whose socket this is, if that can be found out.
+    /// Call [`Client::handle_user`](super::Client::handle_user) with the user whose socket this is, if that can be found out.
     FindUser {
         /// Which connection A.
         connection: ConnectionId,

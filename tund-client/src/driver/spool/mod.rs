@@ -5,15 +5,18 @@ mod rows;
 
 use super::Daemon;
 use crate::config::Config;
+use crate::sys::user::owner;
 use anyhow::Context as _;
 use bytes::Bytes;
 use disk::{Disk, Listing, reason};
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tund_client_core::netstack::ConnectionId;
 use tund_client_core::spool::file::{encode_record, flags, framing_code};
 use tund_client_core::spool::{Found, Head, Record};
 use tund_client_core::{FileId, SpoolOrder};
@@ -177,6 +180,18 @@ impl Files {
 }
 
 impl Daemon {
+    /// Whose connection it is: who stores has a share of the spool.
+    pub(super) fn find_user(
+        &mut self,
+        connection: ConnectionId,
+        (source, destination): (SocketAddr, SocketAddr),
+    ) {
+        match owner(source, destination) {
+            Ok(user) => self.client.handle_user(connection, user),
+            Err(error) => tracing::debug!(%error, "nobody knows whose connection this is"),
+        }
+    }
+
     pub(super) fn on_done(&mut self, done: Done, now: Instant) {
         match done {
             Done::Stored(file, result) => {
