@@ -1,8 +1,9 @@
 //! The end of a session, and what of it goes on.
 
 use super::{Client, ClientEvent};
-use crate::account::{self, FlowAccount};
-use tund_session::{EndReason, Event, Instant};
+use crate::account::{self, FlowAccount, LostBytes};
+use tund_session::wire::frame::CloseCode;
+use tund_session::{EndReason, Event, FlowId, Instant, Session};
 
 impl Client {
     /// Every open connection is reset at once; who still waits for one asks the next session.
@@ -71,6 +72,8 @@ impl Client {
 const fn asks_the_next(reason: EndReason) -> bool {
     match reason {
         EndReason::Rejected(_) | EndReason::Expired | EndReason::Abandoned => true,
+        // A server that stops, or is restarted, says so of the session, not of who still waits.
+        EndReason::Peer(CloseCode::Asked) => true,
         EndReason::Local(_) | EndReason::Peer(_) | EndReason::Violation { .. } => false,
     }
 }
