@@ -54,7 +54,8 @@ pub(crate) type End = (EndedBy, HowEnded);
 pub struct LostBytes {
     /// Taken from the application, and not known to have reached the origin's socket.
     pub up: u64,
-    /// Come from the origin, and not taken by the application's kernel.
+    /// Come from the origin, and not taken by the application's kernel; none where the application
+    /// itself has ended the flow.
     pub down: u64,
 }
 

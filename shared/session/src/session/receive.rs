@@ -255,10 +255,14 @@ impl Session {
         let Some(flow) = self.known(id)? else {
             return Ok(());
         };
-        let gone = flow.detached_socket;
+        let (gone, dropped) = (flow.detached_socket, flow.dropped);
         self.forget(id, now);
         self.events.push_back(if gone {
-            Event::FlowForgotten { flow: id, lost: 0 }
+            Event::FlowForgotten {
+                flow: id,
+                lost: 0,
+                dropped,
+            }
         } else {
             Event::FlowRefused { flow: id, error }
         });

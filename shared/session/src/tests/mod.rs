@@ -507,7 +507,11 @@ fn a_flow_given_up_before_its_open_was_sent_leaves_nothing() {
         pair.run();
         assert_eq!(
             pair.events[CLIENT].pop_back(),
-            Some(Event::FlowForgotten { flow, lost: 0 })
+            Some(Event::FlowForgotten {
+                flow,
+                lost: 0,
+                dropped: 0
+            })
         );
     }
     assert_eq!(pair.ends[CLIENT].flow_count(), 1);

@@ -22,7 +22,7 @@ impl Client {
         let lost_bytes = self.table.buffered(&mut self.netstack).0 + in_rings + session.lost();
         let go_on = asks_the_next(reason);
         for id in self.table.leaving() {
-            if let Some(account) = self.table.settle(id, session.lost_of(id), now) {
+            if let Some(account) = self.table.settle(id, lost_in(&session, id), now) {
                 self.account(account);
             }
         }
@@ -34,7 +34,9 @@ impl Client {
             } else {
                 flows += 1;
                 let mut lost = self.in_rings(&known);
-                lost.up += session.lost_of(id);
+                let in_session = lost_in(&session, id);
+                lost.up += in_session.up;
+                lost.down += in_session.down;
                 let end = account::of_session(reason);
                 self.account(FlowAccount::new(id, &known, end, lost, now));
                 self.netstack.reset(known.connection);
@@ -64,6 +66,14 @@ impl Client {
             flows,
             lost_bytes,
         });
+    }
+}
+
+/// What a session that has ended held of a flow.
+fn lost_in(session: &Session, id: FlowId) -> LostBytes {
+    LostBytes {
+        up: session.lost_of(id),
+        down: session.dropped_of(id),
     }
 }
 
