@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tund_daemon::link::{Link, LinkError, SocketOptions};
 use tund_server_core::gate::Verdict;
-use tund_server_core::registry::{Farewell, LAST_WORDS, TurnedAway};
+use tund_server_core::registry::{Farewell, Registry, TurnedAway};
 use tund_session::{Instant, LinkDeath, LinkId, SessionId};
 
 /// Connections that wait for accept; a restarted server meets all its clients at once.
@@ -222,7 +222,11 @@ impl Server {
 
     /// The session has done with a link.
     pub(super) fn close_link(&mut self, id: LinkId, death: LinkDeath, now: Instant) {
-        match self.registry.farewell(id, death) {
+        self.part(id, self.registry.farewell(id, death), now);
+    }
+
+    fn part(&mut self, id: LinkId, farewell: Farewell, now: Instant) {
+        match farewell {
             Farewell::None => self.drop_link(id, now),
             Farewell::LastWords(time) => self.finish_link(id, time, now),
             Farewell::Revoked(time) => {
@@ -247,13 +251,10 @@ impl Server {
             }
             TurnedAway::NotUnderstood => self.refusals.add("first frame not understood"),
             TurnedAway::Silent => self.refusals.add("no first frame"),
-            TurnedAway::KeyRemoved => {
-                self.revoke_link(id);
-                self.drop_link(id, now);
-                return;
-            }
+            TurnedAway::Crowded => self.refusals.add("too many links of one key"),
+            TurnedAway::KeyRemoved => self.revoke_link(id),
         }
-        self.finish_link(id, LAST_WORDS, now);
+        self.part(id, Registry::farewell_of(reason), now);
     }
 
     /// Sends what is left, and closes when the peer does, or after so long.

@@ -6,7 +6,9 @@ use crate::id::{FlowId, LinkId, Offset};
 use crate::limits;
 use crate::link::Phase;
 use crate::time::Instant;
-use crate::wire::frame::{Ack, CloseCode, Control, Data, FlowCode, Frame, Open, OpenError};
+use crate::wire::frame::{
+    Ack, CloseCode, Control, Data, FlowCode, Frame, OnExpiry, Open, OpenError,
+};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -286,6 +288,8 @@ impl Session {
             self.lane.say(Control::OpenErr { flow, error });
             return Ok(());
         }
+        // DELIVERY is never agreed (PROTOCOL.md §11).
+        open.on_expiry = OnExpiry::Reset;
         open.grace = open.grace.min(self.config.max_grace);
         let mut flow = Flow::new(open.flow, open.grace, now);
         flow.on_expiry = open.on_expiry;

@@ -183,6 +183,32 @@ fn resets_whose_bytes_are_not_here_are_not_looked_at() {
     assert_eq!(pair.ends[SERVER].delivery(FlowId(7)), Delivery::Ended);
 }
 
+/// A client that says `Store` without having agreed to deliver: PROTOCOL.md §11. The server listed the
+/// offsets of all its flows, a megabyte of them for each session that expired.
+#[test]
+fn who_has_not_agreed_to_deliver_has_nothing_stored() {
+    let mut pair = Pair::new();
+    let flow = FlowId(1);
+    let message = Control::Open(wire::frame::Open {
+        flow,
+        protocol: Protocol::Tcp,
+        source: "10.0.0.1:1000".parse().unwrap(),
+        destination: "192.0.2.1:80".parse().unwrap(),
+        limit: Offset(1),
+        grace: Duration::from_secs(60),
+        on_expiry: OnExpiry::Store,
+    });
+    say(&mut pair, &Frame::Control { number: 1, message });
+    pair.ends[SERVER].accept_flow(flow, pair.now);
+    assert_eq!(pair.ends[SERVER].flow_count(), 1);
+
+    pair.lose_link();
+    pair.seconds(91);
+
+    assert_eq!(pair.ends[SERVER].end_reason(), Some(EndReason::Expired));
+    assert_eq!(pair.ends[SERVER].released_at_end(), []);
+}
+
 /// An origin that sends byte by byte: a chunk costs some 70 bytes beside its own.
 #[test]
 fn small_writes_share_chunks() {
