@@ -332,9 +332,10 @@ fn grace_ends_a_then_c_to_the_second_and_the_next_session_alike() {
     assert!(took <= grace + Duration::from_secs(31), "{took:?}");
     assert_eq!(scene.tund.server.sessions(), Ok(Vec::new()));
     assert_eq!(scene.tund.client.status().state, "ready");
-    let files = scene.lab.directory().join("server-state/tombstones");
-    let size = std::fs::metadata(files).unwrap().len();
-    assert!(size > 8, "its end is written down");
+    let file = scene.lab.directory().join("server-state/tombstones");
+    wait::until_true("its end is written down", LATER, || {
+        std::fs::metadata(&file).is_ok_and(|data| data.len() > 8)
+    });
 
     scene.lab.heal();
     expire(&scene, grace, false);
