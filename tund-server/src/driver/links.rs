@@ -272,6 +272,7 @@ impl Server {
 
     pub(super) fn drop_link(&mut self, id: LinkId, now: Instant) {
         if let Some(slot) = self.links.remove(&id) {
+            tracing::debug!(link = %id, "link closed");
             self.sources.remove(&slot.token);
             self.departed.insert(id, slot.link.remote_addr());
             if slot.is_revoked {
