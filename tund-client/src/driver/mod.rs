@@ -325,6 +325,7 @@ impl Daemon {
             self.client.handle_timeout(now, &mut sink);
         }
         self.close_overdue(now);
+        self.accounts.tell_counted(now);
         if self.addresses_at + ADDRESSES_EVERY <= now {
             self.addresses_at = now;
             self.look_for_wear(now);
@@ -354,6 +355,7 @@ impl Daemon {
         let next = [
             self.client.poll_timeout(),
             self.next_close(),
+            self.accounts.poll_timeout(),
             self.stopping,
             Some(self.addresses_at + ADDRESSES_EVERY),
         ];
