@@ -108,13 +108,6 @@ impl FlowAccount {
             how,
         }
     }
-
-    /// It lived through an outage, lost bytes, or was ended by neither application nor origin:
-    /// somebody may want to know.
-    pub fn is_eventful(&self) -> bool {
-        let of_its_own = matches!(self.by, EndedBy::Application | EndedBy::Origin);
-        self.outages > 0 || self.lost != LostBytes::default() || !of_its_own
-    }
 }
 
 /// Accounts of flows that ended of late.
