@@ -34,6 +34,8 @@ fn crowd(count: u64) -> Pair {
         ends: [client, server],
         events: [VecDeque::new(), VecDeque::new()],
         cut: false,
+        heard_ago: None,
+        round_trip: None,
         links: vec![LINK],
         next: 2,
     }
