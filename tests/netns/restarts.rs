@@ -92,7 +92,12 @@ fn a_connection_that_still_waits_at_an_orderly_restart_is_made_by_the_next_start
     let mut scene = Scene::new("waiting at a restart", &Settings::new());
     let mut echo = scene.echo();
     scene.lab.origin.nft(
-        "table inet silent { chain input { type filter hook input priority 0; tcp dport 9100 drop; } }",
+        "table inet silent {
+            chain input {
+                type filter hook input priority 0;
+                tcp dport 9100 drop;
+            }
+        }",
     );
     let _listener = scene.lab.origin.listen(9100);
     let to = scene.lab.origin_address(Family::V4, 9100);

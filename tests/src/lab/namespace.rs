@@ -161,7 +161,17 @@ impl Namespace {
     /// # Errors
     /// Those of connect, `TimedOut` after `limit` among them.
     pub fn connect(&self, to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-        self.enter(|| TcpStream::connect_timeout(&to, limit))
+        let connect = || TcpStream::connect_timeout(&to, limit);
+        match self.enter(connect) {
+            // The library saw the socket hang up and asked too late, or too early, why: seen once
+            // in some thousand refusals. What the kernel says is what is tested, so ask again.
+            Err(error)
+                if error.raw_os_error().is_none() && error.kind() != io::ErrorKind::TimedOut =>
+            {
+                self.enter(connect)
+            }
+            result => result,
+        }
     }
 
     /// Opens a TCP connection whose socket buffers have a fixed size of about `buffer_bytes`.
