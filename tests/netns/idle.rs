@@ -45,9 +45,10 @@ fn attached() -> u64 {
 }
 
 fn without_network() -> u64 {
-    let scene = Scene::new("idle without a network", &Settings::new());
+    let settings = Settings::new().client("link", "linger", "\"1s\"");
+    let scene = Scene::new("idle without a network", &settings);
     drop(scene.echo());
-    scene.wait_without_flows();
+    scene.tund.client.wait_for("ready", LATER);
     scene.lab.lower(Access::Wifi);
     wakes_in_peace(&scene)
 }

@@ -285,6 +285,7 @@ impl Server {
             self.registry.poll_timeout(),
             self.gate.poll_timeout(),
             self.refusals.poll_timeout(),
+            self.state.poll_timeout(),
             self.stopping,
             self.deliverer.poll_timeout(),
             own,

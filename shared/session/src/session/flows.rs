@@ -214,8 +214,11 @@ impl Session {
             let lost = flow.lost;
             self.lost += lost;
             self.forget(id, now);
-            let event = Event::FlowForgotten { flow: id, lost };
-            self.events.push_back(event);
+            self.events.push_back(Event::FlowForgotten {
+                flow: id,
+                lost,
+                dropped: 0,
+            });
             return;
         }
         flow.detached_socket = true;

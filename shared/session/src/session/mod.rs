@@ -114,6 +114,8 @@ pub struct Session {
     lost_by_flow: BTreeMap<FlowId, u64>,
     /// Client, after the end: what is to be stored, or to be asked for again.
     remainders: Vec<(FlowId, Remainder)>,
+    /// At the end: flows of which bytes had come that their local socket had not taken.
+    dropped_by_flow: BTreeMap<FlowId, u64>,
     /// Of each flow not forgotten at the end whose bytes the client may store.
     released_at_end: Vec<(FlowId, Offset)>,
 }
@@ -175,6 +177,7 @@ impl Session {
             lost: 0,
             lost_by_flow: BTreeMap::new(),
             remainders: Vec::new(),
+            dropped_by_flow: BTreeMap::new(),
             released_at_end: Vec::new(),
             config: config.clone(),
         }
@@ -355,6 +358,13 @@ impl Session {
     /// After the end: the same of one flow that lived until then.
     pub fn lost_of(&self, flow: FlowId) -> u64 {
         self.lost_by_flow.get(&flow).copied().unwrap_or(0)
+    }
+
+    /// Bytes that had come for one flow and were dropped before its local socket had taken them.
+    pub fn dropped_of(&self, flow: FlowId) -> u64 {
+        let at_the_end = self.dropped_by_flow.get(&flow).copied();
+        let live = self.flows.get(&flow).map(|flow| flow.dropped);
+        live.or(at_the_end).unwrap_or(0)
     }
 
     /// After the end: how far the peer's bytes were handed on, of each flow that was not settled and

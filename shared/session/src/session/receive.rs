@@ -270,11 +270,15 @@ impl Session {
             return Ok(());
         };
         let gone = flow.detached_socket;
-        let lost = flow.lost;
+        let (lost, dropped) = (flow.lost, flow.dropped);
         let remainder = (flow.is_early && !flow.send_done).then(|| flow.hand_over());
         self.forget(id, now);
         self.events.push_back(if gone {
-            Event::FlowForgotten { flow: id, lost }
+            Event::FlowForgotten {
+                flow: id,
+                lost,
+                dropped,
+            }
         } else {
             Event::FlowRefused {
                 flow: id,
@@ -307,13 +311,9 @@ impl Session {
         }
         self.last_flow = id;
         // A flow that is refused is forgotten at once, its OPEN_ERR is not: who never acknowledges
-        // would make the lane grow without end. A flow has at most four messages.
-        let most = self
-            .config
-            .max_flows
-            .saturating_mul(4)
-            .saturating_add(limits::CONTROL_WINDOW);
-        if self.lane.outstanding() > most {
+        // would make the lane grow without end.
+        let most = self.unacknowledged_most();
+        if self.lane.outstanding() > most.saturating_add(limits::CONTROL_WINDOW * 2) {
             return Err("OPENs without acknowledging what they were answered");
         }
         let full = u64::try_from(self.flows.len()).is_ok_and(|n| n >= self.config.max_flows);
@@ -335,6 +335,16 @@ impl Session {
         self.add_flow(flow);
         self.events.push_back(event);
         Ok(())
+    }
+
+    /// How many messages may be without acknowledgement before the peer's are acknowledged no
+    /// more (PROTOCOL.md §4). A flow has at most four at the server; at the client nothing that the
+    /// server says is answered without end.
+    pub(super) fn unacknowledged_most(&self) -> u64 {
+        match self.role {
+            Role::Client => u64::MAX,
+            Role::Server => self.config.max_flows.saturating_mul(4),
+        }
     }
 
     /// Rule 13: acts on the socket even after FIN, delivers what lies before, ends the reverse.

@@ -1,5 +1,6 @@
 //! The verdict on a SYN: held until the origin has answered, refused, or asked for later.
 
+use super::storing::Gone;
 use super::{Client, ClientEvent, State};
 use crate::account::{self, EndedBy, FlowAccount, HowEnded, LostBytes};
 use crate::flow_table::ClientFlow;
@@ -253,9 +254,13 @@ impl Client {
                 .push_back(ClientEvent::Denied { destination, by });
         }
         if known.is_open {
-            let name = (self.session_id(), flow);
-            let end = account::of_refusal(error);
-            self.keep(&known, name, remainder.unwrap_or_default(), end, now);
+            let gone = Gone {
+                session: self.session_id(),
+                flow,
+                end: account::of_refusal(error),
+                dropped: 0,
+            };
+            self.keep(&known, gone, remainder.unwrap_or_default(), now);
         } else if let Some(refusal) = refusal(error) {
             let (end, lost) = (account::of_refusal(error), LostBytes::default());
             self.account(FlowAccount::new(flow, &known, end, lost, now));

@@ -1,9 +1,11 @@
 //! The end of a session, and what of it goes on.
 
+use super::storing::Gone;
 use super::{Client, ClientEvent};
-use crate::account::{self, FlowAccount};
+use crate::account::{self, FlowAccount, LostBytes};
 use crate::netstack::Refusal;
-use tund_session::{EndReason, Event, Instant, Session};
+use tund_session::wire::frame::CloseCode;
+use tund_session::{EndReason, Event, FlowId, Instant, Session};
 
 impl Client {
     /// Every open connection is reset at once; who still waits for one asks the next session.
@@ -27,7 +29,7 @@ impl Client {
             + session.lost();
         let go_on = asks_the_next(reason);
         for id in self.table.leaving() {
-            if let Some(account) = self.table.settle(id, session.lost_of(id), now) {
+            if let Some(account) = self.table.settle(id, lost_in(&session, id), now) {
                 self.account(account);
             }
         }
@@ -38,7 +40,9 @@ impl Client {
             } else {
                 flows += 1;
                 let mut lost = self.in_rings(&known);
-                lost.up += session.lost_of(id);
+                let in_session = lost_in(&session, id);
+                lost.up += in_session.up;
+                lost.down += in_session.down;
                 let end = account::of_session(reason);
                 self.account(FlowAccount::new(id, &known, end, lost, now));
                 self.netstack.reset(known.connection);
@@ -72,19 +76,32 @@ impl Client {
 impl Client {
     /// What is left of flows is stored, or counted as lost; returns how many were open.
     fn keep_remainders(&mut self, session: &mut Session, reason: EndReason, now: Instant) -> usize {
-        let name = session.id();
         let mut count = 0;
         for (flow, remainder) in session.take_remainders() {
+            let mut gone = Gone {
+                session: session.id(),
+                flow,
+                end: account::of_session(reason),
+                dropped: session.dropped_of(flow),
+            };
             let is_open = self.table.get(flow).is_some_and(|known| known.is_open);
             if is_open && let Some(known) = self.table.remove(flow) {
                 count += 1;
-                let end = account::of_session(reason);
-                self.keep(&known, (name, flow), remainder, end, now);
+                self.keep(&known, gone, remainder, now);
             } else if let Some((known, end)) = self.table.take_leaving(flow) {
-                self.keep(&known, (name, flow), remainder, end, now);
+                gone.end = end;
+                self.keep(&known, gone, remainder, now);
             }
         }
         count
+    }
+}
+
+/// What a session that has ended held of a flow.
+fn lost_in(session: &Session, id: FlowId) -> LostBytes {
+    LostBytes {
+        up: session.lost_of(id),
+        down: session.dropped_of(id),
     }
 }
 
@@ -93,6 +110,8 @@ impl Client {
 const fn asks_the_next(reason: EndReason) -> bool {
     match reason {
         EndReason::Rejected(_) | EndReason::Expired | EndReason::Abandoned => true,
+        // A server that stops, or is restarted, says so of the session, not of who still waits.
+        EndReason::Peer(CloseCode::Asked) => true,
         EndReason::Local(_) | EndReason::Peer(_) | EndReason::Violation { .. } => false,
     }
 }

@@ -1,5 +1,6 @@
 //! What the session tells, and what becomes of it: links, outages, refusals.
 
+use super::storing::Gone;
 use super::{Client, ClientEvent, Refused, State};
 use crate::account::{self, LostBytes};
 use crate::dialer::Attempt;
@@ -55,7 +56,15 @@ impl Client {
             Event::FlowReadable { flow } => self.pump_down(flow, now),
             Event::FlowWritable { flow } => self.pump_up(flow, now),
             Event::FlowAborted { flow, code } => self.on_aborted(flow, code),
-            Event::FlowForgotten { flow, lost } => {
+            Event::FlowForgotten {
+                flow,
+                lost,
+                dropped,
+            } => {
+                let lost = LostBytes {
+                    up: lost,
+                    down: dropped,
+                };
                 if let Some(account) = self.table.settle(flow, lost, now) {
                     self.account(account);
                 }
@@ -84,14 +93,19 @@ impl Client {
 
     /// The grace of a flow that is to be stored is over.
     fn on_expired(&mut self, flow: FlowId, remainder: Remainder, now: Instant) {
-        let name = (self.session_id(), flow);
+        let mut gone = Gone {
+            session: self.session_id(),
+            flow,
+            end: account::of_abort(FlowCode::Expired),
+            dropped: self.session.as_ref().map_or(0, |s| s.dropped_of(flow)),
+        };
         if let Some(known) = self.table.remove(flow) {
             self.expired.0 += 1;
-            let end = account::of_abort(FlowCode::Expired);
-            self.keep(&known, name, remainder, end, now);
+            self.keep(&known, gone, remainder, now);
         } else if let Some((known, end)) = self.table.take_leaving(flow) {
             // The application has reset its connection; what it had sent before counts.
-            self.keep(&known, name, remainder, end, now);
+            gone.end = end;
+            self.keep(&known, gone, remainder, now);
         }
     }
 

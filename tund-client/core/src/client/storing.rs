@@ -48,6 +48,17 @@ struct Left {
     account: FlowAccount,
 }
 
+/// A flow that has ended, of which something is to be stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gone {
+    /// Its session, if that has had an id.
+    pub(super) session: Option<SessionId>,
+    pub(super) flow: FlowId,
+    pub(super) end: End,
+    /// Bytes that the session had for its connection.
+    pub(super) dropped: u64,
+}
+
 impl Storing {
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
@@ -77,13 +88,15 @@ impl Client {
     pub(super) fn keep(
         &mut self,
         known: &ClientFlow,
-        name: (Option<SessionId>, FlowId),
+        gone: Gone,
         remainder: Remainder,
-        end: End,
         now: Instant,
     ) {
-        let in_rings = self.in_rings(known);
-        let mut account = FlowAccount::new(name.1, known, end, in_rings, now);
+        let mut lost = self.in_rings(known);
+        if gone.end.0 != EndedBy::Application {
+            lost.down += gone.dropped;
+        }
+        let mut account = FlowAccount::new(gone.flow, known, gone.end, lost, now);
         let Some(store) = known.store.filter(|_| !self.is_undeliverable) else {
             account.lost.up += u64::try_from(remainder.len()).unwrap_or(u64::MAX);
             self.expired.1 += account.lost.up;
@@ -91,7 +104,7 @@ impl Client {
             self.account(account);
             return;
         };
-        let (session, flow) = self.name(name.0, name.1);
+        let (session, flow) = self.name(gone.session, gone.flow);
         let mut run = Run::new(store.framing, remainder.start);
         remainder
             .bytes
@@ -200,7 +213,12 @@ impl Client {
             bytes: Vec::<Bytes>::new(),
             fin: false,
         };
-        let end = (EndedBy::Client, HowEnded::Expired);
-        self.keep(known, (None, FlowId(0)), remainder, end, now);
+        let gone = Gone {
+            session: None,
+            flow: FlowId(0),
+            end: (EndedBy::Client, HowEnded::Expired),
+            dropped: 0,
+        };
+        self.keep(known, gone, remainder, now);
     }
 }

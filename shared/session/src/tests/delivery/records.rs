@@ -113,6 +113,7 @@ fn what_a_delivery_carries_is_never_lost() {
     let lost = Event::FlowForgotten {
         flow: FlowId(1),
         lost: 0,
+        dropped: 0,
     };
     assert!(pair.saw(CLIENT, &lost));
 }
