@@ -10,7 +10,7 @@ use tund_session::{
     Config, DeliverTarget, Event, FlowId, Instance, Instant, LinkId, Offset, Outbox, Remainder,
     Secret, Session, SessionId, Target,
 };
-use tund_tests::harness::records::{cut as cut_up, unseal};
+use tund_tests::harness::records::{Whose, cut as cut_up, unseal};
 
 const KEY: ClientKey = ClientKey([7; 32]);
 const GRACE: Duration = Duration::from_secs(60);
@@ -448,7 +448,13 @@ fn killed_at(cut: usize, again: usize, sent: &[u8], lag: usize, lost: usize) -> 
     world.kill();
     world.outlast(cut.is_multiple_of(2));
     let (session, flow, remainder) = world.stored.take().expect("something is stored");
-    let records = cut_up(&remainder, RECORD_TEXT).records;
+    let whose = Whose {
+        session,
+        flow,
+        user: 1000,
+        destination: "192.0.2.1:514".parse().unwrap(),
+    };
+    let records = cut_up(&remainder, RECORD_TEXT, &whose).records;
     for budget in [again, usize::MAX] {
         if world.deliver_stored(&records, (session, flow), budget) {
             break;

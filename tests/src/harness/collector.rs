@@ -5,7 +5,7 @@ use super::records::unseal;
 use super::rng::Rng;
 use super::socket::{narrow, wide};
 use super::world::{CLIENT, KEY, SERVER, Who, World};
-use tund_server_core::delivery::{Record, Step};
+use tund_server_core::delivery::{Binding, Step};
 use tund_session::wire::frame::{Deliver, OpenError};
 use tund_session::{Delivery as End, Event, FlowId, Session, SessionId};
 
@@ -223,9 +223,10 @@ impl World {
                 let arrived: Vec<_> = session.readable(flow).cloned().collect();
                 let is_all = session.has_all(flow);
                 let current = &mut connection.record;
-                let open = |record: &Record, sealed: &[u8]| {
+                let open = |binding: &Binding, sealed: &[u8]| {
+                    let record = &binding.record;
                     *current = Some((record.start.0, record.end.0, true));
-                    unseal(record, sealed)
+                    unseal(binding, sealed)
                 };
                 match delivery.step((arrived.iter(), is_all), delivered, open) {
                     Step::Write if left == 0 => break,

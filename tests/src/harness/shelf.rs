@@ -1,7 +1,7 @@
 //! What the client has stored, and how it delivers that in later sessions.
 
 use super::coverage::Situation;
-use super::records::{Kept, cut};
+use super::records::{Kept, Whose, cut};
 use super::socket::wide;
 use super::world::{CLIENT, Who, World};
 use std::collections::BTreeMap;
@@ -15,6 +15,10 @@ use tund_session::{
 const RECORD_TEXT: usize = 60;
 /// Deliveries at once: more than one, and fewer than there may be files.
 const AT_ONCE: usize = 2;
+
+/// Whose the bytes are, and where they go.
+const USER: u32 = 1000;
+const COLLECTOR: ([u8; 4], u16) = ([192, 0, 2, 1], 514);
 
 /// A run of whole messages on the client's disk: it outlives the daemon.
 #[derive(Debug)]
@@ -73,10 +77,6 @@ impl Shelf {
 impl World {
     /// The client puts on its disk what is left of a flow.
     pub(super) fn shelve(&mut self, unit: usize, flow: FlowId, remainder: &Remainder) {
-        let kept = cut(remainder, RECORD_TEXT);
-        if kept.records.is_empty() {
-            return;
-        }
         let session = self.client.as_ref().and_then(|client| client.session.id());
         let session = session.unwrap_or_else(|| {
             self.shelf.nameless += 1;
@@ -84,6 +84,16 @@ impl World {
             name[8..].copy_from_slice(&self.shelf.nameless.to_be_bytes());
             SessionId(name)
         });
+        let whose = Whose {
+            session,
+            flow,
+            user: USER,
+            destination: COLLECTOR.into(),
+        };
+        let kept = cut(remainder, RECORD_TEXT, &whose);
+        if kept.records.is_empty() {
+            return;
+        }
         let (start, end) = (remainder.start.0, kept.end);
         self.tell(|| format!("u{unit}: {start} to {end} are stored, FIN {}", kept.fin));
         self.shelf.units.insert((session, flow), unit);
@@ -147,8 +157,8 @@ impl World {
             let target = DeliverTarget {
                 session: file.session,
                 origin_flow: file.flow,
-                user: 1000,
-                destination: ([192, 0, 2, 1], 514).into(),
+                user: USER,
+                destination: COLLECTOR.into(),
                 framing: Framing::Line,
                 grace: Duration::from_secs(if unit.is_multiple_of(4) { 60 } else { 300 }),
             };

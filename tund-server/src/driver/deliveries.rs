@@ -10,7 +10,7 @@ use tund_daemon::clock;
 use tund_daemon::identity::{PrivateKey, PublicKey};
 use tund_daemon::journal::Journal;
 use tund_daemon::seal::{Bound, Opener};
-use tund_server_core::delivery::{Deliveries, Delivery, Progress, Record, Step, StoredFlow};
+use tund_server_core::delivery::{Binding, Deliveries, Delivery, Progress, Step, StoredFlow};
 use tund_session::wire::frame::{
     Deliver, FlowCode, OnExpiry, Open, OpenError, Protocol, capability,
 };
@@ -262,23 +262,17 @@ impl Server {
     }
 }
 
-fn unseal(
-    opener: &Opener,
-    of: StoredFlow,
-    deliver: &Deliver,
-    record: &Record,
-    sealed: &[u8],
-) -> Option<Vec<u8>> {
+fn unseal(opener: &Opener, binding: &Binding, sealed: &[u8]) -> Option<Vec<u8>> {
     let bound = Bound {
-        client: PublicKey::from_bytes(of.client.0).ok()?,
-        session: of.session,
-        flow: of.flow,
-        user: deliver.user,
-        destination: deliver.destination,
-        framing: deliver.framing.number(),
-        start: record.start.0,
-        end: record.end.0,
-        flags: record.flags(),
+        client: PublicKey::from_bytes(binding.of.client.0).ok()?,
+        session: binding.of.session,
+        flow: binding.of.flow,
+        user: binding.user,
+        destination: binding.destination,
+        framing: binding.framing.number(),
+        start: binding.record.start.0,
+        end: binding.record.end.0,
+        flags: binding.record.flags(),
     };
     opener.open(&bound, sealed).ok()
 }
@@ -293,12 +287,10 @@ impl OriginSlot {
         now: Instant,
     ) -> Fate {
         let mut cx = Context::from_waker(&self.waker);
-        let (of, deliver) = (delivery.of(), *delivery.deliver());
-        let flow = deliver.flow;
+        let flow = delivery.deliver().flow;
         loop {
             let arrived: Vec<_> = session.readable(flow).cloned().collect();
-            let open =
-                |record: &Record, sealed: &[u8]| unseal(opener, of, &deliver, record, sealed);
+            let open = |binding: &Binding, sealed: &[u8]| unseal(opener, binding, sealed);
             let is_all = session.has_all(flow);
             match delivery.step((arrived.iter(), is_all), delivered, open) {
                 Step::Wait => return self.end_records(session, flow, now),

@@ -6,7 +6,7 @@ mod record;
 mod tests;
 
 pub use delivered::{Delivered, FLOWS_PER_KEY, Progress, StoredFlow};
-pub use record::{HEADER_BYTES, Record};
+pub use record::{Binding, HEADER_BYTES, Record};
 
 use crate::registry::ClientKey;
 use bytes::{Buf, Bytes};
@@ -112,7 +112,7 @@ impl Delivery {
         &mut self,
         (arrived, is_all): (impl Iterator<Item = &'a Bytes> + Clone, bool),
         delivered: Offset,
-        open: impl FnOnce(&Record, &[u8]) -> Option<Vec<u8>>,
+        open: impl FnOnce(&Binding, &[u8]) -> Option<Vec<u8>>,
     ) -> Step {
         if self.current.is_none() {
             if self.is_held() {
@@ -143,7 +143,7 @@ impl Delivery {
         &mut self,
         arrived: impl Iterator<Item = &'a Bytes> + Clone,
         delivered: Offset,
-        open: impl FnOnce(&Record, &[u8]) -> Option<Vec<u8>>,
+        open: impl FnOnce(&Binding, &[u8]) -> Option<Vec<u8>>,
     ) -> Result<bool, &'static str> {
         let Some(header) = record::gather(arrived.clone(), 0, HEADER_BYTES) else {
             return Ok(false);
@@ -155,11 +155,21 @@ impl Delivery {
         let text = if record.end_with_fin() <= delivered {
             Bytes::new()
         } else {
-            let text = open(&record, &sealed).ok_or("a record does not open")?;
+            let text = open(&self.binding(record), &sealed).ok_or("a record does not open")?;
             self.undelivered(&record, text, delivered)?
         };
         self.begin(&record, text);
         Ok(true)
+    }
+
+    fn binding(&self, record: Record) -> Binding {
+        Binding {
+            of: self.of,
+            user: self.deliver.user,
+            destination: self.deliver.destination,
+            framing: self.deliver.framing,
+            record,
+        }
     }
 
     fn check(&self, record: Record) -> Result<Record, &'static str> {

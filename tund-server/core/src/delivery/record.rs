@@ -1,13 +1,31 @@
 //! The header of a record (PROTOCOL.md §5.8).
 
+use super::StoredFlow;
 use bytes::Bytes;
+use std::net::SocketAddr;
 use tund_session::Offset;
 use tund_session::limits::RECORD_EXTRA;
+use tund_session::wire::frame::Framing;
 
 /// Start, end, flags, length.
 pub const HEADER_BYTES: usize = 8 + 8 + 1 + 4;
 /// Bit 0 of the flags.
 const FIN: u8 = 1;
+
+/// What a record must have been sealed as (PROTOCOL.md §5.8): it opens as nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// Whose stream, and which.
+    pub of: StoredFlow,
+    /// The user whose application sent it.
+    pub user: u32,
+    /// Where it shall go.
+    pub destination: SocketAddr,
+    /// How the stream is cut into messages.
+    pub framing: Framing,
+    /// Its place in the stream.
+    pub record: Record,
+}
 
 /// What a record says before its sealed bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -46,7 +46,7 @@ fn record(start: u64, text: &[u8], has_fin: bool) -> Vec<u8> {
     [head.concat(), sealed].concat()
 }
 
-fn unseal(_: &Record, sealed: &[u8]) -> Option<Vec<u8>> {
+fn unseal(_: &Binding, sealed: &[u8]) -> Option<Vec<u8>> {
     let (text, tag) = sealed.split_last_chunk::<16>()?;
     (tag == &[9; 16]).then(|| text.iter().map(|byte| !byte).collect())
 }
