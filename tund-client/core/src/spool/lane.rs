@@ -169,6 +169,9 @@ impl Spool {
     pub(super) fn set_state(&mut self, id: FileId, state: FileState) {
         if let Some(file) = self.files.get_mut(&id) {
             file.state = state;
+            // Its time may have ended meanwhile.
+            let at = file.expires_at;
+            self.note_expiry(at);
         }
     }
 }

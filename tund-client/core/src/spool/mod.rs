@@ -268,14 +268,12 @@ impl Spool {
 
     /// The driver has written it, or could not.
     pub(crate) fn stored(&mut self, id: FileId, is_written: bool) {
-        let Some(file) = self.files.get_mut(&id) else {
-            return;
-        };
-        if file.state != FileState::Storing {
+        let state = self.files.get(&id).map(|file| file.state);
+        if state != Some(FileState::Storing) {
             return;
         }
         if is_written {
-            file.state = FileState::Waiting;
+            self.set_state(id, FileState::Waiting);
             self.line_up(id);
         } else {
             self.forget(id);

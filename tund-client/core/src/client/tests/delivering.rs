@@ -142,6 +142,26 @@ fn what_nobody_could_deliver_in_time_is_kept_for_a_person_and_can_be_dropped() {
 }
 
 #[test]
+fn a_file_whose_time_ends_while_it_is_delivered_is_kept_for_a_person_if_that_fails() {
+    let mut world = world();
+    let app = world.connect(LOG);
+    world.fail();
+    world.write(app, b"one\n");
+    world.pass(GRACE + RETAIN - SECOND * 30);
+    world.stall_new_origins = true;
+    world.heal();
+    world.pass(SECOND * 60);
+    assert_eq!(
+        world.client.spool_rows(None, 9)[0].state,
+        FileState::Delivering
+    );
+
+    outlast(&mut world);
+
+    assert_eq!(world.disk.dead.get(&FileId(1)), Some(&Dead::Overdue));
+}
+
+#[test]
 fn a_damaged_file_is_delivered_as_far_as_it_goes() {
     let mut world = world();
     let app = world.connect(LOG);
