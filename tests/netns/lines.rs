@@ -38,12 +38,15 @@ impl Collector {
         Self { connections }
     }
 
+    /// All that each connection has brought.
+    pub(crate) fn connections(&self) -> Vec<Vec<u8>> {
+        let all = self.connections.lock();
+        all.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Whole lines in the order of their connections; what no newline ends is none.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let all = self
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let all = self.connections();
         let lines = all.iter().flat_map(|bytes| {
             let whole = bytes.iter().rposition(|byte| *byte == b'\n');
             let whole = whole.map_or(&[][..], |end| &bytes[..end]);
@@ -71,6 +74,23 @@ fn collect(mut stream: TcpStream, place: usize, all: &Mutex<Vec<Vec<u8>>>) {
     }
 }
 
+/// With a grace of two seconds; the origin's host takes lines, which are stored for it.
+pub(crate) fn settings(lab: &Lab, connect_during_outage: &str) -> Settings {
+    let quoted = |text: &str| format!("\"{text}\"");
+    let destination = lab.origin_address(Family::V4, PORT).ip().to_string();
+    Settings::new()
+        .grace(GRACE)
+        .client("[policy]", "destination", &quoted(&destination))
+        .client("[policy]", "protocol", &quoted("tcp"))
+        .client("[policy]", "on_expiry", &quoted("store"))
+        .client("[policy]", "framing", &quoted("line"))
+        .client(
+            "[policy]",
+            "connect_during_outage",
+            &quoted(connect_during_outage),
+        )
+}
+
 /// A lab with both daemons, a collector, and a policy that stores lines for it.
 pub(crate) struct Scene {
     pub(crate) tund: Tund,
@@ -84,20 +104,13 @@ impl Scene {
     }
 
     pub(crate) fn in_lab(lab: Lab, connect_during_outage: &str) -> Self {
+        let settings = settings(&lab, connect_during_outage);
+        Self::with_settings(lab, &settings)
+    }
+
+    pub(crate) fn with_settings(lab: Lab, settings: &Settings) -> Self {
         let collector = Collector::start(&lab);
-        let destination = format!("\"{}\"", lab.origin_address(Family::V4, PORT).ip());
-        let settings = Settings::new()
-            .grace(GRACE)
-            .client("[policy]", "destination", &destination)
-            .client("[policy]", "protocol", "\"tcp\"")
-            .client("[policy]", "on_expiry", "\"store\"")
-            .client("[policy]", "framing", "\"line\"")
-            .client(
-                "[policy]",
-                "connect_during_outage",
-                &format!("\"{connect_during_outage}\""),
-            );
-        let tund = Tund::start(&lab, &settings);
+        let tund = Tund::start(&lab, settings);
         Self {
             tund,
             collector,

@@ -30,3 +30,4 @@ mod sniffer;
 mod storing;
 mod support;
 mod transfers;
+mod undelivered;
