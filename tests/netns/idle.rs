@@ -8,7 +8,7 @@ use tund_tests::lab::{Access, Settings, wait};
 
 use crate::support::{LATER, SOON, Scene, figure};
 
-const WATCHED: Duration = Duration::from_secs(121);
+const TWO_MINUTES: Duration = Duration::from_secs(120);
 
 /// How often the threads of a process have slept, hence were woken.
 fn wakes(pid: u32) -> u64 {
@@ -22,49 +22,82 @@ fn wakes(pid: u32) -> u64 {
     of_task.sum()
 }
 
-/// Wakes while nothing happens.
-fn wakes_in_peace(scene: &Scene) -> u64 {
+/// Wakes in `length` without events, after `rest` for what the last one has left to do.
+fn wakes_in_peace(scene: &Scene, rest: Duration, length: Duration) -> u64 {
     let pid = scene.tund.client.process.pid();
-    // What the last event has left to do is not counted.
-    let mut before = wakes(pid);
-    wait::until_true("it has come to rest", LATER, || {
-        wait::let_pass(Duration::from_secs(3));
-        std::mem::replace(&mut before, wakes(pid)) == wakes(pid)
-    });
-    wait::let_pass(WATCHED);
+    wait::let_pass(rest);
+    let before = wakes(pid);
+    wait::let_pass(length);
     wakes(pid) - before
 }
 
-fn attached() -> u64 {
-    let settings = Settings::new().client("link", "connect", "\"always\"");
-    let scene = Scene::new("attached and idle", &settings);
-    scene.tund.client.wait_attached(SOON);
-    drop(scene.echo());
-    scene.wait_without_flows();
-    wakes_in_peace(&scene)
+fn always() -> Settings {
+    Settings::new().client("link", "connect", "\"always\"")
 }
 
-fn without_network() -> u64 {
+/// A client that wants a link and has no network.
+fn without_network(rest: Duration, length: Duration) -> u64 {
+    let scene = Scene::new("idle without a network", &always());
+    scene.tund.client.wait_attached(SOON);
+    scene.lab.lower(Access::Wifi);
+    scene.tund.client.wait_for("detached", SOON);
+    wakes_in_peace(&scene, rest, length)
+}
+
+/// One that wants none, and has no network either.
+fn on_demand_without_network(rest: Duration) -> u64 {
     let settings = Settings::new().client("link", "linger", "\"1s\"");
-    let scene = Scene::new("idle without a network", &settings);
+    let scene = Scene::new("idle, on demand, without a network", &settings);
     drop(scene.echo());
     scene.tund.client.wait_for("ready", LATER);
     scene.lab.lower(Access::Wifi);
-    wakes_in_peace(&scene)
+    wakes_in_peace(&scene, rest, TWO_MINUTES)
+}
+
+/// One that is attached, with a flow on which nothing moves, or without any.
+fn attached(has_flow: bool, rest: Duration) -> u64 {
+    let scene = Scene::new("attached and idle", &always());
+    let mut echo = scene.echo();
+    if !has_flow {
+        drop(echo);
+        scene.wait_without_flows();
+        return wakes_in_peace(&scene, rest, TWO_MINUTES);
+    }
+    let count = wakes_in_peace(&scene, rest, TWO_MINUTES);
+    echo.round_trip().unwrap();
+    count
 }
 
 #[test]
-#[ignore = "long: two minutes without anything to do"]
-fn long_a_client_without_flows_is_hardly_woken() {
-    let other = thread::spawn(without_network);
-    let attached = attached();
-    let without_network = other.join().unwrap();
-    figure(&format!(
-        "wakes in 2 minutes without flows: {attached} attached, {without_network} without a network"
-    ));
-    assert!(attached <= 10, "{attached}: at most 5 a minute");
-    assert!(
-        without_network <= 2,
-        "{without_network}: at most one a minute"
-    );
+fn without_flows_and_network_the_client_sleeps() {
+    let count = without_network(Duration::from_secs(2), Duration::from_secs(15));
+
+    figure(&format!("woken {count} times in 15 s without a network"));
+    assert!(count <= 1, "woken {count} times");
+}
+
+/// What the client is in, how many wakes that may cost, and how it is played after a rest.
+type Stage = (&'static str, u64, fn(Duration) -> u64);
+
+#[test]
+#[ignore = "long: three minutes without anything to do"]
+fn long_an_idle_client_is_hardly_woken() {
+    // PINGs become rare within the first minute.
+    let rest = Duration::from_secs(70);
+    let stages: [Stage; 4] = [
+        ("without a network", 2, |rest| {
+            without_network(rest, TWO_MINUTES)
+        }),
+        ("on demand, without a network", 2, on_demand_without_network),
+        ("attached, no flow", 10, |rest| attached(false, rest)),
+        ("attached, an idle flow", 10, |rest| attached(true, rest)),
+    ];
+
+    let counts = stages.map(|(_, _, stage)| thread::spawn(move || stage(rest)));
+
+    let counts = counts.map(|count| count.join().unwrap());
+    for ((what, most, _), count) in stages.iter().zip(counts) {
+        figure(&format!("woken {count} times in two minutes, {what}"));
+        assert!(count <= *most, "{what}: woken {count} times");
+    }
 }
