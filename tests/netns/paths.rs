@@ -13,7 +13,7 @@ use tund_tests::outages;
 use crate::support::{LATER, LONG, SOON, Scene, figure};
 
 const ROUND_TRIP: Duration = Duration::from_millis(100);
-/// What a machine may add that builds and runs other tests meanwhile.
+/// What a machine may add that others use meanwhile; our own tests do not run beside these.
 const BUSY_MACHINE: Duration = Duration::from_millis(400);
 
 /// A stream each way, as fast as it goes.
@@ -193,10 +193,13 @@ fn the_better_link_that_comes_back_is_moved_to_without_a_silence() {
     let silences = traffic.longest_silence(from, wait::now());
     figure(&format!("longest silences before the move: {usual:?}"));
     assert_eq!(scene.tund.client.status().outages.count, 0);
+    // A bulk stream pauses on a busy machine without a move, too.
     check(
         "longest silence of a move to the better link",
         silences,
-        Duration::from_millis(50),
+        usual
+            .into_iter()
+            .fold(Duration::from_millis(50), Duration::max),
     );
     traffic.stop(&scene);
 }
