@@ -45,7 +45,8 @@ impl Session {
 
     /// The owner knows that nothing passes by a link for now: its device has lost its carrier, or
     /// its address is gone. If another one works, flows go on there at once; else the link stays,
-    /// suspect.
+    /// suspect, whatever is read from its socket that had come before, until it is
+    /// [found](Self::handle_link_found) again.
     pub fn handle_link_lost(&mut self, id: LinkId, now: Instant) {
         if self.ended.is_some() {
             return;
@@ -58,9 +59,20 @@ impl Session {
         }
         self.ask(id, now);
         if let Some(link) = self.links.get_mut(&id) {
-            link.doubt(now);
+            link.lose(now);
         }
         self.check_detached(None, now);
+    }
+
+    /// What was [lost](Self::handle_link_lost) is there again; whether the link works shows with
+    /// the next frame on it, and it is asked.
+    pub fn handle_link_found(&mut self, id: LinkId, now: Instant) {
+        if let Some(link) = self.links.get_mut(&id)
+            && link.is_lost()
+        {
+            link.find();
+            self.ask(id, now);
+        }
     }
 
     /// A link has become suspect. Another one that was heard since the unanswered PING shows that
