@@ -147,6 +147,7 @@ impl Session {
         self.add_unconfirmed(link, secret, Frame::ResumeOk(ResumeOk { number }), now);
         self.bury_suspects(now);
         self.repeat_unsettled_acks();
+        self.shorten_first_turns();
         Ok(())
     }
 
@@ -277,6 +278,7 @@ impl Session {
         }
         self.bury_suspects(now);
         self.repeat_unsettled_acks();
+        self.shorten_first_turns();
         let others = self
             .links
             .values()
