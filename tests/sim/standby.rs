@@ -207,3 +207,43 @@ fn the_old_link_carries_until_the_new_one_has_answered() {
     assert_passes_at_once(&mut world);
     assert_eq!(links(&world), [1, 1]);
 }
+
+/// What either end has to say on that link goes there and back once.
+fn round_trip(world: &mut World, link: LinkId) {
+    for side in [CLIENT, SERVER] {
+        world.transmit(link, side, 60_000);
+        world.deliver(link, side, usize::MAX);
+    }
+}
+
+#[test]
+fn a_better_link_carries_after_its_first_six_answers() {
+    let mut world = World::calm(Knobs::ROOMY);
+    world.connect();
+    steer(&mut world, |client, now| client.prefer(LinkId(1), 1, now));
+    let better = world.dial().unwrap();
+    // RESUME, and five PINGs.
+    for _ in 0..6 {
+        round_trip(&mut world, better);
+        assert_eq!(carriers(&world)[CLIENT], Some(LinkId(1)));
+    }
+
+    round_trip(&mut world, better);
+
+    assert_eq!(carriers(&world)[CLIENT], Some(better));
+}
+
+#[test]
+fn a_new_link_carries_at_once_when_the_old_one_is_lost() {
+    let mut world = World::calm(Knobs::ROOMY);
+    world.connect();
+    let new = world.dial().unwrap();
+    round_trip(&mut world, new);
+    assert_eq!(carriers(&world)[CLIENT], Some(LinkId(1)));
+
+    steer(&mut world, |client, now| {
+        client.handle_link_lost(LinkId(1), now);
+    });
+
+    assert_eq!(carriers(&world)[CLIENT], Some(new));
+}
