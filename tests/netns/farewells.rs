@@ -4,13 +4,20 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use tund_tests::lab::{Family, Settings, wait};
+use tund_tests::lab::{Family, Process, Settings, earliest, latest, wait};
 
 use crate::support::{LATER, SOON, Scene, figure, write_until_blocked};
 
 const PORT: u16 = 9000;
-/// Within which nothing is left.
+/// Within which nothing is left, by the daemons' own logs: how soon a test sees it depends on what
+/// else its machine does.
 const DONE: Duration = Duration::from_secs(1);
+/// What a daemon says when nothing is left of a session, but for its links.
+const ENDED: &str = "session ended";
+/// What it says when it closes a link.
+const CLOSED: &str = "link closed";
+/// What it says when it is terminated.
+const STOPPING: &str = "stopping";
 
 /// A scene, and how many sockets each daemon has before its first flow.
 struct Stage {
@@ -28,7 +35,9 @@ struct Loaded {
 
 impl Stage {
     fn new(title: &str, settings: &Settings) -> Self {
-        let scene = Scene::new(title, settings);
+        let level = "\"debug\"";
+        let settings = settings.clone().client("log", "level", level);
+        let scene = Scene::new(title, &settings.server("log", "level", level));
         let client_sockets = scene.tund.client.process.sockets();
         let server_sockets = scene.tund.server.process.sockets();
         Self {
@@ -58,15 +67,26 @@ impl Stage {
         }
     }
 
-    /// Waits until neither daemon has a socket more than before its first flow, and says how long
-    /// that took since `start`. Of a client that has ended there is none.
-    fn wait_without_sockets(&self, start: Instant, what: &str) -> Duration {
+    /// Waits until neither daemon has a socket more than before its first flow. Of a client that has
+    /// ended there is none.
+    fn wait_without_sockets(&self, start: Instant, what: &str) {
         wait::until_true("both daemons have closed all sockets", LATER, || {
             self.scene.tund.client.process.sockets() <= self.client_sockets
                 && self.scene.tund.server.process.sockets() <= self.server_sockets
         });
         let took = wait::now() - start;
         figure(&format!("{what}: nothing left after {took:?}"));
+    }
+
+    /// From the first word about `begin` in one log to the last about the end of the session or a
+    /// link in either: then the last socket is closed.
+    fn own_time(&self, begin: (&Process, &str)) -> Duration {
+        let tund = &self.scene.tund;
+        let begun = begin.0.log_lines(&[begin.1]);
+        let mut ends = tund.client.process.log_lines(&[ENDED, CLOSED]);
+        ends.extend(tund.server.process.log_lines(&[ENDED, CLOSED]));
+        let took = latest(&ends).since(earliest(&begun));
+        figure(&format!("by the daemons' own logs after {took:?}"));
         took
     }
 
@@ -118,11 +138,12 @@ fn a_disconnect_by_the_user_leaves_nothing_on_either_side() {
 
     let start = wait::now();
     stage.scene.tund.client.command(&["disconnect"]).unwrap();
-    let took = stage.wait_without_sockets(start, "disconnect by the client");
+    stage.wait_without_sockets(start, "disconnect by the client");
 
     assert_reset(&mut loaded);
     stage.assert_client_is_empty();
     stage.assert_server_is_empty();
+    let took = stage.own_time((&stage.scene.tund.client.process, ENDED));
     assert!(took < DONE, "{took:?}");
 }
 
@@ -134,11 +155,12 @@ fn a_disconnect_by_the_server_leaves_nothing_on_either_side() {
     let start = wait::now();
     let by_name = ["disconnect", "--client", "client"];
     stage.scene.tund.server.command(&by_name).unwrap();
-    let took = stage.wait_without_sockets(start, "disconnect by the server");
+    stage.wait_without_sockets(start, "disconnect by the server");
 
     assert_reset(&mut loaded);
     stage.assert_client_is_empty();
     stage.assert_server_is_empty();
+    let took = stage.own_time((&stage.scene.tund.server.process, ENDED));
     assert!(took < DONE, "{took:?}");
 }
 
@@ -149,11 +171,12 @@ fn a_client_that_is_terminated_leaves_nothing_at_the_server() {
 
     let start = wait::now();
     let status = stage.scene.tund.client.process.terminate(LATER);
-    let took = stage.wait_without_sockets(start, "SIGTERM of the client");
+    stage.wait_without_sockets(start, "SIGTERM of the client");
 
     assert!(status.success(), "{status:?}");
     assert_reset(&mut loaded);
     stage.assert_server_is_empty();
+    let took = stage.own_time((&stage.scene.tund.client.process, STOPPING));
     assert!(took < DONE, "{took:?}");
 }
 
@@ -164,11 +187,12 @@ fn a_server_that_is_terminated_leaves_nothing_at_the_client() {
 
     let start = wait::now();
     let status = stage.scene.tund.server.process.terminate(LATER);
-    let took = stage.wait_without_sockets(start, "SIGTERM of the server");
+    stage.wait_without_sockets(start, "SIGTERM of the server");
 
     assert!(status.success(), "{status:?}");
     assert_reset(&mut loaded);
     stage.assert_client_is_empty();
+    let took = stage.own_time((&stage.scene.tund.server.process, STOPPING));
     assert!(took < DONE, "{took:?}");
 }
 
@@ -186,11 +210,12 @@ fn the_end_of_linger_leaves_nothing_on_either_side() {
     wait::throughout("it lingers", linger / 2, || {
         stage.scene.tund.client.status().session_id == lasting
     });
-    let took = stage.wait_without_sockets(start, "end of a linger of 2 s");
+    stage.wait_without_sockets(start, "end of a linger of 2 s");
 
     stage.assert_client_is_empty();
     stage.assert_server_is_empty();
-    assert!(took < linger + DONE, "{took:?}");
+    let took = stage.own_time((&stage.scene.tund.client.process, "flow ended"));
+    assert!(took >= linger && took < linger + DONE, "{took:?}");
 }
 
 #[test]
@@ -207,19 +232,26 @@ fn a_disconnect_during_an_outage_is_done_at_once_and_at_the_server_later() {
     wait::until_true("the client has closed all sockets", LATER, || {
         stage.scene.tund.client.process.sockets() <= stage.client_sockets
     });
-    let took = wait::now() - start;
+    figure(&format!(
+        "disconnect in an outage: all closed after {:?}",
+        wait::now() - start
+    ));
     stage.assert_client_is_empty();
+    let client = &stage.scene.tund.client.process;
+    let closed = client.log_lines(&[ENDED, CLOSED]);
+    let took = latest(&closed).since(earliest(&client.log_lines(&[ENDED])));
     assert!(took < DONE, "{took:?}");
     let rows = stage.scene.tund.server.sessions().unwrap();
     assert_eq!(rows.len(), 1, "the server could not hear of it");
 
     stage.scene.lab.heal();
     stage.scene.echo();
-    let contact = wait::now();
     let mut rest = Vec::new();
     let error = loaded.far.read_to_end(&mut rest).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    let took = wait::now() - contact;
+    let server = &stage.scene.tund.server.process;
+    let contact = server.log_lines(&["session attached"]);
+    let took = latest(&server.log_lines(&[ENDED])).since(latest(&contact));
     figure(&format!(
         "disconnect in an outage: C reset {took:?} after contact"
     ));
@@ -332,9 +364,10 @@ fn grace_ends_a_then_c_to_the_second_and_the_next_session_alike() {
     assert!(took <= grace + Duration::from_secs(31), "{took:?}");
     assert_eq!(scene.tund.server.sessions(), Ok(Vec::new()));
     assert_eq!(scene.tund.client.status().state, "ready");
-    let files = scene.lab.directory().join("server-state/tombstones");
-    let size = std::fs::metadata(files).unwrap().len();
-    assert!(size > 8, "its end is written down");
+    let file = scene.lab.directory().join("server-state/tombstones");
+    wait::until_true("its end is written down", LATER, || {
+        std::fs::metadata(&file).is_ok_and(|data| data.len() > 8)
+    });
 
     scene.lab.heal();
     expire(&scene, grace, false);

@@ -10,6 +10,7 @@ mod crowd;
 mod endings;
 mod events;
 mod farewells;
+mod idle;
 mod injection;
 mod lab_direct;
 mod lab_emulator;

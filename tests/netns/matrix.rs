@@ -1,5 +1,5 @@
-//! A short case of each kind of the outage matrix (`scripts/test outages`): every byte arrives, and
-//! the first one soon enough for a machine that does other things meanwhile.
+//! A short case of each kind of the outage matrix: every byte arrives. How soon is asserted where the
+//! machine does nothing else meanwhile (`scripts/test outages`).
 
 use std::time::Duration;
 
@@ -13,10 +13,9 @@ const MS: Duration = Duration::from_millis(1);
 const BOTH: [Direction; 2] = [Direction::Down, Direction::Up];
 
 #[track_caller]
-fn assert_soon(what: &str, sample: Sample) {
+fn assert_all_arrives(what: &str, sample: Sample) {
     figure(&format!("{what}: {sample:?}"));
-    let took = sample.tund.expect("every byte arrives");
-    assert!(took <= 3000 * MS, "{what}: {took:?}");
+    sample.tund.expect("every byte arrives");
 }
 
 #[test]
@@ -26,7 +25,7 @@ fn a_download_and_an_upload_go_on_after_a_short_cut_of_each_kind() {
         for direction in BOTH {
             let sample = cut::once(&scene, direction, kind, 2000 * MS);
 
-            assert_soon(&format!("{kind:?} {direction:?}"), sample);
+            assert_all_arrives(&format!("{kind:?} {direction:?}"), sample);
         }
     }
 }
@@ -35,12 +34,12 @@ fn a_download_and_an_upload_go_on_after_a_short_cut_of_each_kind() {
 fn a_lost_carrier_and_two_moves_are_outlived_by_downloads_and_uploads() {
     let mut scene = scene("roaming", Duration::ZERO);
     let carrier = roaming::carrier(&scene, Direction::Down, 1000 * MS);
-    assert_soon("carrier", carrier);
+    assert_all_arrives("carrier", carrier);
 
     for (direction, gap) in BOTH.into_iter().zip([Duration::ZERO, 2000 * MS]) {
         let sample = roaming::switch(&mut scene, direction, gap);
 
-        assert_soon(&format!("switch after {gap:?}"), sample);
+        assert_all_arrives(&format!("switch after {gap:?}"), sample);
     }
 }
 
@@ -64,5 +63,4 @@ fn two_hundred_flows_resume_together() {
 
     let last = times[times.len() - 1];
     figure(&format!("the last of 200 flows: {last:?}"));
-    assert!(last <= 5000 * MS, "{last:?}");
 }

@@ -208,6 +208,17 @@ fn another_server_with_another_key_is_a_portal_too() {
     );
 }
 
+/// The congestion control of the client's link, or BBR where the kernel has none.
+fn congestion_control(scene: &Scene) -> String {
+    let available = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+    let link = scene.tund.client.status().link.expect("attached");
+    if std::fs::read_to_string(available).unwrap().contains("bbr") {
+        link.congestion_control.expect("shown")
+    } else {
+        "bbr".to_owned()
+    }
+}
+
 /// How long the session takes to be attached again, at 1.2 s round trip and 10 % loss, after the
 /// connection has been forgotten.
 fn attach_on_a_slow_path(runs: u64) -> Duration {
@@ -228,6 +239,7 @@ fn attach_on_a_slow_path(runs: u64) -> Duration {
             status.outages.count > count && status.state == "attached"
         });
         times.push(wait::now() - start);
+        assert_eq!(congestion_control(&scene), "bbr", "far, hence not by loss");
         figure(&format!(
             "attached on a slow path, run {run}: {:?}",
             times[times.len() - 1]

@@ -4,7 +4,7 @@ use std::io::{self, Read as _};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tund_tests::lab::{Settings, wait};
+use tund_tests::lab::{Family, Settings, wait};
 
 use crate::support::{Echo, LATER, LONG, SOON, Scene, figure};
 
@@ -84,6 +84,43 @@ fn a_server_that_ends_in_order_says_so_to_everybody() {
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     scene.tund.server.start_again(&scene.lab);
     scene.echo();
+}
+
+/// Who still waits for its origin is no part of the session that ends: it was told ECONNREFUSED.
+#[test]
+fn a_connection_that_still_waits_at_an_orderly_restart_is_made_by_the_next_start() {
+    let mut scene = Scene::new("waiting at a restart", &Settings::new());
+    let mut echo = scene.echo();
+    scene.lab.origin.nft(
+        "table inet silent {
+            chain input {
+                type filter hook input priority 0;
+                tcp dport 9100 drop;
+            }
+        }",
+    );
+    let _listener = scene.lab.origin.listen(9100);
+    let to = scene.lab.origin_address(Family::V4, 9100);
+    let waiting = scene.lab.client.connect_slowly(to).unwrap();
+    wait::until_true("the server asks the origin", LATER, || {
+        scene.tund.client.status().flows.tcp == 2
+    });
+
+    assert!(scene.tund.server.process.terminate(LATER).success());
+    let error = echo.stream.read_exact(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    scene.tund.server.start_again(&scene.lab);
+    let back = wait::now();
+    scene.lab.origin.nft("delete table inet silent");
+
+    wait::until_true("it is connected", LATER, || {
+        waiting.peer_addr().is_ok() || waiting.take_error().unwrap().is_some()
+    });
+    assert_eq!(waiting.take_error().unwrap().map(|e| e.kind()), None);
+    let took = wait::now() - back;
+    figure(&format!(
+        "who waited at a restart: connected after {took:?}"
+    ));
 }
 
 #[test]

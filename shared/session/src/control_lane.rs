@@ -78,9 +78,14 @@ impl ControlLane {
         u64::try_from(count).unwrap_or(u64::MAX)
     }
 
-    /// Something could be sent at once.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.ack_due || !self.unsent.is_empty() || self.may_number()
+    /// Something could be sent at once; see [`Self::take_ack`] for `most`.
+    pub(crate) fn is_ready(&self, most: u64) -> bool {
+        self.may_acknowledge(most) || !self.unsent.is_empty() || self.may_number()
+    }
+
+    /// An acknowledgement is due, and the peer has left no more than `most` of ours without one.
+    fn may_acknowledge(&self, most: u64) -> bool {
+        self.ack_due && self.outstanding() <= most
     }
 
     /// The next message that was never sent may go out. The last words of a session wait for no
@@ -112,9 +117,11 @@ impl ControlLane {
         Some((self.high, message))
     }
 
-    /// The acknowledgement to be sent on `link`, if one is due.
-    pub(crate) fn take_ack(&mut self, link: LinkId) -> Option<u64> {
-        if !self.ack_due {
+    /// The acknowledgement to be sent on `link`, if one is due. It lets the peer say more, so it
+    /// waits while more than `most` of what was said here is not acknowledged: what answers the
+    /// peer's messages has no other bound.
+    pub(crate) fn take_ack(&mut self, link: LinkId, most: u64) -> Option<u64> {
+        if !self.may_acknowledge(most) {
             return None;
         }
         self.ack_due = false;

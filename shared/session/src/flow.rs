@@ -73,6 +73,8 @@ pub(crate) struct Flow {
     pub(crate) done_received: bool,
     /// Bytes that were taken here and dropped unreleased: by a RESET, a STOP or the end.
     pub(crate) lost: u64,
+    /// Bytes that came and were dropped before the local socket took them.
+    pub(crate) dropped: u64,
     /// The local socket is gone: no event about it any more.
     pub(crate) detached_socket: bool,
     /// Where it stands in the session's index of stalled resets.
@@ -123,6 +125,7 @@ impl Flow {
             done_sent: false,
             done_received: false,
             lost: 0,
+            dropped: 0,
             detached_socket: false,
             stall: None,
             expiry: None,

@@ -321,12 +321,15 @@ impl ReceiveBuffer {
         self.released >= offset
     }
 
-    /// Lets go of all bytes: nothing more is delivered.
-    pub(crate) fn abandon(&mut self) {
+    /// Lets go of all bytes: nothing more is delivered. Returns how many there were.
+    pub(crate) fn abandon(&mut self) -> u64 {
+        let pieces = self.queue.iter().chain(self.early.values());
+        let held = pieces.map(|piece| len_of(&piece.bytes)).sum();
         self.queue.clear();
         self.early.clear();
         self.short_pieces = 0;
         self.slices = 0;
+        held
     }
 }
 

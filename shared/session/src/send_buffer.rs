@@ -6,6 +6,11 @@ use crate::wire::codec::MAX_PAYLOAD;
 use bytes::{BufMut, Bytes};
 use std::collections::VecDeque;
 
+/// A chunk keeps its memory whole, so what is left of the first one may be this many times smaller
+/// and no more: then it is copied. Chosen: who reads a byte less than was sent must not keep a
+/// buffer, and a bulk transfer, whose chunks mostly go at once, must not copy.
+const PINNED: usize = 4;
+
 /// A stretch of offsets that is under way on one link.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
@@ -231,9 +236,9 @@ impl SendBuffer {
                 continue;
             }
             let skip = usize::try_from(released.since(*at)).unwrap_or(0);
-            if skip >= MAX_PAYLOAD {
-                // A long chunk is let go of in steps: its memory is shared until the last one.
-                *chunk = chunk.slice(skip..);
+            let rest = chunk.get(skip..).unwrap_or_default();
+            if rest.len() <= chunk.len() / PINNED {
+                *chunk = Bytes::copy_from_slice(rest);
                 *at = released;
             }
             break;

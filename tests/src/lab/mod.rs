@@ -21,6 +21,7 @@ mod app;
 mod claim;
 mod daemon;
 mod events;
+mod log;
 mod namespace;
 mod origin;
 mod portal;
@@ -43,6 +44,7 @@ pub use app::{Download, Ending, Pattern, Report, Upload, ending_of, read_pattern
 pub use claim::Claim;
 pub use daemon::{ClientDaemon, Keys, ServerDaemon, TUN, Tund, program, steer};
 pub use events::Direction;
+pub use log::{LogLine, earliest, latest};
 pub use namespace::{Namespace, narrate};
 pub use origin::{ORIGIN_PORT, Origin, Request};
 pub use portal::Portal;

@@ -44,6 +44,8 @@ pub struct Link {
     /// Round-trip time.
     #[serde(default)]
     pub rtt_us: Option<u64>,
+    /// Of the kernel, by its name.
+    pub congestion_control: Option<String>,
 }
 
 /// The flows in a [`Status`].

@@ -54,7 +54,8 @@ pub(crate) type End = (EndedBy, HowEnded);
 pub struct LostBytes {
     /// Taken from the application, and not known to have reached the origin's socket.
     pub up: u64,
-    /// Come from the origin, and not taken by the application's kernel.
+    /// Come from the origin, and not taken by the application's kernel; none where the application
+    /// itself has ended the flow.
     pub down: u64,
 }
 
@@ -106,13 +107,6 @@ impl FlowAccount {
             by,
             how,
         }
-    }
-
-    /// It lived through an outage, lost bytes, or was ended by neither application nor origin:
-    /// somebody may want to know.
-    pub fn is_eventful(&self) -> bool {
-        let of_its_own = matches!(self.by, EndedBy::Application | EndedBy::Origin);
-        self.outages > 0 || self.lost != LostBytes::default() || !of_its_own
     }
 }
 

@@ -141,8 +141,14 @@ impl FlowTable {
         Some(flow)
     }
 
-    /// The account of a flow that the session has forgotten, having lost so many bytes of it.
-    pub(crate) fn settle(&mut self, id: FlowId, lost_up: u64, now: Instant) -> Option<FlowAccount> {
+    /// The account of a flow that the session has forgotten, having lost so many bytes of it. What
+    /// an application that has gone itself had not read is not lost: it did not want it.
+    pub(crate) fn settle(
+        &mut self,
+        id: FlowId,
+        in_session: LostBytes,
+        now: Instant,
+    ) -> Option<FlowAccount> {
         let (flow, end, mut lost) = match self.leaving.remove(&id) {
             Some(left) => left,
             None => {
@@ -150,7 +156,10 @@ impl FlowTable {
                 (flow, flow.own_end(), LostBytes::default())
             }
         };
-        lost.up += lost_up;
+        lost.up += in_session.up;
+        if end.0 != EndedBy::Application {
+            lost.down += in_session.down;
+        }
         Some(FlowAccount::new(id, &flow, end, lost, now))
     }
 

@@ -19,40 +19,45 @@ pub(super) struct AccountLog {
     since: Instant,
 }
 
-/// What may be said of one more flow.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    /// Tell it, and first that so many were only counted before.
-    Tell { counted_before: u64 },
-    /// Count it.
-    Count,
-}
-
 impl AccountLog {
-    fn judge(&mut self, now: Instant) -> Verdict {
-        let mut counted_before = 0;
-        if self.since + PERIOD <= now {
-            (self.told, self.since) = (0, now);
-            counted_before = std::mem::take(&mut self.counted);
+    /// Begins the next minute if it is time; returns how many were only counted in the last one.
+    fn begin_minute(&mut self, now: Instant) -> u64 {
+        if self.since + PERIOD > now {
+            return 0;
         }
-        if self.told < TOLD_MAX {
+        (self.told, self.since) = (0, now);
+        std::mem::take(&mut self.counted)
+    }
+
+    /// Whether one more may be told; if not, it is counted.
+    fn may_tell(&mut self) -> bool {
+        let may = self.told < TOLD_MAX;
+        if may {
             self.told += 1;
-            return Verdict::Tell { counted_before };
+        } else {
+            self.counted += 1;
         }
-        self.counted += 1;
-        Verdict::Count
+        may
+    }
+
+    /// Says how many were only counted, when their minute is over.
+    pub(super) fn tell_counted(&mut self, now: Instant) {
+        let flows = self.begin_minute(now);
+        if flows > 0 {
+            tracing::info!(flows, "more flows ended, and were not told one by one");
+        }
+    }
+
+    /// When that is due; none while there is nothing to tell.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        (self.counted > 0).then(|| self.since + PERIOD)
     }
 
     /// Tells of one more.
     pub(super) fn tell(&mut self, account: &FlowAccount, now: Instant) {
-        let Verdict::Tell { counted_before } = self.judge(now) else {
+        self.tell_counted(now);
+        if !self.may_tell() {
             return;
-        };
-        if counted_before > 0 {
-            tracing::info!(
-                flows = counted_before,
-                "more flows ended, and were not told one by one"
-            );
         }
         tracing::info!(
             flow = account.id.0,
@@ -102,26 +107,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_of_ends_is_counted_and_summed_up() {
+    fn a_flood_of_ends_is_counted_and_summed_up_though_none_follows() {
         let start = Instant::default() + PERIOD;
         let mut log = AccountLog::default();
+        assert_eq!(log.begin_minute(start), 0);
 
-        let told = (0..1000)
-            .filter(|_| log.judge(start) != Verdict::Count)
-            .count();
+        let told = (0..1000).filter(|_| log.may_tell()).count();
         assert_eq!(told, 600);
+        assert_eq!(log.poll_timeout(), Some(start + PERIOD));
 
         let just_before = start + (PERIOD - Duration::from_nanos(1));
-        assert_eq!(log.judge(just_before), Verdict::Count);
-        assert_eq!(
-            log.judge(start + PERIOD),
-            Verdict::Tell {
-                counted_before: 401
-            }
-        );
-        assert_eq!(
-            log.judge(start + PERIOD),
-            Verdict::Tell { counted_before: 0 }
-        );
+        assert_eq!(log.begin_minute(just_before), 0);
+        assert!(!log.may_tell());
+        assert_eq!(log.begin_minute(start + PERIOD), 401);
+        assert_eq!(log.poll_timeout(), None);
+        assert!(log.may_tell());
+        assert_eq!(log.begin_minute(start + PERIOD * 3), 0);
     }
 }

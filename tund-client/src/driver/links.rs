@@ -121,9 +121,13 @@ impl Daemon {
     fn fail_link(&mut self, id: LinkId, error: &LinkError, now: Instant) {
         tracing::debug!(%error, link = %id, "a link or an attempt has ended");
         self.note_failure(error);
+        self.drop_link(id, matches!(error, LinkError::KeyNotListed(_)), now);
+    }
+
+    fn drop_link(&mut self, id: LinkId, is_refused: bool, now: Instant) {
+        tracing::debug!(link = %id, "link closed");
         self.links.remove(&id);
-        let refused = matches!(error, LinkError::KeyNotListed(_));
-        self.client.handle_link_down(id, refused, now);
+        self.client.handle_link_down(id, is_refused, now);
     }
 
     /// Takes what has arrived, as much as the link gives in one turn.
@@ -141,8 +145,7 @@ impl Daemon {
                     self.client.handle_bytes(id, bytes, now);
                 }
                 Poll::Ready(Ok(None)) => {
-                    self.links.remove(&id);
-                    self.client.handle_link_down(id, false, now);
+                    self.drop_link(id, false, now);
                     return;
                 }
                 Poll::Ready(Err(error)) => {
@@ -192,8 +195,7 @@ impl Daemon {
             return;
         };
         if !has_last_words || !slot.is_up {
-            self.links.remove(&id);
-            self.client.handle_link_down(id, false, now);
+            self.drop_link(id, false, now);
             return;
         }
         slot.closing_until.get_or_insert(now + CLOSING_TIME);
@@ -214,8 +216,7 @@ impl Daemon {
             .map(|(id, _)| *id)
             .collect();
         for id in overdue {
-            self.links.remove(&id);
-            self.client.handle_link_down(id, false, now);
+            self.drop_link(id, false, now);
         }
     }
 

@@ -322,6 +322,7 @@ impl Daemon {
         }
         self.close_overdue(now);
         self.look_for_wear(now);
+        self.accounts.tell_counted(now);
         self.untaken.tell(self.client.netstack().stats(), now);
     }
 
@@ -329,6 +330,7 @@ impl Daemon {
         let next = [
             self.client.poll_timeout(),
             self.next_close(),
+            self.accounts.poll_timeout(),
             self.stopping,
             self.wear_at,
             self.untaken.poll_timeout(),

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tund_daemon::link::{Link, LinkError, SocketOptions};
+use tund_daemon::link::{Link, LinkError, SocketOptions, prepare_listener};
 use tund_server_core::gate::Verdict;
-use tund_server_core::registry::{Farewell, LAST_WORDS, TurnedAway};
+use tund_server_core::registry::{Farewell, Registry, TurnedAway};
 use tund_session::{Instant, LinkDeath, LinkId, SessionId};
 
 /// Connections that wait for accept; a restarted server meets all its clients at once.
@@ -44,6 +44,7 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_address(true)?;
+    prepare_listener(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -222,7 +223,11 @@ impl Server {
 
     /// The session has done with a link.
     pub(super) fn close_link(&mut self, id: LinkId, death: LinkDeath, now: Instant) {
-        match self.registry.farewell(id, death) {
+        self.part(id, self.registry.farewell(id, death), now);
+    }
+
+    fn part(&mut self, id: LinkId, farewell: Farewell, now: Instant) {
+        match farewell {
             Farewell::None => self.drop_link(id, now),
             Farewell::LastWords(time) => self.finish_link(id, time, now),
             Farewell::Revoked(time) => {
@@ -247,13 +252,10 @@ impl Server {
             }
             TurnedAway::NotUnderstood => self.refusals.add("first frame not understood"),
             TurnedAway::Silent => self.refusals.add("no first frame"),
-            TurnedAway::KeyRemoved => {
-                self.revoke_link(id);
-                self.drop_link(id, now);
-                return;
-            }
+            TurnedAway::Crowded => self.refusals.add("too many links of one key"),
+            TurnedAway::KeyRemoved => self.revoke_link(id),
         }
-        self.finish_link(id, LAST_WORDS, now);
+        self.part(id, Registry::farewell_of(reason), now);
     }
 
     /// Sends what is left, and closes when the peer does, or after so long.
@@ -271,6 +273,7 @@ impl Server {
 
     pub(super) fn drop_link(&mut self, id: LinkId, now: Instant) {
         if let Some(slot) = self.links.remove(&id) {
+            tracing::debug!(link = %id, "link closed");
             self.sources.remove(&slot.token);
             self.departed.insert(id, slot.link.remote_addr());
             if slot.is_revoked {

@@ -270,6 +270,7 @@ impl Server {
             self.registry.poll_timeout(),
             self.gate.poll_timeout(),
             self.refusals.poll_timeout(),
+            self.state.poll_timeout(),
             self.stopping,
             own,
             Some(self.addresses_at + ADDRESSES_EVERY),

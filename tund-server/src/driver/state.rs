@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tund_daemon::clock;
-use tund_daemon::journal::{Found, Journal, StateDirectory};
+use tund_daemon::journal::{Found, Journal, RECORD_MAX, StateDirectory};
 use tund_server_core::registry::{Registry, Tombstone};
 use tund_session::Instant;
 
 /// The journal's file in `[state] directory`.
 const TOMBSTONES: &str = "tombstones";
+/// How soon what could not be written is tried again, though no further session ends: chosen.
+const AGAIN: Duration = Duration::from_secs(60);
+const _: () = assert!(Tombstone::MAX_BYTES <= RECORD_MAX, "each can be written");
 
 /// The journal, and the write that is under way: one at most, each of all that has come meanwhile,
 /// and safe from a crash of the machine before the next.
@@ -23,8 +26,8 @@ pub(super) struct State {
     /// Here unless a write has it, or nothing can be kept.
     journal: Option<Journal>,
     writes: JoinSet<(Journal, io::Result<()>)>,
-    /// The last write failed, and was told.
-    has_failed: bool,
+    /// The last write failed, and was told; not before then again, unless another session ends.
+    again_at: Option<Instant>,
     /// The next write replaces the file: a failure or much that is forgotten lies in it.
     rewrite_due: bool,
 }
@@ -66,7 +69,7 @@ impl State {
             while let Poll::Ready(Some(written)) = self.writes.poll_join_next(cx) {
                 match written {
                     Ok((journal, result)) => {
-                        self.note(&result);
+                        self.note(&result, now);
                         self.journal = Some(journal);
                     }
                     Err(error) => {
@@ -92,7 +95,7 @@ impl State {
         while let Some(fresh) = registry.poll_tombstone(now) {
             records.push(encode(fresh));
         }
-        if records.is_empty() {
+        if records.is_empty() && self.again_at.is_none_or(|at| at > now) {
             self.journal = Some(journal);
             return false;
         }
@@ -111,19 +114,25 @@ impl State {
         true
     }
 
-    fn note(&mut self, result: &io::Result<()>) {
+    fn note(&mut self, result: &io::Result<()>, now: Instant) {
+        let has_failed = self.again_at.is_some();
         match result {
-            Ok(()) if self.has_failed => tracing::info!("ends of sessions are written down again"),
+            Ok(()) if has_failed => tracing::info!("ends of sessions are written down again"),
             Ok(()) => {}
-            Err(error) if self.has_failed => tracing::debug!(%error, "the write failed again"),
+            Err(error) if has_failed => tracing::debug!(%error, "the write failed again"),
             Err(error) => tracing::warn!(
                 %error,
                 "how a session ended could not be written down, and a restart would forget it; \
                  make room on the disk of [state] directory"
             ),
         }
-        self.has_failed = result.is_err();
-        self.rewrite_due = self.has_failed;
+        self.again_at = result.is_err().then(|| now + AGAIN);
+        self.rewrite_due = result.is_err();
+    }
+
+    /// When it is worth polling again although nobody wakes.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.again_at.filter(|_| self.journal.is_some())
     }
 
     /// Nothing is being written.
@@ -168,5 +177,89 @@ fn tell(path: &Path, found: &Found) {
             kept = found.records.len(),
             "the journal of ended sessions was cut short by a crash, or damaged; the rest is used"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::future::poll_fn;
+    use tund_server_core::registry::{ClientKey, RegistryConfig};
+    use tund_session::wire::codec;
+    use tund_session::wire::frame::{CloseCode, Frame, Hello, Limits};
+    use tund_session::{Config, Instance, LinkId, Secret, SessionId};
+
+    fn registry() -> Registry {
+        Registry::new(RegistryConfig {
+            session: Config {
+                instance: Instance([1; 16]),
+                buffer_bytes: 1 << 20,
+                max_flows: 8,
+                max_grace: Duration::from_secs(60),
+            },
+            max_sessions: 8,
+            memory_bytes: 1 << 20,
+        })
+    }
+
+    /// A session that is made and ended at once.
+    fn end_session(registry: &mut Registry, n: u8, now: Instant) {
+        let (link, id) = (LinkId(u64::from(n)), SessionId([n; 16]));
+        let secret = Secret::new([n; 32]);
+        registry.handle_link_up(link, ClientKey([n; 32]), secret, id, now);
+        let hello = Frame::Hello(Hello {
+            versions: (1, 1),
+            capabilities: 0,
+            instance: Instance([n; 16]),
+            limits: Limits {
+                max_flows: 8,
+                buffer_bytes: 1 << 20,
+                floor_bytes: 1,
+            },
+        });
+        let mut bytes = Vec::new();
+        codec::encode(&hello, &mut bytes);
+        registry.handle_bytes(link, bytes.into(), now);
+        registry.close(id, CloseCode::Asked, now);
+    }
+
+    /// Polls until no write is under way.
+    async fn settle(state: &mut State, registry: &mut Registry, now: Instant) {
+        poll_fn(|cx| {
+            state.poll(cx, registry, now);
+            if state.is_idle() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_written_is_tried_again_though_nothing_more_ends() {
+        let parent = tempfile::tempdir().unwrap();
+        let (path, away) = (parent.path().join("state"), parent.path().join("away"));
+        let (mut registry, now) = (registry(), Instant::from_nanos(1 << 40));
+        let mut state = State::open(&path, &mut registry, now);
+        // A directory that is not there stands in for a disk that takes nothing.
+        fs::rename(&path, &away).unwrap();
+        state.rewrite_due = true;
+        end_session(&mut registry, 7, now);
+        settle(&mut state, &mut registry, now).await;
+        assert_eq!(state.poll_timeout(), Some(now + AGAIN));
+        fs::rename(&away, &path).unwrap();
+
+        let just_before = now + (AGAIN - Duration::from_nanos(1));
+        settle(&mut state, &mut registry, just_before).await;
+        assert!(state.rewrite_due, "not yet");
+        settle(&mut state, &mut registry, now + AGAIN).await;
+
+        assert_eq!(state.poll_timeout(), None);
+        drop(state);
+        let mut next = self::registry();
+        State::open(&path, &mut next, now);
+        assert_eq!(next.tombstone_count(), 1);
     }
 }

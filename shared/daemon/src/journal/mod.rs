@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 pub const RECORD_MAX: usize = 16 << 20;
 /// Records beyond twice what is alive that a file may have before it is rewritten: chosen.
 const SLACK: u64 = 1024;
+/// Bytes beyond twice what it had when it was last rewritten that a file may have: chosen. It is read
+/// whole at the next start.
+const SLACK_BYTES: u64 = 16 << 20;
 
 /// What a file held when it was opened.
 #[derive(Debug, Default)]
@@ -47,6 +50,9 @@ pub struct Journal {
     /// Where the next record goes: behind the last whole one.
     end: u64,
     records: u64,
+    /// What it had when it was last rewritten: what counted then. Of a file that was found nobody
+    /// knows how much counts.
+    rewritten: u64,
 }
 
 impl Journal {
@@ -73,6 +79,7 @@ impl Journal {
                     file,
                     end,
                     records,
+                    rewritten: HEADER,
                 };
                 return Ok((journal, found));
             }
@@ -91,6 +98,7 @@ impl Journal {
             file,
             end: HEADER,
             records: 0,
+            rewritten: HEADER,
         };
         Ok((journal, found))
     }
@@ -133,13 +141,16 @@ impl Journal {
         self.file = create(&self.path, &bytes)?;
         self.end = HEADER + u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.records = u64::try_from(records.len()).unwrap_or(u64::MAX);
+        self.rewritten = self.end;
         Ok(())
     }
 
-    /// So few of the records count that the file is worth rewriting.
+    /// So few of the records count, or the file has grown by so much, that it is worth rewriting:
+    /// it never holds more than twice what counted at its last rewriting, and some slack.
     pub fn is_bloated(&self, alive: usize) -> bool {
         let alive = u64::try_from(alive).unwrap_or(u64::MAX);
         self.records > alive.saturating_mul(2).saturating_add(SLACK)
+            || self.end > self.rewritten.saturating_mul(2).saturating_add(SLACK_BYTES)
     }
 }
 

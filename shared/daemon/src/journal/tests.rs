@@ -161,6 +161,30 @@ fn a_journal_is_bloated_beyond_twice_what_is_alive() {
     assert!(journal.is_bloated(9));
 }
 
+/// Few records, each as long as it may be, are read whole at the next start as many short ones are.
+#[test]
+fn a_journal_of_few_long_records_is_bloated_too() {
+    let (_parent, state) = directory();
+    let (mut journal, _) = state.journal(NAME).unwrap();
+    let long = vec![vec![1; RECORD_MAX / 2]];
+    journal.append(&long).unwrap();
+    assert!(!journal.is_bloated(1));
+    journal.append(&long).unwrap();
+    assert!(journal.is_bloated(1), "beyond 16 MiB");
+
+    journal.rewrite(&long).unwrap();
+    for _ in 0..2 {
+        journal.append(&long).unwrap();
+        assert!(!journal.is_bloated(1), "twice what counted, and 16 MiB");
+    }
+    journal.append(&[vec![1; RECORD_MAX / 2 + 100]]).unwrap();
+    assert!(journal.is_bloated(1));
+
+    // Of what is found nobody knows how much counts.
+    drop(journal);
+    assert!(state.journal(NAME).unwrap().0.is_bloated(1));
+}
+
 #[test]
 fn records_without_bytes_or_too_long_are_refused() {
     let (_parent, state) = directory();

@@ -12,10 +12,11 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tuning;
 mod up;
 
 pub use error::{Impostor, LinkError};
-pub use socket::{SocketOptions, TcpInfo};
+pub use socket::{SocketOptions, TcpInfo, prepare_listener};
 pub use tls::{ALPN, ClientKeys, ClientTls, ServerTls};
 pub use up::Wear;
 
@@ -265,6 +266,7 @@ impl Link {
             secret,
         } = tls.finish().map_err(|error| self.tls_error(error))?;
         self.state = State::Up(Box::new(Up::new(sealer, opener, clock::now())));
+        self.tune();
         if is_listed {
             return Ok(Some(Established { peer, secret }));
         }
@@ -467,10 +469,29 @@ impl Link {
                 .with_slices(|slices| stream.poll_write_vectored(cx, slices));
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.outbox.advance(count),
+                count => {
+                    self.outbox.advance(count);
+                    if let State::Up(up) = &mut self.state
+                        && up.tuning.sent(count)
+                    {
+                        self.tune();
+                    }
+                }
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Looks at the path, and has the socket follow.
+    fn tune(&mut self) {
+        let (State::Up(up), Ok(info)) = (&mut self.state, socket::tcp_info(&self.stream)) else {
+            return;
+        };
+        if let Some(advice) = up.tuning.look(&info)
+            && let Err(error) = socket::follow(&self.stream, advice)
+        {
+            tracing::debug!(%error, "a link keeps the settings that it has");
+        }
     }
 
     fn end(&mut self, why: LinkError) -> LinkError {

@@ -11,12 +11,11 @@ use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 use socket2::{SockRef, Socket, TcpKeepalive};
 use tund_session::Progress;
 
+use super::tuning::{Advice, Congestion, Tuning};
+
 /// What can be chosen for a link's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketOptions {
-    /// How much the kernel takes beyond what it has sent; small, so that we decide late what goes
-    /// next. Default 128 KiB.
-    pub notsent_lowat_bytes: u32,
     /// How long sent bytes may stay unanswered before the kernel gives up. Default 60 s.
     pub user_timeout: Duration,
 }
@@ -24,7 +23,6 @@ pub struct SocketOptions {
 impl Default for SocketOptions {
     fn default() -> Self {
         Self {
-            notsent_lowat_bytes: 128 << 10,
             user_timeout: Duration::from_secs(60),
         }
     }
@@ -56,7 +54,7 @@ sockopt_impl!(
     RawInfo, GetOnly, libc::IPPROTO_TCP, libc::TCP_INFO, TcpInfoHead
 );
 
-/// The head of the kernel's `struct tcp_info`, as far as we read it (Linux 4.1 and later).
+/// The head of the kernel's `struct tcp_info`, as far as we read it (Linux 4.9 and later).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 #[expect(unreachable_pub, reason = "nix's macro makes its option public")]
@@ -72,6 +70,11 @@ pub struct TcpInfoHead {
     pacing_rates: [u64; 2],
     bytes_acked: u64,
     bytes_received: u64,
+    segments: [u32; 2],
+    notsent_bytes: u32,
+    rtt_min_us: u32,
+    data_segments: [u32; 2],
+    delivery_rate: u64,
 }
 
 /// What the kernel knows of a connection.
@@ -83,6 +86,10 @@ pub struct TcpInfo {
     pub rtt: Duration,
     /// Its variation.
     pub rtt_var: Duration,
+    /// The shortest of the last minutes.
+    pub rtt_min: Duration,
+    /// Bytes per second that the peer has lately acknowledged; 0 if not known.
+    pub delivery_rate: u64,
 }
 
 /// Reads `TCP_INFO`.
@@ -100,6 +107,8 @@ pub(super) fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
         },
         rtt: Duration::from_micros(raw.rtt_us.into()),
         rtt_var: Duration::from_micros(raw.rtt_var_us.into()),
+        rtt_min: Duration::from_micros(raw.rtt_min_us.into()),
+        delivery_rate: raw.delivery_rate,
     })
 }
 
@@ -115,16 +124,36 @@ pub(super) fn set_options(socket: &impl AsFd, options: &SocketOptions) -> io::Re
     let tcp = SockRef::from(socket);
     tcp.set_tcp_nodelay(true)?;
     tcp.set_tcp_user_timeout(Some(options.user_timeout))?;
-    tcp.set_tcp_notsent_lowat(options.notsent_lowat_bytes)?;
     // The session asks itself whether the peer is there, and knows when it matters.
     tcp.set_keepalive(false)?;
-    if tcp.set_tcp_congestion(b"bbr").is_err() {
-        tracing::debug!("no bbr here; the link keeps the system's congestion control");
-    }
+    follow(socket, Tuning::FIRST)?;
     if setsockopt(socket, RtoMax, &RETRANSMIT_PAUSE_MS).is_err() {
         tracing::debug!("no TCP_RTO_MAX_MS here; retransmissions back off as the kernel likes");
     }
     Ok(())
+}
+
+/// Sets what can change while a link works. What the kernel does not have it need not do.
+pub(super) fn follow(socket: &impl AsFd, advice: Advice) -> io::Result<()> {
+    let tcp = SockRef::from(socket);
+    let name = match advice.congestion {
+        Congestion::Reno => "reno",
+        Congestion::Bbr => "bbr",
+    };
+    if let Err(error) = tcp.set_tcp_congestion(name.as_bytes()) {
+        tracing::debug!(%error, name, "the link keeps the congestion control that it has");
+    }
+    tcp.set_tcp_notsent_lowat(advice.ahead_bytes)
+}
+
+/// Prepares a listener, whose connections inherit this: set later, it would not undo what the
+/// system's choice has begun.
+///
+/// # Errors
+///
+/// When the socket takes no options.
+pub fn prepare_listener(socket: &impl AsFd) -> io::Result<()> {
+    follow(socket, Tuning::FIRST)
 }
 
 /// Lets the kernel find out that a client's host is gone, though nothing is sent to it.

@@ -11,6 +11,7 @@ use tund_session::Instant;
 use super::error::LinkError;
 use super::inbox::Inbox;
 use super::record::{Opened, Opener, Sealer, take_record};
+use super::tuning::Tuning;
 
 /// When the owner should replace a link (PROTOCOL.md): keys are never renewed within one.
 pub(super) const KEY_AGE_MAX: Duration = Duration::from_secs(3600);
@@ -58,6 +59,7 @@ impl Wear {
 #[derive(Debug)]
 pub(super) struct Up {
     pub(super) sealer: Sealer,
+    pub(super) tuning: Tuning,
     pub(super) opener: Opener,
     pub(super) since: Instant,
     pub(super) sent_bytes: u64,
@@ -84,6 +86,7 @@ impl Up {
     pub(super) fn new(sealer: Sealer, opener: Opener, now: Instant) -> Self {
         Self {
             sealer,
+            tuning: Tuning::new(),
             opener,
             since: now,
             sent_bytes: 0,

@@ -192,6 +192,8 @@ pub enum Event {
         flow: FlowId,
         /// Bytes that were taken here and dropped before the peer had released them.
         lost: u64,
+        /// Bytes that had come and were dropped before the local socket had taken them.
+        dropped: u64,
     },
 }
 

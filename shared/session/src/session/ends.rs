@@ -28,6 +28,11 @@ impl Session {
             (flow.id, flow.lost)
         });
         self.lost_by_flow = lost.filter(|(_, lost)| *lost > 0).collect();
+        let dropped = self
+            .flows
+            .values_mut()
+            .map(|flow| (flow.id, flow.dropped + flow.rx.abandon()));
+        self.dropped_by_flow = dropped.filter(|(_, dropped)| *dropped > 0).collect();
         self.flows.clear();
         self.live_flows = 0;
         self.short_pieces = 0;
@@ -82,7 +87,7 @@ impl Session {
         };
         self.short_pieces -= flow.rx.short_pieces();
         self.slices -= flow.rx.slices();
-        flow.rx.abandon();
+        flow.dropped += flow.rx.abandon();
         if let Some(at) = flow.stall.take() {
             self.stalls.remove(&(at, id));
         }
@@ -129,10 +134,13 @@ impl Session {
             });
         }
         if flow.is_over() {
-            let lost = flow.lost;
+            let (lost, dropped) = (flow.lost, flow.dropped);
             self.forget(id, now);
-            let event = Event::FlowForgotten { flow: id, lost };
-            self.events.push_back(event);
+            self.events.push_back(Event::FlowForgotten {
+                flow: id,
+                lost,
+                dropped,
+            });
         }
     }
 

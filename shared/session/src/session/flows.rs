@@ -183,8 +183,11 @@ impl Session {
         if flow.stage == Stage::Opening && self.lane.unsay_open(id) {
             // The peer never heard of it.
             self.forget(id, now);
-            let event = Event::FlowForgotten { flow: id, lost: 0 };
-            self.events.push_back(event);
+            self.events.push_back(Event::FlowForgotten {
+                flow: id,
+                lost: 0,
+                dropped: 0,
+            });
             return;
         }
         flow.detached_socket = true;

@@ -108,6 +108,8 @@ pub struct Session {
     lost: u64,
     /// At the end: flows that lost bytes.
     lost_by_flow: BTreeMap<FlowId, u64>,
+    /// At the end: flows of which bytes had come that their local socket had not taken.
+    dropped_by_flow: BTreeMap<FlowId, u64>,
     /// Of each flow not forgotten at the end whose bytes the client may store.
     released_at_end: Vec<(FlowId, Offset)>,
 }
@@ -167,6 +169,7 @@ impl Session {
             traffic: Traffic::default(),
             lost: 0,
             lost_by_flow: BTreeMap::new(),
+            dropped_by_flow: BTreeMap::new(),
             released_at_end: Vec::new(),
             config: config.clone(),
         }
@@ -343,6 +346,11 @@ impl Session {
     /// After the end: the same of one flow that lived until then.
     pub fn lost_of(&self, flow: FlowId) -> u64 {
         self.lost_by_flow.get(&flow).copied().unwrap_or(0)
+    }
+
+    /// After the end: bytes that had come for one flow and that its local socket had not taken.
+    pub fn dropped_of(&self, flow: FlowId) -> u64 {
+        self.dropped_by_flow.get(&flow).copied().unwrap_or(0)
     }
 
     /// After the end: how far the peer's bytes were handed on, of each flow that was not settled and

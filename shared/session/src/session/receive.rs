@@ -6,7 +6,9 @@ use crate::id::{FlowId, LinkId, Offset};
 use crate::limits;
 use crate::link::Phase;
 use crate::time::Instant;
-use crate::wire::frame::{Ack, CloseCode, Control, Data, FlowCode, Frame, Open, OpenError};
+use crate::wire::frame::{
+    Ack, CloseCode, Control, Data, FlowCode, Frame, OnExpiry, Open, OpenError,
+};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -257,10 +259,14 @@ impl Session {
         let Some(flow) = self.known(id)? else {
             return Ok(());
         };
-        let gone = flow.detached_socket;
+        let (gone, dropped) = (flow.detached_socket, flow.dropped);
         self.forget(id, now);
         self.events.push_back(if gone {
-            Event::FlowForgotten { flow: id, lost: 0 }
+            Event::FlowForgotten {
+                flow: id,
+                lost: 0,
+                dropped,
+            }
         } else {
             Event::FlowRefused { flow: id, error }
         });
@@ -273,13 +279,9 @@ impl Session {
         }
         self.last_flow = open.flow;
         // A flow that is refused is forgotten at once, its OPEN_ERR is not: who never acknowledges
-        // would make the lane grow without end. A flow has at most four messages.
-        let most = self
-            .config
-            .max_flows
-            .saturating_mul(4)
-            .saturating_add(limits::CONTROL_WINDOW);
-        if self.lane.outstanding() > most {
+        // would make the lane grow without end.
+        let most = self.unacknowledged_most();
+        if self.lane.outstanding() > most.saturating_add(limits::CONTROL_WINDOW * 2) {
             return Err("OPENs without acknowledging what they were answered");
         }
         let full = u64::try_from(self.flows.len()).is_ok_and(|n| n >= self.config.max_flows);
@@ -288,6 +290,8 @@ impl Session {
             self.lane.say(Control::OpenErr { flow, error });
             return Ok(());
         }
+        // DELIVERY is never agreed (PROTOCOL.md §11).
+        open.on_expiry = OnExpiry::Reset;
         open.grace = open.grace.min(self.config.max_grace);
         let mut flow = Flow::new(open.flow, open.grace, now);
         flow.on_expiry = open.on_expiry;
@@ -295,6 +299,16 @@ impl Session {
         self.add_flow(flow);
         self.events.push_back(Event::FlowOpened { open, link });
         Ok(())
+    }
+
+    /// How many messages may be without acknowledgement before the peer's are acknowledged no
+    /// more (PROTOCOL.md §4). A flow has at most four at the server; at the client nothing that the
+    /// server says is answered without end.
+    pub(super) fn unacknowledged_most(&self) -> u64 {
+        match self.role {
+            Role::Client => u64::MAX,
+            Role::Server => self.config.max_flows.saturating_mul(4),
+        }
     }
 
     /// Rule 13: acts on the socket even after FIN, delivers what lies before, ends the reverse.

@@ -43,7 +43,8 @@ impl Session {
             .get(&link)
             .is_some_and(crate::link::Link::has_frames);
         let queued = !self.acks.is_empty() || !self.fresh.is_empty() || !self.bulk.is_empty();
-        own || ((queued || self.lane.is_ready()) && self.carrier() == Some(link))
+        let said = || self.lane.is_ready(self.unacknowledged_most());
+        own || ((queued || said()) && self.carrier() == Some(link))
     }
 
     fn count(&mut self, link: LinkId, now: Instant) -> u64 {
@@ -52,16 +53,18 @@ impl Session {
             .map_or(0, |link| link.count_frame(now))
     }
 
+    /// The acknowledgement goes first: a server that is asked for more flows before it hears that
+    /// its answers to the last ones have arrived would take its client for one that never says so.
     fn send_control(&mut self, link: LinkId, budget: usize, out: &mut Outbox, now: Instant) {
+        if let Some(number) = self.lane.take_ack(link, self.unacknowledged_most()) {
+            self.count(link, now);
+            out.push(&Frame::ControlAck { number });
+        }
         while out.len() < budget
             && let Some((number, message)) = self.lane.take(link)
         {
             self.count(link, now);
             out.push(&Frame::Control { number, message });
-        }
-        if let Some(number) = self.lane.take_ack(link) {
-            self.count(link, now);
-            out.push(&Frame::ControlAck { number });
         }
     }
 

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::wire::frame::Data;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What a client of its own making says on the first link.
 fn say(pair: &mut Pair, frame: &Frame) {
@@ -181,6 +183,32 @@ fn resets_whose_bytes_are_not_here_are_not_looked_at() {
     assert_eq!(pair.ends[SERVER].delivery(FlowId(7)), Delivery::Ended);
 }
 
+/// A client that says `Store` without having agreed to deliver: PROTOCOL.md §11. The server listed the
+/// offsets of all its flows, a megabyte of them for each session that expired.
+#[test]
+fn who_has_not_agreed_to_deliver_has_nothing_stored() {
+    let mut pair = Pair::new();
+    let flow = FlowId(1);
+    let message = Control::Open(wire::frame::Open {
+        flow,
+        protocol: Protocol::Tcp,
+        source: "10.0.0.1:1000".parse().unwrap(),
+        destination: "192.0.2.1:80".parse().unwrap(),
+        limit: Offset(1),
+        grace: Duration::from_secs(60),
+        on_expiry: OnExpiry::Store,
+    });
+    say(&mut pair, &Frame::Control { number: 1, message });
+    pair.ends[SERVER].accept_flow(flow, pair.now);
+    assert_eq!(pair.ends[SERVER].flow_count(), 1);
+
+    pair.lose_link();
+    pair.seconds(91);
+
+    assert_eq!(pair.ends[SERVER].end_reason(), Some(EndReason::Expired));
+    assert_eq!(pair.ends[SERVER].released_at_end(), []);
+}
+
 /// An origin that sends byte by byte: a chunk costs some 70 bytes beside its own.
 #[test]
 fn small_writes_share_chunks() {
@@ -202,6 +230,78 @@ fn small_writes_share_chunks() {
         .collect();
     let wanted = (0..10_000_u32).map(|byte| byte.to_le_bytes()[0]);
     assert!(got.iter().copied().eq(wanted));
+}
+
+/// Memory that tells when it is let go of.
+struct Buffer {
+    bytes: Vec<u8>,
+    held: Arc<AtomicUsize>,
+}
+
+impl Buffer {
+    fn of(len: usize, held: &Arc<AtomicUsize>) -> Bytes {
+        held.fetch_add(len, Ordering::Relaxed);
+        Bytes::from_owner(Self {
+            bytes: vec![5; len],
+            held: Arc::clone(held),
+        })
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
+/// The peer has released all but the last byte: the share of the flow is one byte, and the read
+/// buffer that it lies in was kept, 65,536 times what is counted.
+#[test]
+fn what_is_not_released_keeps_no_more_than_four_times_its_length() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    // A flow that is read from may hold more.
+    for _ in 0..50 {
+        pair.write(SERVER, flow, 100_000);
+        pair.run();
+        pair.read(CLIENT, flow);
+        pair.run();
+    }
+    pair.lose_link();
+    let held = Arc::new(AtomicUsize::new(0));
+    let lens = [65_536, 50_000, 65_536];
+    for len in lens {
+        pair.ends[SERVER].write(flow, Buffer::of(len, &held), pair.now);
+    }
+    pair.resume();
+    let mut left: usize = lens.iter().sum();
+    assert_eq!(held.load(Ordering::Relaxed), left);
+    let mut got = 0;
+
+    while left > 1 {
+        let there: usize = pair.ends[CLIENT].readable(flow).map(Bytes::len).sum();
+        let count = there.min((left - 1).min(1 + left / 7));
+        assert!(count > 0, "stuck with {left} unread");
+        pair.ends[CLIENT].release(flow, count, pair.now);
+        pair.ends[CLIENT].drained(flow, u64::try_from(count).unwrap(), pair.now);
+        pair.run();
+        got += count;
+        left -= count;
+
+        let kept = held.load(Ordering::Relaxed);
+        let retained = usize::try_from(pair.ends[SERVER].buffered().0).unwrap();
+        assert!(kept <= retained * 4, "{kept} for {retained}, {left} unread");
+    }
+
+    assert_eq!(held.load(Ordering::Relaxed), 0);
+    assert_eq!(pair.ends[SERVER].buffered().0, 1);
+    assert_eq!(pair.read(CLIENT, flow) + got, lens.iter().sum());
 }
 
 /// Each flow may have a grace of its own, and at the end of each all flows were walked over.

@@ -1,5 +1,6 @@
 //! Two sessions back to back in virtual time.
 
+mod crowded;
 mod hostile;
 mod noticing;
 mod records;
@@ -40,6 +41,16 @@ fn config(role: Role) -> Config {
 
 fn secret(n: u64) -> Secret {
     Secret::new([u8::try_from(n).unwrap(); 32])
+}
+
+fn target() -> Target {
+    Target {
+        protocol: Protocol::Tcp,
+        source: "10.0.0.1:1000".parse().unwrap(),
+        destination: "192.0.2.1:80".parse().unwrap(),
+        grace: Duration::from_secs(60),
+        on_expiry: OnExpiry::Reset,
+    }
 }
 
 impl Pair {
@@ -103,14 +114,7 @@ impl Pair {
     }
 
     fn open(&mut self) -> FlowId {
-        let target = Target {
-            protocol: Protocol::Tcp,
-            source: "10.0.0.1:1000".parse().unwrap(),
-            destination: "192.0.2.1:80".parse().unwrap(),
-            grace: Duration::from_secs(60),
-            on_expiry: OnExpiry::Reset,
-        };
-        let flow = self.ends[CLIENT].open_flow(&target, self.now).unwrap();
+        let flow = self.ends[CLIENT].open_flow(&target(), self.now).unwrap();
         self.run();
         flow
     }
@@ -502,7 +506,11 @@ fn a_flow_given_up_before_its_open_was_sent_leaves_nothing() {
         pair.run();
         assert_eq!(
             pair.events[CLIENT].pop_back(),
-            Some(Event::FlowForgotten { flow, lost: 0 })
+            Some(Event::FlowForgotten {
+                flow,
+                lost: 0,
+                dropped: 0
+            })
         );
     }
     assert_eq!(pair.ends[CLIENT].flow_count(), 1);
@@ -659,7 +667,7 @@ fn a_reset_behind_more_than_the_credit_is_not_held_by_a_stuck_reader() {
 fn who_opens_and_never_acknowledges_breaks_the_protocol() {
     let mut pair = Pair::new();
     let mut bytes = Vec::new();
-    let most = 64 * 4 + limits::CONTROL_WINDOW;
+    let most = 64 * 4 + limits::CONTROL_WINDOW * 2;
     let mut opened = 0;
 
     while !pair.ends[SERVER].is_ended() {

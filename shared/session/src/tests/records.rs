@@ -1,7 +1,7 @@
 //! DATA is cut where the link's records end, so that the receiver finds frames whole.
 
 use super::*;
-use crate::limits::RECORD;
+use crate::limits::{LEAST_PIECE, RECORD};
 use crate::wire::codec;
 
 /// Where each frame of what `end` sends on its link begins and ends, in one turn of `budget` bytes.
@@ -37,16 +37,19 @@ fn frames_of_a_bulk_flow_end_with_records_whatever_pieces_it_comes_in() {
 
         let frames = frames_of_a_turn(&mut pair, SERVER, 8 * RECORD);
 
-        let torn = frames
-            .iter()
-            .filter(|(begin, end)| begin / RECORD != (end - 1) / RECORD)
-            .count();
-        // With small pieces less may be left of a record than a frame is worth.
-        let borne = if piece < 16_384 { 8 } else { 0 };
-        assert!(
-            torn <= borne,
-            "{torn} frames lie in two records: {frames:?}"
-        );
+        // Where less is left of a record than a frame is worth, and nowhere else.
+        let worth = LEAST_PIECE + codec::data_header_bytes(flow, Offset(1 << 40));
+        let torn = |&&(begin, end): &&(usize, usize)| begin / RECORD != (end - 1) / RECORD;
+        for (begin, end) in frames.iter().filter(torn) {
+            let left = RECORD - begin % RECORD;
+            assert!(
+                left < worth,
+                "{piece}: {begin} to {end} lies in two records"
+            );
+        }
+        if piece >= 16_384 {
+            assert_eq!(frames.iter().find(torn), None, "{piece}: {frames:?}");
+        }
         let last = frames.last().unwrap().1;
         assert!(last > 7 * RECORD, "{piece}: the turn was filled, {last}");
     }

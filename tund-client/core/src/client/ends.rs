@@ -1,8 +1,9 @@
 //! The end of a session, and what of it goes on.
 
 use super::{Client, ClientEvent};
-use crate::account::{self, FlowAccount};
-use tund_session::{EndReason, Event, Instant};
+use crate::account::{self, FlowAccount, LostBytes};
+use tund_session::wire::frame::CloseCode;
+use tund_session::{EndReason, Event, FlowId, Instant, Session};
 
 impl Client {
     /// Every open connection is reset at once; who still waits for one asks the next session.
@@ -21,7 +22,7 @@ impl Client {
         let lost_bytes = self.table.buffered(&mut self.netstack).0 + in_rings + session.lost();
         let go_on = asks_the_next(reason);
         for id in self.table.leaving() {
-            if let Some(account) = self.table.settle(id, session.lost_of(id), now) {
+            if let Some(account) = self.table.settle(id, lost_in(&session, id), now) {
                 self.account(account);
             }
         }
@@ -33,7 +34,9 @@ impl Client {
             } else {
                 flows += 1;
                 let mut lost = self.in_rings(&known);
-                lost.up += session.lost_of(id);
+                let in_session = lost_in(&session, id);
+                lost.up += in_session.up;
+                lost.down += in_session.down;
                 let end = account::of_session(reason);
                 self.account(FlowAccount::new(id, &known, end, lost, now));
                 self.netstack.reset(known.connection);
@@ -66,11 +69,21 @@ impl Client {
     }
 }
 
+/// What a session that has ended held of a flow.
+fn lost_in(session: &Session, id: FlowId) -> LostBytes {
+    LostBytes {
+        up: session.lost_of(id),
+        down: session.dropped_of(id),
+    }
+}
+
 /// Whether connections that were not yet open shall be asked for in a new session: nobody has
 /// wished that they end.
 const fn asks_the_next(reason: EndReason) -> bool {
     match reason {
         EndReason::Rejected(_) | EndReason::Expired | EndReason::Abandoned => true,
+        // A server that stops, or is restarted, says so of the session, not of who still waits.
+        EndReason::Peer(CloseCode::Asked) => true,
         EndReason::Local(_) | EndReason::Peer(_) | EndReason::Violation { .. } => false,
     }
 }

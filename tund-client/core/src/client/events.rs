@@ -41,7 +41,15 @@ impl Client {
             Event::FlowReadable { flow } => self.pump_down(flow, now),
             Event::FlowWritable { flow } => self.pump_up(flow, now),
             Event::FlowAborted { flow, code } => self.on_aborted(flow, code),
-            Event::FlowForgotten { flow, lost } => {
+            Event::FlowForgotten {
+                flow,
+                lost,
+                dropped,
+            } => {
+                let lost = LostBytes {
+                    up: lost,
+                    down: dropped,
+                };
                 if let Some(account) = self.table.settle(flow, lost, now) {
                     self.account(account);
                 }

@@ -1,6 +1,6 @@
 //! The bytes in which a tombstone is written down, and how they are read again.
 
-use super::{ClientKey, End, Tombstone};
+use super::{ClientKey, End, OFFSETS_OF_ONE, Tombstone};
 use bytes::{Buf as _, BufMut as _};
 use std::time::Duration;
 use tund_session::{FlowId, Offset, SessionId};
@@ -12,6 +12,9 @@ const FIXED: usize = 2 + 16 + 32 + 8 + 4;
 const OFFSET: usize = 16;
 
 impl Tombstone {
+    /// The longest that is ever written down.
+    pub const MAX_BYTES: usize = FIXED + OFFSETS_OF_ONE * OFFSET;
+
     /// To be written down; `ended` is the time of day, since 1970, at which the session ended.
     pub fn encode(&self, ended: Duration) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(FIXED + self.released.len() * OFFSET);

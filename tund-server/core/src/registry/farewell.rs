@@ -1,6 +1,6 @@
 //! How links are closed, and what a key that was taken off the list loses.
 
-use super::{ClientKey, LinkState, Registry, TurnedAway};
+use super::{Answer, ClientKey, LinkState, Registry, TurnedAway};
 use std::time::Duration;
 use tund_session::wire::frame::CloseCode;
 use tund_session::{EndReason, Instant, LinkDeath, LinkId};
@@ -38,6 +38,17 @@ impl Registry {
         }
     }
 
+    /// The same of a link that was turned away.
+    pub const fn farewell_of(reason: TurnedAway) -> Farewell {
+        match reason {
+            TurnedAway::Rejected(_)
+            | TurnedAway::KeyInUse
+            | TurnedAway::NotUnderstood
+            | TurnedAway::Silent => Farewell::LastWords(LAST_WORDS),
+            TurnedAway::Crowded | TurnedAway::KeyRemoved => Farewell::None,
+        }
+    }
+
     fn is_revoked(&self, link: LinkId) -> bool {
         let Some(LinkState::Member(id)) = self.links.get(&link) else {
             return false;
@@ -59,7 +70,7 @@ impl Registry {
         });
         let parting: Vec<_> = parting.map(|(link, _)| *link).collect();
         for link in parting {
-            self.turn_away(link, None, TurnedAway::KeyRemoved);
+            self.turn_away(link, Answer::Nothing, TurnedAway::KeyRemoved);
         }
         let gone = self.keys.keys().filter(|key| !listed(key));
         for key in gone.copied().collect::<Vec<_>>() {

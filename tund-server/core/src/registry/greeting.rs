@@ -1,16 +1,14 @@
 //! Links before they belong to a session: the first frame, and the verdict on it.
 
 use super::{
-    BUSY_HINT, ClientKey, GREETING_TIME, GREETINGS_PER_KEY, KEY_IN_USE_WAIT, LinkState,
+    Answer, ClientKey, GREETING_TIME, GREETINGS_PER_KEY, KEY_IN_USE_WAIT, LinkState,
     PROVISIONAL_PER_KEY, Registry, RegistryEvent, TurnedAway,
 };
 use bytes::{Bytes, BytesMut};
-use std::time::Duration;
 use tund_session::session::VERSION;
 use tund_session::wire::codec::{self, HEADER, max_body};
-use tund_session::wire::frame::{Frame, Hello, RejectReason, Resume, ResumeReject};
-use tund_session::wire::kind::MAX_RELEASED;
-use tund_session::{FlowId, Instant, LinkId, Offset, Secret, Session, SessionId};
+use tund_session::wire::frame::{Frame, Hello, RejectReason, Resume};
+use tund_session::{Instant, LinkId, Secret, Session, SessionId};
 
 /// The longest first frame: RESUME, or HELLO.
 const FIRST_FRAME_MAX: usize = HEADER + {
@@ -69,9 +67,12 @@ impl Registry {
         self.links
             .insert(link, LinkState::Greeting(Box::new(greeting)));
         self.greeting_timers.insert((until, link));
-        let greetings = &mut self.keys.entry(key).or_default().greetings;
-        greetings.insert(link);
-        if greetings.len() > GREETINGS_PER_KEY {
+        let of = self.keys.entry(key).or_default();
+        of.greetings.insert(link);
+        let count = of.greetings.len() + of.parting;
+        if count > GREETINGS_PER_KEY * 2 {
+            self.turn_away(link, Answer::Nothing, TurnedAway::Crowded);
+        } else if count > GREETINGS_PER_KEY {
             self.reject(link, RejectReason::Busy);
         }
     }
@@ -90,13 +91,13 @@ impl Registry {
         };
         let is_too_much = greeting.partial.len() + bytes.len() > FIRST_FRAME_MAX;
         if greeting.wait.is_some() || is_too_much {
-            self.turn_away(link, None, TurnedAway::NotUnderstood);
+            self.turn_away(link, Answer::Nothing, TurnedAway::NotUnderstood);
             return;
         }
         greeting.partial.extend_from_slice(bytes);
         let is_too_long = |len: usize| len > FIRST_FRAME_MAX;
         if codec::frame_len(&greeting.partial).is_ok_and(|len| len.is_some_and(is_too_long)) {
-            self.turn_away(link, None, TurnedAway::NotUnderstood);
+            self.turn_away(link, Answer::Nothing, TurnedAway::NotUnderstood);
             return;
         }
         let mut input = Bytes::copy_from_slice(&greeting.partial);
@@ -109,7 +110,9 @@ impl Registry {
             Ok(Some(Frame::Resume(resume))) if input.is_empty() => {
                 self.on_resume(link, &resume, now);
             }
-            Ok(Some(_)) | Err(_) => self.turn_away(link, None, TurnedAway::NotUnderstood),
+            Ok(Some(_)) | Err(_) => {
+                self.turn_away(link, Answer::Nothing, TurnedAway::NotUnderstood);
+            }
         }
     }
 
@@ -235,9 +238,9 @@ impl Registry {
         };
         let is_late = greeting.until <= now;
         match self.take_wait(link) {
-            None => self.turn_away(link, None, TurnedAway::Silent),
+            None => self.turn_away(link, Answer::Nothing, TurnedAway::Silent),
             Some(wait) if wait.is_heard || is_late => {
-                self.turn_away(link, Some(Frame::KeyInUse), TurnedAway::KeyInUse);
+                self.turn_away(link, Answer::KeyInUse, TurnedAway::KeyInUse);
             }
             Some(wait) => self.judge(link, &wait.hello, Some(wait.rival), now),
         }
@@ -249,8 +252,13 @@ impl Registry {
         };
         let (key, secret, id) = (greeting.key, greeting.secret.clone(), resume.session);
         if let Some(tombstone) = self.tombstones.of(id, key) {
-            let (reason, released) = (tombstone.end.told(), tombstone.released.clone());
-            self.reject_with(link, reason, &released);
+            let reason = tombstone.end.told();
+            let answer = Answer::Ended {
+                session: id,
+                reason,
+                told: 0,
+            };
+            self.turn_away(link, answer, TurnedAway::Rejected(reason));
             return;
         }
         if resume.instance != self.config.session.instance {
@@ -276,42 +284,14 @@ impl Registry {
     }
 
     pub(super) fn reject(&mut self, link: LinkId, reason: RejectReason) {
-        self.reject_with(link, reason, &[]);
+        self.turn_away(link, Answer::Reject(reason), TurnedAway::Rejected(reason));
     }
 
-    /// A list that fills frames exactly is followed by an empty one (PROTOCOL.md §3.4).
-    fn reject_with(&mut self, link: LinkId, reason: RejectReason, released: &[(FlowId, Offset)]) {
-        let retry_after = match reason {
-            RejectReason::Busy => BUSY_HINT,
-            RejectReason::Proof
-            | RejectReason::Restarted
-            | RejectReason::Expired
-            | RejectReason::Superseded
-            | RejectReason::Ended
-            | RejectReason::Version => Duration::ZERO,
-        };
-        let whole = released.len() - released.len() % MAX_RELEASED;
-        let (full, rest) = released.split_at(whole);
-        let lists = full.chunks(MAX_RELEASED).chain([rest]);
-        let frames = lists.map(|list| {
-            Frame::ResumeReject(ResumeReject {
-                reason,
-                released: list.to_vec(),
-                retry_after,
-            })
-        });
-        self.turn_away(link, frames, TurnedAway::Rejected(reason));
-    }
-
-    pub(super) fn turn_away(
-        &mut self,
-        link: LinkId,
-        answer: impl IntoIterator<Item = Frame>,
-        reason: TurnedAway,
-    ) {
+    pub(super) fn turn_away(&mut self, link: LinkId, answer: Answer, reason: TurnedAway) {
         if let Some(greeting) = self.greeting(link) {
-            let (key, answer) = (greeting.key, answer.into_iter().collect());
+            let key = greeting.key;
             let state = LinkState::TurnedAway { key, answer };
+            self.keys.entry(key).or_default().parting += 1;
             if let Some(LinkState::Greeting(greeting)) = self.links.insert(link, state) {
                 self.forget_greeting(link, &greeting);
             }
@@ -319,6 +299,14 @@ impl Registry {
         self.answers.push(link);
         self.events
             .push_back(RegistryEvent::TurnedAway { link, reason });
+    }
+
+    /// A link that was turned away is closed.
+    pub(super) fn forget_parting(&mut self, key: ClientKey) {
+        if let Some(of) = self.keys.get_mut(&key) {
+            of.parting = of.parting.saturating_sub(1);
+        }
+        self.forget_key(key);
     }
 
     /// The link is no greeting any more.

@@ -1,5 +1,6 @@
 //! Sessions by proved key and id: who is greeted, who resumes, who is turned away.
 
+mod answer;
 mod epitaph;
 mod farewell;
 mod greeting;
@@ -7,6 +8,7 @@ mod greeting;
 mod tests;
 mod tombstones;
 
+use answer::Answer;
 use bytes::Bytes;
 pub use farewell::{Farewell, LAST_WORDS, LAST_WORDS_REVOKED};
 use greeting::Greeting;
@@ -27,12 +29,16 @@ pub const TOMBSTONES: usize = 10_000;
 pub const TOMBSTONES_PER_KEY: usize = 64;
 /// Offsets that all of them hold together: chosen, 16 MiB.
 pub const OFFSETS: usize = 1 << 20;
+/// Offsets of one of them; of more, those of the flows that were opened last are not kept. Chosen:
+/// more than the flows of a session, unless it is configured otherwise, and 1 MiB.
+pub const OFFSETS_OF_ONE: usize = 1 << 16;
 /// How long an end is remembered unless told otherwise: a client keeps bytes for 30 days at most,
 /// and clocks differ.
 pub const REMEMBERED_FOR: Duration = Duration::from_secs(31 * 24 * 3600);
 /// Provisional sessions of one key: overlapping attempts of one client.
 pub const PROVISIONAL_PER_KEY: usize = 32;
-/// Links of one key that are not yet part of a session: the same, before their HELLO is answered.
+/// Links of one key that are not yet part of a session, or were turned away and are not closed yet:
+/// the same, before their HELLO is answered. With twice as many, further ones are not answered.
 pub const GREETINGS_PER_KEY: usize = 64;
 /// When a server that has no room may be asked again.
 pub const BUSY_HINT: Duration = Duration::from_secs(5);
@@ -61,7 +67,7 @@ enum LinkState {
     /// Only the answer is left to be sent.
     TurnedAway {
         key: ClientKey,
-        answer: VecDeque<Frame>,
+        answer: Answer,
     },
 }
 
@@ -83,6 +89,8 @@ struct PerKey {
     /// Those that have not ended.
     sessions: BTreeSet<SessionId>,
     greetings: BTreeSet<LinkId>,
+    /// Links that were turned away and are not closed yet.
+    parting: usize,
 }
 
 /// What the driver learns.
@@ -109,6 +117,8 @@ pub enum RegistryEvent {
 pub enum TurnedAway {
     /// RESUME or HELLO was answered by RESUME_REJECT.
     Rejected(RejectReason),
+    /// Its key has far too many links that were turned away; it is not even answered.
+    Crowded,
     /// HELLO was answered by KEY_IN_USE.
     KeyInUse,
     /// The first frame was neither HELLO nor RESUME, or more came before the answer.
@@ -189,7 +199,8 @@ impl Registry {
                 self.bury(id);
             }
             Some(LinkState::Greeting(greeting)) => self.forget_greeting(link, &greeting),
-            Some(LinkState::TurnedAway { .. }) | None => {}
+            Some(LinkState::TurnedAway { key, .. }) => self.forget_parting(key),
+            None => {}
         }
     }
 
@@ -337,7 +348,8 @@ impl Registry {
     }
 
     fn forget_key(&mut self, key: ClientKey) {
-        let is_empty = |of: &PerKey| of.sessions.is_empty() && of.greetings.is_empty();
+        let is_empty =
+            |of: &PerKey| of.sessions.is_empty() && of.greetings.is_empty() && of.parting == 0;
         if self.keys.get(&key).is_some_and(is_empty) {
             self.keys.remove(&key);
         }
@@ -398,11 +410,11 @@ impl Registry {
                 sent
             }
             Some(LinkState::TurnedAway { answer, .. }) => {
-                let Some(frame) = answer.pop_front() else {
+                let Some(frame) = answer.take(&self.tombstones) else {
                     return false;
                 };
                 out.push(&frame);
-                if answer.is_empty() {
+                if answer.is_over() {
                     out.push(&Frame::LinkClose {
                         reason: LinkCloseReason::Unneeded,
                     });

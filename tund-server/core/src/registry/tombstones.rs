@@ -1,6 +1,6 @@
 //! How sessions ended, as long as it is worth telling who asks for them, also after a restart.
 
-use super::{ClientKey, OFFSETS, TOMBSTONES, TOMBSTONES_PER_KEY};
+use super::{ClientKey, OFFSETS, OFFSETS_OF_ONE, TOMBSTONES, TOMBSTONES_PER_KEY};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use tund_session::wire::frame::{CloseCode, RejectReason};
@@ -47,7 +47,8 @@ pub struct Tombstone {
     pub key: ClientKey,
     /// How.
     pub end: End,
-    /// Of each flow whose bytes its client may keep for later: how far they were handed on.
+    /// Of each flow whose bytes its client may keep for later: how far they were handed on; at
+    /// most [`OFFSETS_OF_ONE`] once it is kept.
     pub released: Vec<(FlowId, Offset)>,
 }
 
@@ -73,9 +74,9 @@ impl Age {
     }
 }
 
-/// Ends of sessions: at most [`TOMBSTONES`] in all and [`TOMBSTONES_PER_KEY`] of one key, so that
-/// no client makes others' be forgotten; [`OFFSETS`] bounds what they hold. At each bound the
-/// oldest goes first.
+/// Ends of sessions: at most [`TOMBSTONES`] in all and [`TOMBSTONES_PER_KEY`] of one key, where the
+/// oldest goes first. [`OFFSETS`] bounds what they hold: there the oldest goes of the key that holds
+/// the most. So no client makes others' be forgotten.
 #[derive(Debug)]
 pub(super) struct Tombstones {
     retain: Duration,
@@ -85,6 +86,8 @@ pub(super) struct Tombstones {
     of_key: BTreeSet<(ClientKey, u64)>,
     /// Σ of offsets held.
     offsets: usize,
+    /// The same of each key that holds any.
+    offsets_of: BTreeMap<ClientKey, usize>,
     next: u64,
     /// Not yet handed out to be written down; at most [`TOMBSTONES`].
     fresh: VecDeque<SessionId>,
@@ -98,6 +101,7 @@ impl Tombstones {
             order: BTreeMap::new(),
             of_key: BTreeSet::new(),
             offsets: 0,
+            offsets_of: BTreeMap::new(),
             next: 0,
             fresh: VecDeque::new(),
         }
@@ -139,14 +143,17 @@ impl Tombstones {
         self.keep(tombstone, age, now);
     }
 
-    fn keep(&mut self, tombstone: Tombstone, age: Duration, now: Instant) -> bool {
+    fn keep(&mut self, mut tombstone: Tombstone, age: Duration, now: Instant) -> bool {
         let (session, key) = (tombstone.session, tombstone.key);
         if age >= self.retain || self.kept.contains_key(&session) {
             return false;
         }
+        tombstone.released.truncate(OFFSETS_OF_ONE);
         let number = self.next;
         self.next += 1;
-        self.offsets += tombstone.released.len();
+        let offsets = tombstone.released.len();
+        self.offsets += offsets;
+        *self.offsets_of.entry(key).or_default() += offsets;
         self.order.insert(number, session);
         self.of_key.insert((key, number));
         let ended_at = Age { at: now, age };
@@ -163,13 +170,35 @@ impl Tombstones {
             self.forget(oldest);
         }
         self.forget_old(now);
-        while self.kept.len() > TOMBSTONES || (self.offsets > OFFSETS && self.kept.len() > 1) {
-            let Some(oldest) = self.order.first_key_value().map(|(number, _)| *number) else {
-                break;
-            };
+        while self.kept.len() > TOMBSTONES
+            && let Some((oldest, _)) = self.order.first_key_value()
+        {
+            let oldest = *oldest;
+            self.forget(oldest);
+        }
+        while self.offsets > OFFSETS
+            && let Some(oldest) = self.oldest_of_the_heaviest(number)
+        {
             self.forget(oldest);
         }
         true
+    }
+
+    /// Of the key that holds the most offsets, not counting what has just come, the oldest end that
+    /// holds any.
+    fn oldest_of_the_heaviest(&self, newest: u64) -> Option<u64> {
+        let of = |number: u64| self.kept.get(self.order.get(&number)?);
+        let new = of(newest)?;
+        let (new_key, new_offsets) = (new.tombstone.key, new.tombstone.released.len());
+        let weights = self.offsets_of.iter().map(|(key, offsets)| {
+            let beside = if *key == new_key { new_offsets } else { 0 };
+            (offsets.saturating_sub(beside), *key)
+        });
+        let (_, key) = weights.max()?;
+        let mut numbers = self.of_key.range((key, 0)..=(key, u64::MAX));
+        let holds = |number: u64| of(number).is_some_and(|k| !k.tombstone.released.is_empty());
+        let oldest = numbers.find(|(_, number)| *number != newest && holds(*number));
+        oldest.map(|(_, number)| *number)
     }
 
     fn forget_old(&mut self, now: Instant) {
@@ -186,8 +215,15 @@ impl Tombstones {
         if let Some(session) = self.order.remove(&number)
             && let Some(kept) = self.kept.remove(&session)
         {
-            self.of_key.remove(&(kept.tombstone.key, number));
-            self.offsets -= kept.tombstone.released.len();
+            let (key, offsets) = (kept.tombstone.key, kept.tombstone.released.len());
+            self.of_key.remove(&(key, number));
+            self.offsets -= offsets;
+            if let Some(of_key) = self.offsets_of.get_mut(&key) {
+                *of_key -= offsets;
+                if *of_key == 0 {
+                    self.offsets_of.remove(&key);
+                }
+            }
             debug_assert_eq!(kept.number, number, "one place each");
         }
     }
@@ -196,6 +232,12 @@ impl Tombstones {
     pub(super) fn of(&self, session: SessionId, key: ClientKey) -> Option<&Tombstone> {
         let kept = self.kept.get(&session)?;
         (kept.tombstone.key == key).then_some(&kept.tombstone)
+    }
+
+    /// How far the flows of a session came that has ended; nothing if that is forgotten.
+    pub(super) fn released(&self, session: SessionId) -> &[(FlowId, Offset)] {
+        let kept = self.kept.get(&session);
+        kept.map_or(&[], |kept| &kept.tombstone.released)
     }
 
     /// The next one to be written down, with its age.

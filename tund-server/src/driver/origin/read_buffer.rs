@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::task::unconstrained;
 
 /// Most bytes that one read takes. Chosen: enough that the system call is cheap beside the copy
-/// out of the kernel, and below what malloc fetches from the kernel each time (128 KiB).
+/// out of the kernel, and far below what the allocator maps anew each time (`keep_some_heap`).
 pub(crate) const READ_BYTES: usize = 64 * 1024;
 
 /// From here on a read keeps the buffer it landed in; what is shorter is copied out of it. What a

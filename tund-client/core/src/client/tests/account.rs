@@ -1,10 +1,11 @@
 //! Each flow that ends leaves one account, which says what became of it and by whom.
 
-use super::server::End;
-use super::world::{SECOND, World};
+use super::server::{End, OriginId};
+use super::world::{SECOND, World, client_config, registry_config};
 use crate::account::{EndedBy, FlowAccount, HowEnded, LostBytes};
 use crate::client::ClientEvent;
 use crate::netstack::tests::world::pattern;
+use smoltcp::iface::SocketHandle;
 use tund_session::wire::frame::{CloseCode, DeniedBy, OpenError};
 
 /// The accounts told so far; those kept for whoever asks are the same.
@@ -53,7 +54,6 @@ fn whoever_says_fin_first_has_closed_the_flow() {
     );
     let account = accounts(&world)[0];
     assert_eq!((account.up_bytes, account.down_bytes), (3000, 5000));
-    assert!(!account.is_eventful());
 
     let mut world = World::new();
     let (app, id) = world.open();
@@ -125,7 +125,6 @@ fn a_flow_that_outlives_an_outage_says_so() {
     assert_eq!((account.outages, account.lost), (1, NOTHING));
     assert!(account.longest_silence >= SECOND * 42);
     assert!(account.longest_silence < SECOND * 45);
-    assert!(account.is_eventful());
 }
 
 #[test]
@@ -140,6 +139,72 @@ fn what_grace_ends_is_expired_and_its_bytes_are_counted() {
 
     let lost = LostBytes { up: 4000, down: 0 };
     assert_eq!(only(&world), (EndedBy::Client, HowEnded::Expired, lost));
+}
+
+/// A flow whose application does not read, and how much of it lies here: in the ring, and more in the
+/// session.
+fn unread() -> (World, SocketHandle, OriginId, LostBytes) {
+    let mut world = World::with_rings(client_config(), registry_config(200), 65_536, 64);
+    let (app, id) = world.open();
+    world.origin(id).to_send = pattern(3 << 20, 7);
+    world.run();
+    let session = world.client.session.as_ref().unwrap();
+    let in_session = session.flow_buffered(id.1).1;
+    let known = *world.client.flows().iter().next().unwrap().1;
+    let in_ring = world.client.in_rings(&known).down;
+    assert!(in_ring > 60_000 && in_session > 60_000);
+    let down = in_ring + in_session;
+    (world, app, id, LostBytes { up: 0, down })
+}
+
+#[test]
+fn what_came_and_was_not_read_is_counted_when_grace_is_over() {
+    let (mut world, _, _, lost) = unread();
+    let grace = world.client.config.grace;
+    world.fail();
+
+    world.pass(grace + SECOND);
+
+    assert_eq!(only(&world), (EndedBy::Client, HowEnded::Expired, lost));
+}
+
+#[test]
+fn what_came_and_was_not_read_is_counted_when_the_session_ends() {
+    let (mut world, _, _, lost) = unread();
+
+    world.client.disconnect(world.now);
+    world.run();
+
+    assert_eq!(only(&world), (EndedBy::User, HowEnded::Disconnected, lost));
+}
+
+#[test]
+fn what_came_and_was_not_read_is_counted_when_a_reset_waits_no_longer() {
+    let (mut world, _, id, _) = unread();
+    world.origin(id).to_send.clear();
+    world.origin(id).then = Some(End::Reset);
+    world.run();
+    let session = world.client.session.as_ref().unwrap();
+    let in_session = session.flow_buffered(id.1).1;
+
+    world.pass(SECOND * 10);
+
+    let (by, how, lost) = only(&world);
+    assert_eq!((by, how, lost.up), (EndedBy::Origin, HowEnded::Reset, 0));
+    assert!(lost.down > in_session, "{lost:?}, {in_session}");
+}
+
+#[test]
+fn what_an_application_that_resets_had_not_read_is_not_lost() {
+    let (mut world, app, ..) = unread();
+
+    world.kernel.socket(app).abort();
+    world.pass(SECOND);
+
+    assert_eq!(
+        only(&world),
+        (EndedBy::Application, HowEnded::Reset, NOTHING)
+    );
 }
 
 #[test]

@@ -211,6 +211,42 @@ fn a_session_ended_by_the_server_resets_applications() {
     assert_eq!(world.link_count(), 0);
 }
 
+/// As when the server is restarted for an update: applications that still waited for their origin
+/// were told ECONNREFUSED.
+#[test]
+fn a_server_that_ends_the_session_serves_who_still_waits_in_the_next() {
+    let mut world = World::new();
+    let (app, id) = world.open();
+    world.quiet_ports.insert(81);
+    let waiting = world.connect(81);
+    assert_eq!(world.opened.len(), 2, "its origin was asked");
+    world.quiet_ports.clear();
+    let now = world.now;
+
+    world.registry.close(id.0, CloseCode::Asked, now);
+    world.run();
+
+    assert_eq!(world.state(app), tcp::State::Closed);
+    assert_eq!(world.state(waiting), tcp::State::Established);
+    assert_ne!(world.client.session_id(), Some(id.0));
+}
+
+/// Whoever took the key off the list wants nobody served.
+#[test]
+fn a_key_that_was_removed_resets_who_still_waits() {
+    let mut world = World::new();
+    let (_, id) = world.open();
+    world.quiet_ports.insert(81);
+    let waiting = world.connect(81);
+    let now = world.now;
+
+    world.registry.close(id.0, CloseCode::KeyRemoved, now);
+    world.run();
+
+    assert_eq!(world.state(waiting), tcp::State::Closed);
+    assert_eq!(world.client.state(), State::Ready);
+}
+
 #[test]
 fn the_last_words_of_two_sessions_in_a_row_are_both_heard() {
     let mut world = World::new();

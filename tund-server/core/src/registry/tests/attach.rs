@@ -83,6 +83,17 @@ fn two_resumes_that_race_both_join() {
     world.expect_nothing_kept();
 }
 
+/// RESUME with a proof that is none.
+pub(super) fn false_resume(session: SessionId, instance: u8) -> Vec<u8> {
+    encoded(&Frame::Resume(Resume {
+        versions: (1, 1),
+        session,
+        instance: Instance([instance; 16]),
+        proved: LinkNumber(1),
+        proof: [9; 32],
+    }))
+}
+
 /// What RESUME for `session` with `instance` on a link of `of` is answered with.
 fn resume_by_hand(world: &mut World, of: u8, session: SessionId, instance: u8) -> RejectReason {
     rejected_by_hand(world, of, session, instance).0
@@ -96,14 +107,7 @@ pub(super) fn rejected_by_hand(
     instance: u8,
 ) -> (RejectReason, Vec<(FlowId, Offset)>) {
     let link = world.raw(key(of));
-    let resume = Frame::Resume(Resume {
-        versions: (1, 1),
-        session,
-        instance: Instance([instance; 16]),
-        proved: LinkNumber(1),
-        proof: [9; 32],
-    });
-    world.say(link, encoded(&resume));
+    world.say(link, false_resume(session, instance));
     let mut out = tund_session::Outbox::new();
     while world
         .registry

@@ -6,7 +6,7 @@ use crate::registry::{
 };
 use std::time::Duration;
 use tund_session::wire::frame::{CloseCode, RejectReason};
-use tund_session::{Event, LinkId, Session};
+use tund_session::{Event, LinkId, Outbox, Session};
 
 const BUSY: Option<TurnedAway> = Some(TurnedAway::Rejected(RejectReason::Busy));
 
@@ -90,6 +90,38 @@ fn one_key_has_a_bound_on_links_that_say_nothing() {
     assert_eq!(open.count(), GREETINGS_PER_KEY);
     assert_eq!(world.turned_away(links[GREETINGS_PER_KEY]), BUSY);
     assert!(world.is_open(other));
+    world.expect_nothing_kept();
+}
+
+/// A link that was turned away stays until its answer is out, for two seconds at most, and holds it.
+#[test]
+fn one_key_has_a_bound_on_links_that_were_turned_away() {
+    let mut world = World::new(config());
+    let links: Vec<LinkId> = (0..GREETINGS_PER_KEY * 2 + 5)
+        .map(|_| {
+            let link = world.raw(key(1));
+            world.say(link, vec![0xff; 8]);
+            link
+        })
+        .collect();
+    let other = world.raw(key(2));
+    let reasons = world.take_turned_away();
+
+    let of = |reason: TurnedAway| reasons.iter().filter(|told| **told == reason).count();
+    assert_eq!(of(TurnedAway::NotUnderstood), GREETINGS_PER_KEY);
+    assert_eq!(BUSY, Some(reasons[GREETINGS_PER_KEY]));
+    assert_eq!(of(TurnedAway::Crowded), 5);
+    assert_eq!(reasons.len(), links.len());
+    let mut out = Outbox::new();
+    let (crowded, now) = (links[links.len() - 1], world.now);
+    assert!(!world.registry.poll_transmit(crowded, 9999, &mut out, now));
+    assert!(world.is_open(other));
+
+    // Once they are closed the key has its places back.
+    links.into_iter().for_each(|link| world.close(link));
+    let again = world.raw(key(1));
+    assert_eq!(world.take_turned_away(), []);
+    assert!(world.is_open(again));
     world.expect_nothing_kept();
 }
 

@@ -1,14 +1,15 @@
 //! Ends of sessions: what is remembered of them, for whom, how long, and over restarts.
 
-use super::attach::rejected_by_hand;
+use super::attach::{false_resume, rejected_by_hand};
 use super::world::{GRACE, NANOSECOND, SECOND, START, World, config, key, session_config};
 use crate::registry::{
-    ClientKey, End, OFFSETS, REMEMBERED_FOR, Registry, RegistryConfig, TOMBSTONES,
+    ClientKey, End, OFFSETS, OFFSETS_OF_ONE, REMEMBERED_FOR, Registry, RegistryConfig, TOMBSTONES,
     TOMBSTONES_PER_KEY, Tombstone,
 };
 use std::time::Duration;
-use tund_session::wire::frame::{CloseCode, OnExpiry, RejectReason};
-use tund_session::{EndReason, FlowId, Offset, SessionId};
+use tund_session::wire::codec::{self, MAX_RELEASED};
+use tund_session::wire::frame::{CloseCode, Frame, RejectReason};
+use tund_session::{EndReason, FlowId, Offset, Outbox, SessionId};
 
 fn id(n: usize) -> SessionId {
     let n = u64::try_from(n).unwrap();
@@ -21,6 +22,15 @@ fn tombstone(n: usize, of: ClientKey) -> Tombstone {
         key: of,
         end: End::Expired,
         released: Vec::new(),
+    }
+}
+
+/// One that lists so many flows.
+fn long(n: usize, of: ClientKey, count: usize) -> Tombstone {
+    let flows = 1..=u64::try_from(count).unwrap();
+    Tombstone {
+        released: flows.map(|n| (FlowId(n), Offset(n * 10))).collect(),
+        ..tombstone(n, of)
     }
 }
 
@@ -52,20 +62,12 @@ fn restart(world: &mut World, later: Duration) {
     }
 }
 
-/// A session whose one flow took 1,000 bytes up, 600 of them released, and then expired.
+/// A session whose one flow came 600 bytes far, and then expired.
 fn expired(world: &mut World) -> (SessionId, FlowId) {
-    let (client, session) = world.attached(1, key(1));
-    let flow = world.ask_for(client, OnExpiry::Store);
-    world.accept(client, flow);
-    world.clients[client].write(flow, vec![7; 1000].into(), world.now);
-    world.run();
-    let now = world.now;
-    world
-        .registry
-        .with(session, now, |s| s.release(flow, 600, now));
-    world.lose_all();
-    world.pass(GRACE + SECOND * 31);
-    assert_eq!(world.ended(session), Some(EndReason::Expired));
+    let (session, flow) = (id(1), FlowId(1));
+    let (now, released) = (world.now, [(flow, Offset(600))]);
+    let tombstones = &mut world.registry.tombstones;
+    tombstones.add((session, key(1)), EndReason::Expired, &released, now);
     (session, flow)
 }
 
@@ -151,17 +153,13 @@ fn flows_that_are_not_stored_are_not_listed() {
 fn a_list_longer_than_a_frame_comes_in_several() {
     for count in [1026, 1027, 1028, 3000] {
         let mut world = World::new(config());
-        let flow = |n: u64| (FlowId(n), Offset(n * 10));
-        let long = Tombstone {
-            released: (1..=count).map(flow).collect(),
-            ..tombstone(1, key(1))
-        };
-        world.registry.restore(long, Duration::ZERO, START);
+        let long = long(1, key(1), count);
+        world.registry.restore(long.clone(), Duration::ZERO, START);
 
         let (reason, released) = rejected_by_hand(&mut world, 1, id(1), 200);
 
         assert_eq!(reason, RejectReason::Expired);
-        assert_eq!(released, (1..=count).map(flow).collect::<Vec<_>>());
+        assert_eq!(released, long.released);
     }
 }
 
@@ -213,17 +211,83 @@ fn one_client_makes_only_its_own_ends_be_forgotten() {
 #[test]
 fn offsets_of_all_ends_are_bounded_together() {
     let mut registry = Registry::new(config());
-    let half = vec![(FlowId(1), Offset(1)); OFFSETS / 2];
-    for n in 0..3 {
-        let long = Tombstone {
-            released: half.clone(),
-            ..tombstone(n, key(1))
-        };
+    let full = OFFSETS / OFFSETS_OF_ONE;
+    for n in 0..=full {
+        let long = long(n, key(1), OFFSETS_OF_ONE);
         registry.restore(long, Duration::ZERO, START);
+        assert_eq!(registry.tombstone_count(), (n + 1).min(full));
     }
 
+    let oldest = registry.tombstones(START).next().map(|(t, _)| t.session);
+    assert_eq!(oldest, Some(id(1)));
+}
+
+/// One client fills what all may list; the ends of others, which came before it, were forgotten for it.
+#[test]
+fn who_lists_the_most_makes_only_its_own_ends_be_forgotten() {
+    let mut registry = Registry::new(config());
+    registry.restore(long(100, key(8), 1000), Duration::ZERO, START);
+    registry.restore(tombstone(101, key(9)), Duration::ZERO, START);
+    registry.restore(tombstone(0, key(1)), Duration::ZERO, START);
+    for n in 1..60 {
+        let long = long(n, key(1), OFFSETS_OF_ONE);
+        registry.restore(long, Duration::ZERO, START);
+    }
+    // Room for another's is made by the same.
+    registry.restore(long(102, key(9), 1000), Duration::ZERO, START);
+
     let left: Vec<_> = registry.tombstones(START).map(|(t, _)| t.session).collect();
-    assert_eq!(left, [id(1), id(2)]);
+    assert_eq!(
+        left[..3],
+        [id(100), id(101), id(0)],
+        "without a list it is in no way"
+    );
+    assert_eq!(left[3], id(60 - (OFFSETS / OFFSETS_OF_ONE - 1)));
+    assert_eq!(left.last(), Some(&id(102)));
+}
+
+#[test]
+fn one_end_lists_no_more_flows_than_a_record_of_the_journal_takes() {
+    for count in [OFFSETS_OF_ONE, OFFSETS_OF_ONE + 1] {
+        let mut registry = Registry::new(config());
+        let long = long(1, key(1), count);
+        registry.restore(long.clone(), Duration::ZERO, START);
+
+        let (kept, _) = registry.tombstones(START).next().unwrap();
+        assert_eq!(kept.released, long.released[..OFFSETS_OF_ONE]);
+        assert_eq!(kept.encode(Duration::ZERO).len(), Tombstone::MAX_BYTES);
+    }
+}
+
+/// Each link that was told held a copy of the list, a megabyte, until it was closed. Without one, a
+/// list that is forgotten while it is told ends there, as a list ends.
+#[test]
+fn a_link_that_is_told_of_an_end_holds_no_copy_of_its_list() {
+    let mut world = World::new(config());
+    let long = long(1, key(1), 3000);
+    world.registry.restore(long.clone(), Duration::ZERO, START);
+    let link = world.raw(key(1));
+    world.say(link, false_resume(id(1), 200));
+    let mut out = Outbox::new();
+    assert!(world.registry.poll_transmit(link, 1, &mut out, world.now));
+
+    for n in 2..=1 + TOMBSTONES_PER_KEY {
+        let other = tombstone(n, key(1));
+        world.registry.restore(other, Duration::ZERO, START);
+    }
+    while world.registry.poll_transmit(link, 1, &mut out, world.now) {}
+
+    let mut bytes = out.to_vec().into();
+    let frames = std::iter::from_fn(|| codec::decode(&mut bytes).unwrap());
+    let lists: Vec<_> = frames
+        .filter_map(|frame| {
+            let Frame::ResumeReject(reject) = frame else {
+                return None;
+            };
+            Some(reject.released)
+        })
+        .collect();
+    assert_eq!(lists, [long.released[..MAX_RELEASED].to_vec(), Vec::new()]);
 }
 
 #[test]

@@ -351,6 +351,18 @@ impl World {
         })
     }
 
+    /// Why links were turned away since this was asked last, though none of them is closed yet.
+    pub(super) fn take_turned_away(&mut self) -> Vec<TurnedAway> {
+        let events = std::iter::from_fn(|| self.registry.poll_event());
+        let turned_away = events.filter_map(|event| {
+            let RegistryEvent::TurnedAway { reason, .. } = event else {
+                return None;
+            };
+            Some(reason)
+        });
+        turned_away.collect()
+    }
+
     /// How a session ended, as the registry said.
     pub(super) fn ended(&self, session: SessionId) -> Option<EndReason> {
         self.events.iter().find_map(|event| match event {
