@@ -90,7 +90,8 @@ impl Session {
             (Role::Server, Frame::Control { number, .. }) if *number > self.led.0 => {
                 self.led = (*number, Some(id));
             }
-            (_, Frame::Ping { .. } | Frame::Pong { .. }) | (Role::Server, _) => {}
+            (_, Frame::Ping { .. } | Frame::Pong { .. } | Frame::FlowState(_))
+            | (Role::Server, _) => {}
             // The server sends nothing else by a link that it does not take for the carrier.
             (Role::Client, _) => {
                 if self.told_by == Some(id) && !self.is_followed {
