@@ -69,7 +69,9 @@ pub const KERNEL_QUIET: Duration = Duration::from_millis(750);
 /// A PONG is expected so soon while no round trip was measured.
 pub const PONG_FIRST: Duration = Duration::from_secs(1);
 /// So many PINGs follow each other after an attach: by then 4 × RTTVAR, which starts at twice the
-/// round trip (RFC 6298), is half of it, and an outage is noticed that much sooner.
+/// round trip (RFC 6298), is half of it, and an outage is noticed that much sooner. And a congestion
+/// window grows with the first ten segments even if it is not used up: who moves to the link later
+/// goes on faster.
 pub const FIRST_SAMPLES: u8 = 6;
 /// A link that is not needed any more has so long to run empty; what is left goes out again on the
 /// new one. Chosen: a queue that takes longer is slower than sending it again.
