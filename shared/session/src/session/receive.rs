@@ -55,11 +55,16 @@ impl Session {
             return Ok(());
         };
         let was_suspect = link.heard(&frame, now);
+        let is_lost = link.is_lost();
         self.heard_at = now;
-        if was_suspect {
-            self.reattach(id);
+        if is_lost {
+            self.defer_expiries(now);
+        } else {
+            if was_suspect {
+                self.reattach(id);
+            }
+            self.bury_suspects(now);
         }
-        self.bury_suspects(now);
         self.note_following(id, &frame, now);
         match frame {
             Frame::Data(data) => self.on_data(data, now),
