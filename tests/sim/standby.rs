@@ -200,11 +200,12 @@ fn what_was_said_late_on_the_old_link_leads_the_server_nowhere() {
 #[test]
 fn a_link_that_has_answered_once_carries_rather_than_one_that_has_not() {
     let mut world = World::calm(Knobs::ROOMY);
-    world.open(Duration::from_secs(300)).unwrap();
+    world.connect();
     let old = world.dial().unwrap();
-    // HELLO, and the first PING.
+    // RESUME, and the first PING.
     round_trip(&mut world, old);
     round_trip(&mut world, old);
+    world.lose(LinkId(1));
     let new = world.dial().unwrap();
     round_trip(&mut world, new);
     assert_eq!(links(&world)[CLIENT], 2);

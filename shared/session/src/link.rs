@@ -143,6 +143,8 @@ pub(crate) struct Link {
     pub(crate) retire_due: bool,
     /// ACKs go out packed, as FLOW_STATE.
     pub(crate) flow_state: bool,
+    /// It joined while no other link was there, so that flows are on it from the start.
+    pub(crate) is_first_choice: bool,
     /// Client: leads to another address of the server than the one where the session was made.
     pub(crate) is_elsewhere: bool,
     /// Frames of the link itself, before all others.
@@ -173,6 +175,7 @@ impl Link {
             leaving: None,
             retire_due: false,
             flow_state: false,
+            is_first_choice: false,
             is_elsewhere: false,
             frames: VecDeque::new(),
             partial: BytesMut::new(),

@@ -288,12 +288,14 @@ impl Session {
             self.kill_link(id, LinkDeath::AttachFailed, now);
             return;
         }
+        let is_first_choice = !self.is_attached();
         let Some(link) = self.links.get_mut(&id) else {
             return;
         };
         link.phase = Phase::Live;
         link.number = Some(number);
         link.flow_state = true;
+        link.is_first_choice = is_first_choice;
         link.retire_due = !first;
         let secret = link.secret.clone();
         if self

@@ -12,7 +12,7 @@ impl Session {
     /// The link that carries flows, or would: one that works and has proved it, before one that
     /// works, before one that is not confirmed, before a suspect one. Among equals the server
     /// takes the one that the client leads it to, the client the one that its owner prefers; but
-    /// not before a new one has had its first PINGs, if another has.
+    /// none that came beside another one before it has answered its first PINGs.
     pub fn carrier(&self) -> Option<LinkId> {
         let rank = |link: &Link| {
             let class = match (link.is_working(), link.suspect_since) {
@@ -22,7 +22,8 @@ impl Session {
                 (false, Some(_)) => 1,
             };
             let is_led = self.led.1 == Some(link.id);
-            let is_warm = self.role == Role::Client && !link.wants_samples();
+            let is_known = link.is_first_choice || !link.wants_samples();
+            let is_warm = self.role == Role::Client && is_known;
             (
                 class,
                 is_led,

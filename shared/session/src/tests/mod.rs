@@ -6,6 +6,7 @@ mod hostile;
 mod noticing;
 mod pair;
 mod records;
+mod steering;
 
 use self::pair::{CLIENT, Pair, SERVER, config, secret};
 use crate::wire::frame::{
