@@ -3,8 +3,10 @@
 //! Needs root. `cargo nextest run -P netns` runs what is short; `cargo nextest run -P netns-long
 //! --run-ignored only` the rest. The daemons are found as `tund_tests::lab` says.
 
+mod account;
 mod admission;
 mod buffering;
+mod capture;
 mod configuration;
 mod crowd;
 mod endings;
@@ -15,6 +17,7 @@ mod injection;
 mod lab_direct;
 mod lab_emulator;
 mod lab_removal;
+mod ledger;
 mod matrix;
 mod neighbours;
 mod outages;

@@ -6,7 +6,7 @@ use crate::receive_buffer::ReceiveBuffer;
 use crate::send_buffer::SendBuffer;
 use crate::session::Delivery;
 use crate::time::Instant;
-use crate::wire::frame::{Ack, OnExpiry};
+use crate::wire::frame::{Ack, FlowCode, OnExpiry};
 use std::time::Duration;
 
 /// Has the origin answered?
@@ -63,6 +63,10 @@ pub(crate) struct Flow {
     pub(crate) reset_sent: Option<Offset>,
     /// RESET was heard, ending there.
     pub(crate) reset_received: Option<Offset>,
+    /// Why, as the peer says.
+    pub(crate) reset_code: Option<FlowCode>,
+    /// Of the bytes that the local socket took, those that it did not get rid of before it failed.
+    pub(crate) stranded: u64,
     /// My direction is complete: released by the peer, or dropped by RESET or STOP.
     pub(crate) send_done: bool,
     /// The peer's direction is complete: delivered to its end, or dropped.
@@ -119,6 +123,8 @@ impl Flow {
             writable_told: false,
             reset_sent: None,
             reset_received: None,
+            reset_code: None,
+            stranded: 0,
             send_done: false,
             receive_done: false,
             reset_due: false,
@@ -146,6 +152,17 @@ impl Flow {
         }
         self.send_done = true;
         self.tx.abandon();
+    }
+
+    /// The peer has said how much of what was sent has arrived, for good: the rest is lost.
+    pub(crate) fn settle_lost(&mut self, released: Offset) {
+        let end = self.tx.end();
+        self.lost = end.since(released.min(end));
+    }
+
+    /// What has arrived for good of the peer's direction, to be said with DONE.
+    pub(crate) fn delivered(&self) -> Offset {
+        Offset(self.rx.released().0.saturating_sub(self.stranded))
     }
 
     /// The ACK that describes this end.

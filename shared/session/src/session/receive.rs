@@ -205,10 +205,11 @@ impl Session {
                 }
                 Ok(())
             }
-            Control::Done { flow, .. } => {
+            Control::Done { flow, released } => {
                 if let Some(known) = self.known(flow)? {
                     known.done_received = true;
                     known.send_done = true;
+                    known.settle_lost(released);
                     known.tx.abandon();
                     self.extend_intake(flow);
                     self.settle(flow, now);
@@ -317,7 +318,7 @@ impl Session {
     }
 
     /// Rule 13: acts on the socket even after FIN, delivers what lies before, ends the reverse.
-    fn on_reset(&mut self, id: FlowId, end: Offset, _code: FlowCode, now: Instant) -> Taken {
+    fn on_reset(&mut self, id: FlowId, end: Offset, code: FlowCode, now: Instant) -> Taken {
         let Some(flow) = self.known(id)? else {
             return Ok(());
         };
@@ -328,6 +329,7 @@ impl Session {
             return Err("RESET before what was sent already");
         }
         flow.reset_received = Some(end);
+        flow.reset_code = Some(code);
         flow.progress_at = now;
         flow.abandon_sending();
         self.extend_intake(id);
@@ -378,6 +380,11 @@ impl Session {
             .get(&id)
             .into_iter()
             .flat_map(|flow| flow.rx.queue())
+    }
+
+    /// Why the peer has reset the flow; none while it has not.
+    pub fn reset_code(&self, id: FlowId) -> Option<FlowCode> {
+        self.flows.get(&id).and_then(|flow| flow.reset_code)
     }
 
     /// What comes once `readable` is empty.

@@ -2,6 +2,7 @@
 
 mod crowded;
 mod hostile;
+mod losses;
 mod noticing;
 mod pair;
 mod records;
