@@ -184,7 +184,7 @@ impl Stage {
         let ways = [singly, &vec![together; count]].concat();
         let scripts: Vec<_> = ways.into_iter().map(|way| self.script(way)).collect();
         let scene = &self.scene;
-        let mut pairs: Vec<Pair> = side_by_side(scripts, |script| open(scene, script))
+        let pairs: Vec<Pair> = side_by_side(scripts, |script| open(scene, script))
             .into_iter()
             .flatten()
             .collect();
@@ -202,9 +202,12 @@ impl Stage {
             wait::until_true("the outage is over", LATER, || outages() > before);
         }
         let lived_through = outages() - before;
-        for pair in &mut pairs {
-            pair.script.outages = lived_through;
-            self.scripts[usize::from(pair.script.port - FIRST_PORT)] = pair.script;
+        let is_open = |script: &Script| {
+            let of_pair = pairs.iter().any(|pair| pair.script.port == script.port);
+            of_pair || script.way == Way::Cancelled
+        };
+        for script in self.scripts[first..].iter_mut().filter(|one| is_open(one)) {
+            script.outages = lived_through;
         }
         let (last, first_ones): (Vec<_>, Vec<_>) = pairs
             .into_iter()
@@ -237,23 +240,26 @@ impl Stage {
                 write_until_blocked(&pair.near, STUCK_BYTES);
             }
         });
+        // The reset may come before all is taken.
         let write = || {
-            for Pair { near, script, .. } in pairs {
-                send(near, script.rest);
-            }
+            side_by_side(pairs.iter().collect(), |pair: &Pair| {
+                let failure = send(&pair.near, pair.script.rest).err();
+                failure.map(|error| ending_of(&error))
+            })
         };
+        let mut met = vec![None; pairs.len()];
         match way {
             Way::Failed => {
                 let ports = pairs.iter().map(|pair| pair.script.port.to_string());
                 let ports = ports.collect::<Vec<_>>().join(", ");
                 lab.origin
                     .nft(&format!("add element inet quiet ports {{ {ports} }}\n"));
-                write();
+                met = write();
             }
             Way::Expired => {
                 lab.cut();
                 lab.forget();
-                write();
+                met = write();
             }
             Way::Disconnected => drop(self.scene.tund.client.command(&["disconnect"]).unwrap()),
             Way::Stopped => {
@@ -262,19 +268,26 @@ impl Stage {
             }
             Way::Restarted => {
                 self.scene.tund.server.process.kill();
-                write();
+                met = write();
                 self.scene.tund.server.start_again(&self.scene.lab);
             }
-            _ => unreachable!("{way:?} is the way of one"),
+            Way::ClosedByApplication
+            | Way::ClosedByOrigin
+            | Way::ResetByApplication
+            | Way::ResetByOrigin
+            | Way::Refused
+            | Way::Denied
+            | Way::Cancelled => panic!("{way:?} is the way of one"),
         }
-        side_by_side(pairs.iter().collect(), |pair: &Pair| {
-            assert_eq!(end_of(&pair.near), Ending::Reset);
+        let each = pairs.iter().zip(met).collect();
+        let ends = side_by_side(each, |(pair, met): (&Pair, Option<Ending>)| {
+            met.unwrap_or_else(|| end_of(&pair.near))
         });
-        match way {
-            Way::Stopped => self.scene.tund.server.start_again(&self.scene.lab),
-            Way::Expired => self.scene.lab.heal(),
-            _ => {}
+        assert_eq!(ends, vec![Ending::Reset; pairs.len()]);
+        if way == Way::Stopped {
+            self.scene.tund.server.start_again(&self.scene.lab);
         }
+        self.scene.lab.heal();
     }
 }
 
@@ -292,13 +305,14 @@ fn side_by_side<T: Send, R: Send>(all: Vec<T>, work: impl Fn(T) -> R + Sync) -> 
     })
 }
 
-fn send(mut stream: &TcpStream, mut length: u64) {
+fn send(mut stream: &TcpStream, mut length: u64) -> io::Result<()> {
     let piece = [0x61; 65536];
     while length > 0 {
         let count = usize::try_from(length.min(65536)).expect("at most 64 KiB");
-        stream.write_all(&piece[..count]).unwrap();
+        stream.write_all(&piece[..count])?;
         length -= u64::try_from(count).expect("at most 64 KiB");
     }
+    Ok(())
 }
 
 fn take(stream: &TcpStream, length: u64) {
@@ -320,27 +334,23 @@ fn open(scene: &Scene, script: Script) -> Option<Pair> {
     let lab = &scene.lab;
     let to = lab.origin_address(script.family, script.port);
     let connect = |to, limit| lab.client.enter(|| TcpStream::connect_timeout(&to, limit));
-    match script.way {
-        Way::Refused => {
-            let error = connect(to, LATER).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-            return None;
-        }
-        Way::Denied => {
-            let to = SocketAddr::new(DENIED.parse().unwrap(), script.port);
-            let error = connect(to, LATER).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::HostUnreachable);
-            return None;
-        }
-        Way::Cancelled => {
-            let port = script.port;
-            lab.origin
-                .nft(&format!("add element inet quiet ports {{ {port} }}\n"));
-            let error = connect(to, Duration::from_millis(300)).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-            return None;
-        }
-        _ => {}
+    let refused = |to, limit, kind| {
+        let error = connect(to, limit).unwrap_err();
+        assert_eq!(error.kind(), kind);
+        None
+    };
+    if script.way == Way::Refused {
+        return refused(to, LATER, io::ErrorKind::ConnectionRefused);
+    }
+    if script.way == Way::Denied {
+        let to = SocketAddr::new(DENIED.parse().unwrap(), script.port);
+        return refused(to, LATER, io::ErrorKind::HostUnreachable);
+    }
+    if script.way == Way::Cancelled {
+        let port = script.port;
+        lab.origin
+            .nft(&format!("add element inet quiet ports {{ {port} }}\n"));
+        return refused(to, Duration::from_millis(300), io::ErrorKind::TimedOut);
     }
     let [near_is_stuck, far_is_stuck] = script.stuck;
     let buffer = |is_stuck: bool| is_stuck.then_some(SMALL_BUFFER);
@@ -367,8 +377,8 @@ impl Pair {
         let Self { script, near, far } = self;
         let (up, down) = (script.up[part], script.down[part]);
         thread::scope(|scope| {
-            scope.spawn(|| send(near, up));
-            scope.spawn(|| send(far, down));
+            scope.spawn(|| send(near, up).unwrap());
+            scope.spawn(|| send(far, down).unwrap());
             scope.spawn(|| take(far, up));
             take(near, down);
         });
@@ -378,30 +388,29 @@ impl Pair {
     fn end(self) {
         let Self { script, near, far } = self;
         // One of them says its last word, the other one may go on a while.
-        let (first, second) = match script.way {
-            Way::ClosedByApplication | Way::ResetByApplication => (near, far),
-            _ => (far, near),
+        let is_of_application =
+            [Way::ClosedByApplication, Way::ResetByApplication].contains(&script.way);
+        let (first, second) = match is_of_application {
+            true => (near, far),
+            false => (far, near),
         };
-        match script.way {
-            Way::ClosedByApplication | Way::ClosedByOrigin => {
-                first.shutdown(Shutdown::Write).unwrap();
-                assert_eq!((&second).read(&mut [0]).unwrap(), 0);
-                thread::scope(|scope| {
-                    scope.spawn(|| {
-                        send(&second, script.rest);
-                        second.shutdown(Shutdown::Write).unwrap();
-                    });
-                    take(&first, script.rest);
-                });
-                assert_eq!(end_of(&first), Ending::Finished);
-            }
-            _ => {
-                // Part of it may be on its way when the reset comes.
-                send(&first, script.rest);
-                reset(first);
-                assert_eq!(end_of(&second), Ending::Reset);
-            }
+        if [Way::ResetByApplication, Way::ResetByOrigin].contains(&script.way) {
+            // Part of it may be on its way when the reset comes.
+            send(&first, script.rest).unwrap();
+            reset(first);
+            assert_eq!(end_of(&second), Ending::Reset);
+            return;
         }
+        first.shutdown(Shutdown::Write).unwrap();
+        assert_eq!((&second).read(&mut [0]).unwrap(), 0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                send(&second, script.rest).unwrap();
+                second.shutdown(Shutdown::Write).unwrap();
+            });
+            take(&first, script.rest);
+        });
+        assert_eq!(end_of(&first), Ending::Finished);
     }
 }
 

@@ -6,9 +6,11 @@ use crate::{Event, FlowId};
 
 /// What was lost of a flow that both ends have forgotten, as `end` has it.
 fn lost(pair: &Pair, end: usize, flow: FlowId) -> Option<u64> {
-    pair.events[end].iter().find_map(|event| match event {
-        Event::FlowForgotten { flow: of, lost, .. } if *of == flow => Some(*lost),
-        _ => None,
+    pair.events[end].iter().find_map(|event| {
+        let Event::FlowForgotten { flow: of, lost, .. } = event else {
+            return None;
+        };
+        (*of == flow).then_some(*lost)
     })
 }
 
