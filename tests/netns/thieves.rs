@@ -26,9 +26,9 @@ const NOW: Instant = Instant::from_nanos(1_000_000_000);
 #[track_caller]
 fn answer(link: &mut Rogue) -> Frame {
     loop {
-        match link.receive().expect("the link goes on") {
-            Frame::Ping { .. } | Frame::Pong { .. } => {}
-            frame => return frame,
+        let frame = link.receive().expect("the link goes on");
+        if !matches!(frame, Frame::Ping { .. } | Frame::Pong { .. }) {
+            return frame;
         }
     }
 }
@@ -56,8 +56,7 @@ fn shown(scene: &Scene, client: &str) -> (serde_json::Value, serde_json::Value) 
 fn a_copied_key_with_the_true_id_and_no_secret_takes_nothing() {
     let (scene, pair) = scene("a copied key", &Settings::new());
     let mut echo = scene.echo();
-    let before = scene.tund.client.status();
-    let id = before.session_id.clone().unwrap();
+    let id = scene.tund.client.status().session_id.unwrap();
     let session = SessionId(u128::from_str_radix(&id, 16).unwrap().to_be_bytes());
     // Everybody who is listed knows the server's instance.
     let instance = connect(&scene, &pair.private).greet().instance;
