@@ -334,23 +334,25 @@ fn open(scene: &Scene, script: Script) -> Option<Pair> {
     let lab = &scene.lab;
     let to = lab.origin_address(script.family, script.port);
     let connect = |to, limit| lab.client.enter(|| TcpStream::connect_timeout(&to, limit));
-    let refused = |to, limit, kind| {
-        let error = connect(to, limit).unwrap_err();
-        assert_eq!(error.kind(), kind);
+    let refused = |result: io::Result<TcpStream>, kind| {
+        assert_eq!(result.unwrap_err().kind(), kind);
         None
     };
+    // Without a limit: with one the library may miss the kernel's reason.
+    let ask = |to: SocketAddr| lab.client.enter(|| TcpStream::connect(to));
     if script.way == Way::Refused {
-        return refused(to, LATER, io::ErrorKind::ConnectionRefused);
+        return refused(ask(to), io::ErrorKind::ConnectionRefused);
     }
     if script.way == Way::Denied {
         let to = SocketAddr::new(DENIED.parse().unwrap(), script.port);
-        return refused(to, LATER, io::ErrorKind::HostUnreachable);
+        return refused(ask(to), io::ErrorKind::HostUnreachable);
     }
     if script.way == Way::Cancelled {
         let port = script.port;
         lab.origin
             .nft(&format!("add element inet quiet ports {{ {port} }}\n"));
-        return refused(to, Duration::from_millis(300), io::ErrorKind::TimedOut);
+        let result = connect(to, Duration::from_millis(300));
+        return refused(result, io::ErrorKind::TimedOut);
     }
     let [near_is_stuck, far_is_stuck] = script.stuck;
     let buffer = |is_stuck: bool| is_stuck.then_some(SMALL_BUFFER);
