@@ -207,9 +207,9 @@ impl Session {
             }
             Control::Done { flow, released } => {
                 if let Some(known) = self.known(flow)? {
+                    known.settle_lost(released);
                     known.done_received = true;
                     known.send_done = true;
-                    known.settle_lost(released);
                     known.tx.abandon();
                     self.extend_intake(flow);
                     self.settle(flow, now);
@@ -328,8 +328,8 @@ impl Session {
         if end < flow.rx.accepted() {
             return Err("RESET before what was sent already");
         }
-        flow.reset_received = Some(end);
         flow.reset_code = Some(code);
+        flow.reset_received = Some(end);
         flow.progress_at = now;
         flow.abandon_sending();
         self.extend_intake(id);
