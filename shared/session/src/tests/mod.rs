@@ -3,6 +3,7 @@
 mod crowded;
 mod delivery;
 mod hostile;
+mod losses;
 mod noticing;
 mod pair;
 mod records;
