@@ -196,7 +196,7 @@ fn the_better_link_that_comes_back_is_moved_to_without_a_silence() {
     let silences = traffic.longest_silence(from, wait::now());
     figure(&format!("longest silences before the move: {usual:?}"));
     assert_eq!(scene.tund.client.status().outages.count, 0);
-    // A bulk stream pauses on a busy machine without a move, too.
+    // A stream pauses on a busy machine without a move, too.
     check(
         "longest silence of a move to the better link",
         silences,

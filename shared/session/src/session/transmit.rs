@@ -6,7 +6,6 @@ use crate::flow::Turn;
 use crate::id::{FlowId, LinkId, Offset};
 use crate::limits;
 use crate::outbox::Outbox;
-
 use crate::time::Instant;
 use crate::wire::codec;
 use crate::wire::frame::Frame;
