@@ -210,6 +210,7 @@ impl Session {
             return;
         }
         self.lost += flow.at_stake();
+        flow.abandon_sending();
         self.abort_socket(id, FlowCode::Expired);
     }
 

@@ -173,6 +173,22 @@ impl Client {
         is_any
     }
 
+    /// When a delivery has failed that does not move.
+    pub(super) fn delivery_stalls_at(&self) -> Option<Instant> {
+        let is_attached = self.session.as_ref().is_some_and(Session::is_attached);
+        self.spool.stalls_at().filter(|_| is_attached)
+    }
+
+    /// Gives up deliveries that do not move: an origin that takes nothing, or a server that cannot
+    /// record what it took, holds nobody back for ever.
+    pub(super) fn fail_stalled(&mut self, now: Instant) {
+        while let Some(session) = self.session.as_mut().filter(|s| s.is_attached())
+            && let Some(flow) = self.spool.fail_stalled(now)
+        {
+            session.abort(flow, FlowCode::Cancelled, now);
+        }
+    }
+
     /// New connections to this destination wait: older bytes for it come first.
     pub(super) fn is_draining(&self, destination: SocketAddr) -> bool {
         self.spool.is_draining(destination) && !self.is_undeliverable
@@ -218,7 +234,7 @@ impl Client {
             return Some(event);
         };
         if let Event::FlowReleased { released, .. } = event {
-            self.spool.on_released(flow, released.0);
+            self.spool.on_released(flow, released.0, now);
         } else if let Event::FlowRefused { error, .. } = event {
             self.spool.on_refused(flow, error, now);
         } else if let Event::FlowAborted { code, .. } = event {

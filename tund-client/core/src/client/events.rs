@@ -136,6 +136,7 @@ impl Client {
     }
 
     fn end_outage(&mut self, by: Option<Attempt>, now: Instant) {
+        self.spool.resume(now);
         if let Some(from) = self.outage_from.take() {
             self.outages.count += 1;
             self.outages.last_gap = Some(now.saturating_duration_since(from));

@@ -196,6 +196,7 @@ impl Client {
         }
         self.dialer.handle_timeout(now, &mut self.orders);
         self.spool.handle_timeout(now);
+        self.fail_stalled(now);
         self.expire_behind(now);
         self.linger(now);
         self.look_if_due(now);
@@ -239,6 +240,7 @@ impl Client {
             self.lingers_until(),
             self.asking.poll_timeout(),
             self.spool.poll_timeout(),
+            self.delivery_stalls_at(),
             self.behind.poll_timeout(),
             self.outlook.poll_timeout(),
         ];
