@@ -3,7 +3,7 @@
 use super::Client;
 use crate::flow_table::ClientFlow;
 use crate::netstack::ConnectionId;
-use crate::spool::{FileId, FileRow, Found};
+use crate::spool::{FileId, FileRow, Found, RecordRead};
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, VecDeque};
@@ -94,10 +94,13 @@ impl Client {
         self.spool.load(found, now);
     }
 
-    /// The answer to [`SpoolOrder::Read`](crate::spool::SpoolOrder::Read): the record as it goes
-    /// out on the wire; none if it is damaged.
-    pub fn handle_record(&mut self, file: FileId, record: u32, bytes: Option<Bytes>, now: Instant) {
-        self.spool.handle_record((file, record), bytes);
+    /// The answer to [`SpoolOrder::Read`](crate::spool::SpoolOrder::Read).
+    pub fn handle_record(&mut self, file: FileId, record: u32, read: RecordRead, now: Instant) {
+        self.spool.handle_record((file, record), read);
+        let failed = self.spool.fail_unread(now);
+        if let (Some(flow), Some(session)) = (failed, &mut self.session) {
+            session.abort(flow, FlowCode::Cancelled, now);
+        }
         if let (Some(flow), Some(session)) = (self.spool.flow_of(file), &mut self.session) {
             self.spool.pump(flow, session, now);
         }

@@ -43,7 +43,7 @@ impl Client {
             Event::FlowAccepted { flow } => {
                 // An origin that answers will take what is stored for it, too.
                 if let Some(known) = self.table.get(flow) {
-                    self.spool.wake(known.destination);
+                    self.spool.on_answered(known.destination);
                 }
                 self.accept(flow, now);
             }

@@ -1,7 +1,7 @@
 //! One file on its way: records out of it into a flow, and what becomes of it.
 
 use super::lane::{Outcome, STALLED_AFTER};
-use super::{Dead, FileId, FileState, Spool, SpoolOrder};
+use super::{Dead, FileId, FileState, RecordRead, Spool, SpoolOrder};
 use crate::policy::Policies;
 use bytes::Bytes;
 use std::net::SocketAddr;
@@ -28,6 +28,8 @@ pub(super) struct Delivery {
     records: u32,
     is_reading: bool,
     is_damaged: bool,
+    /// The disk does not give a record away.
+    has_failed: bool,
     is_finished: bool,
     /// What was read and the session has not taken.
     pending: Bytes,
@@ -68,6 +70,7 @@ impl Spool {
                 records: head.records,
                 is_reading: false,
                 is_damaged: false,
+                has_failed: false,
                 is_finished: false,
                 pending: Bytes::new(),
                 written: 0,
@@ -112,23 +115,24 @@ impl Spool {
         }
     }
 
-    /// The driver has read a record; none: it is damaged, and so is what follows.
-    pub(crate) fn handle_record(&mut self, (file, record): (FileId, u32), bytes: Option<Bytes>) {
+    /// The driver has read a record, or could not.
+    pub(crate) fn handle_record(&mut self, (file, record): (FileId, u32), read: RecordRead) {
         let mut reading = self.deliveries.values_mut();
         let Some(delivery) = reading.find(|d| d.file == file && d.is_reading && d.next == record)
         else {
             return;
         };
         delivery.is_reading = false;
-        match bytes {
-            Some(bytes) => {
+        match read {
+            RecordRead::Whole(bytes) => {
                 delivery.pending = bytes;
                 delivery.next += 1;
             }
-            None => {
+            RecordRead::Damaged => {
                 delivery.is_damaged = true;
                 delivery.records = delivery.next;
             }
+            RecordRead::Failed => delivery.has_failed = true,
         }
     }
 
@@ -214,13 +218,21 @@ impl Spool {
         moved.min().map(|at| at + STALLED_AFTER)
     }
 
+    /// A delivery whose file cannot be read at present has failed, and its flow is to be aborted.
+    pub(crate) fn fail_unread(&mut self, now: Instant) -> Option<FlowId> {
+        let mut all = self.deliveries.iter();
+        let flow = *all.find(|(_, delivery)| delivery.has_failed)?.0;
+        self.end_delivery(flow, Outcome::Failed, now);
+        Some(flow)
+    }
+
     /// While there is a link: a delivery that has not moved for too long has failed, and its flow is
     /// to be aborted.
     pub(crate) fn fail_stalled(&mut self, now: Instant) -> Option<FlowId> {
         let mut all = self.deliveries.iter();
         let (flow, _) = all.find(|(_, delivery)| delivery.moved_at + STALLED_AFTER <= now)?;
         let flow = *flow;
-        self.end_delivery(flow, Outcome::Failed, now);
+        self.end_delivery(flow, Outcome::Stalled, now);
         Some(flow)
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Lane {
     pause: Duration,
     /// Since when there has been no room for it.
     postponed_since: Option<Instant>,
+    /// It failed because nothing of it moved: that the origin answers others proves nothing.
+    has_stalled: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +66,7 @@ impl Spool {
                 turn: Turn::Ready,
                 pause: Duration::ZERO,
                 postponed_since: None,
+                has_stalled: false,
             }
         });
         lane.files.insert(id);
@@ -118,6 +121,7 @@ impl Spool {
             return;
         }
         let since = lane.postponed_since.take();
+        lane.has_stalled = outcome == Outcome::Stalled;
         match outcome {
             Outcome::Done => {
                 lane.pause = Duration::ZERO;
@@ -128,7 +132,7 @@ impl Spool {
                 lane.postponed_since = since.or(Some(now));
                 lane.turn = Turn::Postponed(now + pause);
             }
-            Outcome::Postponed(_) | Outcome::Failed => {
+            Outcome::Postponed(_) | Outcome::Failed | Outcome::Stalled => {
                 lane.pause = (lane.pause * 2).clamp(PAUSE_FIRST, PAUSE_LONGEST);
                 lane.turn = Turn::Resting(now + lane.pause);
             }
@@ -154,8 +158,19 @@ impl Spool {
         }
     }
 
-    /// A lane that pauses may begin at once: a person wants it, or the origin has answered others.
-    pub(crate) fn wake(&mut self, destination: SocketAddr) {
+    /// The origin has answered others: a lane that pauses may begin at once.
+    pub(crate) fn on_answered(&mut self, destination: SocketAddr) {
+        if self
+            .lanes
+            .get(&destination)
+            .is_some_and(|lane| !lane.has_stalled)
+        {
+            self.wake(destination);
+        }
+    }
+
+    /// A lane that pauses may begin at once.
+    pub(super) fn wake(&mut self, destination: SocketAddr) {
         if let Some(lane) = self.lanes.get_mut(&destination)
             && let Some(at) = lane.turn.paused_until()
         {
@@ -216,4 +231,6 @@ pub(super) enum Outcome {
     Interrupted,
     /// There is no room in the session for so long.
     Postponed(Duration),
+    /// Nothing of it moved.
+    Stalled,
 }

@@ -10,6 +10,7 @@ pub(crate) use cut::{Opaque, Run};
 pub use file::Head;
 pub(crate) use file::file_bytes;
 
+use bytes::Bytes;
 use deliver::Delivery;
 use lane::Lane;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -110,6 +111,17 @@ pub enum SpoolOrder {
         /// As what it was buried.
         was: Dead,
     },
+}
+
+/// What became of the reading of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordRead {
+    /// As it goes out on the wire.
+    Whole(Bytes),
+    /// It is damaged, and so is what follows.
+    Damaged,
+    /// The disk did not give it away this time.
+    Failed,
 }
 
 /// A file that was found when the daemon started.

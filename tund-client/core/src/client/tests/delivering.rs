@@ -313,3 +313,22 @@ fn an_origin_that_resets_is_tried_again_later() {
 
     assert_eq!(world.delivered_to(LOG), "one\n");
 }
+
+#[test]
+fn a_file_that_cannot_be_read_at_present_is_tried_again() {
+    let mut world = world();
+    let app = world.connect(LOG);
+    world.fail();
+    world.write(app, b"one\n");
+    world.pass(GRACE + SECOND);
+    world.disk.is_unreadable = true;
+    world.heal();
+    world.pass(SECOND);
+    let row = world.client.spool_rows(None, 9)[0];
+    assert_eq!(row.state, FileState::Waiting);
+    world.disk.is_unreadable = false;
+
+    world.pass(SECOND * 300);
+
+    assert_eq!(world.delivered_to(LOG), "one\n");
+}

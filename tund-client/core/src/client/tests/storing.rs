@@ -290,3 +290,20 @@ fn the_small_files_of_one_user_leave_room_for_those_of_others() {
         assert_eq!(world.disk.texts(), texts);
     }
 }
+
+#[test]
+fn what_the_disk_has_not_taken_by_the_end_of_the_daemon_is_reset_and_counted() {
+    let mut world = world();
+    let app = world.connect(LOG);
+    world.fail();
+    world.write(app, b"one\n");
+    world.disk.is_slow = true;
+    world.pass(GRACE + SECOND);
+    assert_eq!(world.state(app), tcp::State::Established);
+
+    world.client.give_up_storing();
+    world.run();
+
+    assert_eq!(world.state(app), tcp::State::Closed);
+    assert_eq!(stored(&world), [(0, 4, Some(NotStored::Failed))]);
+}
