@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tund_server_core::delivery::{Deliveries, Progress, Step, StoredFlow};
+use tund_server_core::delivery::{Deliveries, Progress, Step, StoredFlow, Turn};
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
 use tund_session::wire::frame::{CloseCode, Framing, OnExpiry, Protocol, capability};
 use tund_session::{
@@ -273,15 +273,17 @@ impl World {
         let of = delivery.of();
         let delivered = self.registry.delivered().offset(&of);
         self.registry.with(session, now, |s| {
+            let mut turn = Turn::default();
             loop {
-                let arrived: Vec<_> = s.readable(flow).cloned().collect();
-                match delivery.step((arrived.iter(), s.has_all(flow)), delivered, unseal) {
+                let arrived = (s.readable(flow), s.has_all(flow));
+                match delivery.step(arrived, delivered, &mut turn, unseal) {
                     Step::Write => {
                         let text = delivery.text().unwrap().clone();
                         connection.got.extend_from_slice(&text);
                         delivery.wrote(text.len());
                     }
                     Step::Take(count) => s.release(flow, count, now),
+                    Step::Yield => turn = Turn::default(),
                     Step::Wait => break,
                     Step::Broken(what) => panic!("{what}"),
                 }

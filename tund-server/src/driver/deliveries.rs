@@ -10,7 +10,7 @@ use tund_daemon::clock;
 use tund_daemon::identity::{PrivateKey, PublicKey};
 use tund_daemon::journal::Journal;
 use tund_daemon::seal::{Bound, Opener};
-use tund_server_core::delivery::{Binding, Deliveries, Delivery, Progress, Step, StoredFlow};
+use tund_server_core::delivery::{Binding, Deliveries, Delivery, Progress, Step, StoredFlow, Turn};
 use tund_session::wire::frame::{
     Deliver, FlowCode, OnExpiry, Open, OpenError, Protocol, capability,
 };
@@ -22,6 +22,8 @@ pub(super) struct Deliverer {
     /// None where nothing can be written down.
     recorder: Option<Recorder>,
     opener: Opener,
+    /// Of the loop; all deliveries share it.
+    turn: Turn,
 }
 
 impl Deliverer {
@@ -30,12 +32,18 @@ impl Deliverer {
             running: Deliveries::default(),
             recorder: journal.map(Recorder::new),
             opener: Opener::new(key),
+            turn: Turn::default(),
         }
     }
 
     /// What clients are offered: without a journal nothing could be delivered exactly once.
     pub(super) fn capabilities(&self) -> u64 {
         self.recorder.as_ref().map_or(0, |_| capability::DELIVERY)
+    }
+
+    /// A new turn of the loop.
+    pub(super) fn next_turn(&mut self) {
+        self.turn = Turn::default();
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -249,11 +257,11 @@ impl Server {
             return Fate::Lives;
         };
         let delivered = self.registry.delivered().offset(&delivery.of());
-        let opener = &self.deliverer.opener;
+        let (opener, turn) = (&self.deliverer.opener, &mut self.deliverer.turn);
         let buffer = &mut self.read_buffer;
         let mut fate = Fate::Lives;
         self.registry.with(session, now, |s| {
-            fate = slot.write_records(s, delivery, (delivered, opener), now);
+            fate = slot.write_records(s, delivery, (delivered, opener, turn), now);
             if matches!(fate, Fate::Lives) {
                 fate = slot.discard_in(s, flow, buffer, now);
             }
@@ -283,17 +291,20 @@ impl OriginSlot {
         &mut self,
         session: &mut Session,
         delivery: &mut Delivery,
-        (delivered, opener): (Offset, &Opener),
+        (delivered, opener, turn): (Offset, &Opener, &mut Turn),
         now: Instant,
     ) -> Fate {
         let mut cx = Context::from_waker(&self.waker);
         let flow = delivery.deliver().flow;
         loop {
-            let arrived: Vec<_> = session.readable(flow).cloned().collect();
             let open = |binding: &Binding, sealed: &[u8]| unseal(opener, binding, sealed);
-            let is_all = session.has_all(flow);
-            match delivery.step((arrived.iter(), is_all), delivered, open) {
+            let arrived = (session.readable(flow), session.has_all(flow));
+            match delivery.step(arrived, delivered, turn, open) {
                 Step::Wait => return self.end_records(session, flow, now),
+                Step::Yield => {
+                    self.waker.wake_by_ref();
+                    return Fate::Lives;
+                }
                 Step::Take(count) => session.release(flow, count, now),
                 Step::Broken(what) => {
                     tracing::warn!(what, "stored messages cannot be delivered");

@@ -23,11 +23,32 @@ const RECORD_TEXT: u64 = 16 * 1024;
 /// socket is asked again and a disk that takes as long.
 const UNRECORDED_BYTES: u64 = 16 * 1024;
 
+/// Records that are taken up in one turn of the owner's loop, by all deliveries together: to open one
+/// takes up to 0.25 ms, and a client that sends many short ones must not silence the links of the
+/// others. Chosen; a record of usual length is more than a turn may write anyway.
+const RECORDS_PER_TURN: usize = 16;
+
+/// What all deliveries together may still do in this turn of the owner's loop.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    records: usize,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self {
+            records: RECORDS_PER_TURN,
+        }
+    }
+}
+
 /// What is to be done next with a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// The next record is not here yet, or waits until more is recorded.
     Wait,
+    /// The next record waits for the next turn of the owner's loop.
+    Yield,
     /// [`Delivery::text`] is to be written to the origin.
     Write,
     /// A record is over with: so many bytes of the flow were taken.
@@ -57,6 +78,8 @@ pub struct Delivery {
     current: Option<Current>,
     /// Records not released, in order; the last of them may be the current one.
     unreleased: VecDeque<Stretch>,
+    /// The sum of their `bytes`.
+    unrecorded: u64,
 }
 
 /// The record that is being written.
@@ -92,6 +115,7 @@ impl Delivery {
             written: 0,
             current: None,
             unreleased: VecDeque::new(),
+            unrecorded: 0,
         }
     }
 
@@ -105,22 +129,26 @@ impl Delivery {
         &self.deliver
     }
 
-    /// What comes next. `arrived` is what the session holds of the flow, and whether nothing comes
-    /// behind it; `delivered` is how far the stored stream is known to have been acknowledged;
-    /// `open` unseals a record.
+    /// What comes next, within this `turn`. `arrived` is what the session holds of the flow, and
+    /// whether nothing comes behind it; `delivered` is how far the stored stream is known to have
+    /// been acknowledged; `open` unseals a record.
     pub fn step<'a>(
         &mut self,
         (arrived, is_all): (impl Iterator<Item = &'a Bytes> + Clone, bool),
         delivered: Offset,
+        turn: &mut Turn,
         open: impl FnOnce(&Binding, &[u8]) -> Option<Vec<u8>>,
     ) -> Step {
         if self.current.is_none() {
             if self.is_held() {
                 return Step::Wait;
             }
+            if turn.records == 0 {
+                return Step::Yield;
+            }
             let is_cut_off = is_all && arrived.clone().next().is_some();
             match self.next_record(arrived, delivered, open) {
-                Ok(true) => {}
+                Ok(true) => turn.records -= 1,
                 Ok(false) if is_cut_off => return Step::Broken("a record that is cut off"),
                 Ok(false) => return Step::Wait,
                 Err(what) => return Step::Broken(what),
@@ -134,8 +162,7 @@ impl Delivery {
 
     /// Enough is written that is not recorded.
     fn is_held(&self) -> bool {
-        let unrecorded: u64 = self.unreleased.iter().map(|stretch| stretch.bytes).sum();
-        unrecorded >= UNRECORDED_BYTES
+        self.unrecorded >= UNRECORDED_BYTES
     }
 
     /// Takes up the next record; false if it is not here yet.
@@ -225,6 +252,7 @@ impl Delivery {
             end: record.end_with_fin(),
             has_fin: record.has_fin,
         });
+        self.unrecorded += wide(text.len());
         self.current = Some(Current { text, len });
     }
 
@@ -265,6 +293,7 @@ impl Delivery {
             && first.end <= offset
         {
             released = Some(first.flow_end);
+            self.unrecorded -= first.bytes;
             self.unreleased.pop_front();
         }
         if has_fin_arrived && self.unreleased.is_empty() && self.current.is_none() {

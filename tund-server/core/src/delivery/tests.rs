@@ -58,9 +58,15 @@ fn pieces(bytes: &[u8], size: usize) -> Vec<Bytes> {
 /// Runs a delivery of `stream` until it waits; what is written to the origin and taken.
 fn run(delivery: &mut Delivery, stream: &[u8], delivered: u64) -> (Vec<u8>, usize, Step) {
     let (mut written, mut taken) = (Vec::new(), 0);
+    let mut turn = Turn::default();
     loop {
         let arrived = pieces(&stream[taken..], 5);
-        match delivery.step((arrived.iter(), false), Offset(delivered), unseal) {
+        match delivery.step(
+            (arrived.iter(), false),
+            Offset(delivered),
+            &mut turn,
+            unseal,
+        ) {
             Step::Write => {
                 let text = delivery.text().unwrap().clone();
                 let some = text.len().min(3);
@@ -68,6 +74,7 @@ fn run(delivery: &mut Delivery, stream: &[u8], delivered: u64) -> (Vec<u8>, usiz
                 delivery.wrote(some);
             }
             Step::Take(count) => taken += count,
+            Step::Yield => turn = Turn::default(),
             end @ (Step::Wait | Step::Broken(_)) => return (written, taken, end),
         }
     }
@@ -103,7 +110,8 @@ fn a_record_that_is_cut_off_is_found_out() {
     let stream = record(0, b"one\n", false);
     let step = |len: usize| {
         let arrived = pieces(&stream[..len], 7);
-        delivery().step((arrived.iter(), true), Offset(0), unseal)
+        let turn = &mut Turn::default();
+        delivery().step((arrived.iter(), true), Offset(0), turn, unseal)
     };
 
     assert_eq!(step(0), Step::Wait);
@@ -120,7 +128,8 @@ fn what_was_delivered_is_neither_opened_nor_written() {
     let mut opened = 0;
     let arrived = pieces(&stream, 100);
 
-    let step = delivery.step((arrived.iter(), false), Offset(4), |_, _| {
+    let turn = &mut Turn::default();
+    let step = delivery.step((arrived.iter(), false), Offset(4), turn, |_, _| {
         opened += 1;
         None
     });
@@ -268,6 +277,53 @@ fn what_is_no_record_is_found_out() {
         assert_eq!(run(&mut delivery(), &stream, 0).2, Step::Broken(what));
     }
     assert_eq!(run(&mut delivery(), &record(0, b"", true), 0).2, Step::Wait);
+}
+
+/// How many records of one message each two deliveries take up together in one turn.
+fn taken_up_in_one_turn(delivered: Offset) -> usize {
+    let stream: Vec<u8> = (0..100).flat_map(|n| record(n, b"\n", false)).collect();
+    let mut turn = Turn::default();
+    let mut records = 0;
+    for mut delivery in [delivery(), delivery()] {
+        let mut rest = Bytes::from(stream.clone());
+        loop {
+            let arrived = [rest.clone()];
+            match delivery.step((arrived.iter(), true), delivered, &mut turn, unseal) {
+                Step::Write => delivery.wrote(1),
+                Step::Take(count) => {
+                    rest.advance(count);
+                    records += 1;
+                }
+                Step::Yield => break,
+                end @ (Step::Wait | Step::Broken(_)) => panic!("{end:?}"),
+            }
+        }
+    }
+    records
+}
+
+#[test]
+fn all_deliveries_together_take_up_a_few_records_in_a_turn() {
+    for delivered in [Offset(0), Offset(1_000)] {
+        assert_eq!(taken_up_in_one_turn(delivered), RECORDS_PER_TURN);
+    }
+}
+
+#[test]
+fn a_record_that_is_begun_goes_on_in_a_turn_that_is_over() {
+    let stream = [record(0, b"one\n", false), record(4, b"two\n", false)].concat();
+    let arrived = pieces(&stream, 1_000);
+    let mut delivery = delivery();
+    let mut turn = Turn { records: 1 };
+    let mut step =
+        |delivery: &mut Delivery| delivery.step((arrived.iter(), true), Offset(0), &mut turn, unseal);
+
+    assert_eq!(step(&mut delivery), Step::Write);
+    delivery.wrote(2);
+    assert_eq!(step(&mut delivery), Step::Write);
+    delivery.wrote(2);
+    assert_eq!(step(&mut delivery), Step::Take(stream.len() / 2));
+    assert_eq!(step(&mut delivery), Step::Yield);
 }
 
 #[test]
