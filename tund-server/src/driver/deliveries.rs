@@ -172,7 +172,8 @@ impl Server {
         if let Some(offset) = delivery.acknowledged(wide(unacknowledged), has_sent_fin) {
             self.note_progress(of, offset);
         }
-        if self.deliverer.is_recorded() {
+        let recorder = self.deliverer.recorder.as_ref();
+        if recorder.is_some_and(|recorder| recorder.has_written(&of)) {
             let offset = self.registry.delivered().offset(&of);
             self.release_recorded(session, flow, offset, now);
         }
@@ -216,18 +217,12 @@ impl Server {
             let Poll::Ready(written) = written else {
                 return;
             };
-            let is_all = self.deliverer.is_recorded();
             let running: Vec<_> = self.deliverer.running.running().collect();
             for (session, flow, of) in running {
-                let known = self.registry.delivered().offset(&of);
-                let of_batch = written.iter().find(|progress| progress.of == of);
-                let recorded = if is_all {
-                    Some(known)
-                } else {
-                    of_batch.map(|p| p.offset)
-                };
-                if let Some(offset) = recorded {
-                    self.release_recorded(session, flow, offset, now);
+                if let Ok(at) = written.binary_search_by_key(&of, |progress| progress.of)
+                    && let Some(progress) = written.get(at)
+                {
+                    self.release_recorded(session, flow, progress.offset, now);
                 }
             }
         }

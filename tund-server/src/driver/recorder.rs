@@ -56,6 +56,11 @@ impl Recorder {
         self.write.is_none() && self.waiting.is_empty()
     }
 
+    /// Everything that was noted of a stream is written, whatever of others waits.
+    pub(super) fn has_written(&self, of: &StoredFlow) -> bool {
+        !self.waiting.contains_key(of) && !self.under_way.contains_key(of)
+    }
+
     /// The last batch could not be written.
     pub(super) fn has_failed(&self) -> bool {
         self.rewrite_due
@@ -66,7 +71,7 @@ impl Recorder {
         self.again_at
     }
 
-    /// What a batch has made safe; begins the next one. `all` is everything remembered.
+    /// What a batch has made safe, stream by stream in their order; begins the next one. `all` is everything remembered.
     pub(super) fn poll_written(
         &mut self,
         cx: &mut Context<'_>,
@@ -274,15 +279,18 @@ mod tests {
         delivered.note(&progress(1, 6));
         recorder.note(progress(1, 6));
         assert!(!recorder.is_idle());
+        assert!(!recorder.has_written(&progress(1, 6).of));
+        assert!(recorder.has_written(&progress(2, 0).of), "of no concern");
 
         let first = poll_fn(|cx| recorder.poll_written(cx, &delivered, now())).await;
+        assert!(!recorder.has_written(&progress(1, 6).of));
         let second = poll_fn(|cx| recorder.poll_written(cx, &delivered, now())).await;
 
         assert_eq!(
             (first, second),
             (vec![progress(1, 5)], vec![progress(1, 6)])
         );
-        assert!(recorder.is_idle());
+        assert!(recorder.is_idle() && recorder.has_written(&progress(1, 6).of));
     }
 
     #[tokio::test]

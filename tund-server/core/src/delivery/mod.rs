@@ -23,6 +23,10 @@ const RECORD_TEXT: u64 = 16 * 1024;
 /// socket is asked again and a disk that takes as long.
 const UNRECORDED_BYTES: u64 = 16 * 1024;
 
+/// Records that are taken up and not released: with so many, the next one waits. It bounds memory
+/// where each is a byte. Chosen: more than 16 KiB of records of usual length ever are.
+const UNRECORDED_RECORDS: usize = 256;
+
 /// Records that are taken up in one turn of the owner's loop, by all deliveries together: to open one
 /// takes up to 0.25 ms, and a client that sends many short ones must not silence the links of the
 /// others. Chosen; a record of usual length is more than a turn may write anyway.
@@ -162,7 +166,7 @@ impl Delivery {
 
     /// Enough is written that is not recorded.
     fn is_held(&self) -> bool {
-        self.unrecorded >= UNRECORDED_BYTES
+        self.unrecorded >= UNRECORDED_BYTES || self.unreleased.len() >= UNRECORDED_RECORDS
     }
 
     /// Takes up the next record; false if it is not here yet.
@@ -245,14 +249,20 @@ impl Delivery {
         self.taken += wide(len);
         self.end = record.end;
         self.is_last = record.has_fin;
-        self.unreleased.push_back(Stretch {
+        let stretch = Stretch {
             flow_end: Offset(self.taken),
             written: self.written,
             bytes: wide(text.len()),
             end: record.end_with_fin(),
             has_fin: record.has_fin,
-        });
-        self.unrecorded += wide(text.len());
+        };
+        self.unrecorded += stretch.bytes;
+        match self.unreleased.back_mut() {
+            // Of records that are left out, one after the other, the last speaks for all: what was
+            // delivered before is recorded soon, and all at once.
+            Some(last) if last.bytes == 0 && stretch.bytes == 0 => *last = stretch,
+            _ => self.unreleased.push_back(stretch),
+        }
         self.current = Some(Current { text, len });
     }
 

@@ -225,6 +225,43 @@ fn no_more_is_written_than_a_crash_may_repeat() {
 }
 
 #[test]
+fn records_that_are_left_out_take_no_memory_each() {
+    let mut delivery = delivery();
+    let mut taken = 0;
+    for n in 0..10_000 {
+        let skipped = record(n, b"", true);
+        // A record without FIN, sealed to nothing: its header alone counts.
+        let mut skipped = skipped[..HEADER_BYTES].to_vec();
+        skipped[8..16].copy_from_slice(&(n + 1).to_be_bytes());
+        skipped[16..].fill(0);
+        let (written, count, step) = run(&mut delivery, &skipped, 1 << 61);
+        assert_eq!((written.len(), step), (0, Step::Wait));
+        taken += count;
+    }
+
+    assert_eq!(taken, 10_000 * HEADER_BYTES);
+    assert!(delivery.unreleased.len() < 10);
+    assert_eq!(
+        delivery.recorded(Offset(1 << 61), false),
+        Some(Offset(wide(taken)))
+    );
+}
+
+#[test]
+fn many_short_records_wait_until_some_are_recorded() {
+    let count = wide(UNRECORDED_RECORDS) + 1;
+    let stream: Vec<u8> = (0..count).flat_map(|n| record(n, b"\n", false)).collect();
+    let mut delivery = delivery();
+
+    let (written, taken, step) = run(&mut delivery, &stream, 0);
+    assert_eq!((written.len(), step), (UNRECORDED_RECORDS, Step::Wait));
+
+    delivery.recorded(Offset(1), false);
+    let (written, _, _) = run(&mut delivery, &stream[taken..], 0);
+    assert_eq!(written.len(), 1);
+}
+
+#[test]
 fn what_was_left_out_is_released_with_what_is_recorded_already() {
     let stream = [record(0, b"one\n", false), record(4, b"two\n", false)].concat();
     let mut delivery = delivery();
