@@ -20,13 +20,24 @@ fn die_at(
     (call, file): (&str, &Path),
     nth: u32,
 ) -> Process {
+    let what = format!("signal=SIGKILL:when={nth}");
+    inject((victim, host), directory, (call, file), &what)
+}
+
+/// Has calls of that name about that file go otherwise, as `strace` says it.
+pub(crate) fn inject(
+    (victim, host): (&Process, &Namespace),
+    directory: &Path,
+    (call, file): (&str, &Path),
+    what: &str,
+) -> Process {
     let pid = victim.pid().to_string();
     let mut strace = Command::new("strace");
     strace
         .args(["-f", "-qq", "-o", "/dev/null", "-P"])
         .arg(file);
     strace.args(["-e", &format!("trace={call}")]);
-    strace.args(["-e", &format!("inject={call}:signal=SIGKILL:when={nth}")]);
+    strace.args(["-e", &format!("inject={call}:{what}")]);
     strace.args(["-p", &pid]);
     let strace = Process::start(host, directory, "strace", &mut strace);
     wait::until_true("strace has it", SOON, || {

@@ -214,7 +214,11 @@ impl Server {
                 return;
             };
             let written = recorder.poll_written(cx, self.registry.delivered(), now);
+            let has_failed = recorder.has_failed();
             let Poll::Ready(written) = written else {
+                if has_failed {
+                    self.stop_deliveries(now);
+                }
                 return;
             };
             let running: Vec<_> = self.deliverer.running.running().collect();
@@ -225,6 +229,21 @@ impl Server {
                     self.release_recorded(session, flow, progress.offset, now);
                 }
             }
+        }
+    }
+
+    /// Nothing can be recorded: a delivery would stand still and hold new connections back, as no
+    /// other would begin. Clients try again later.
+    fn stop_deliveries(&mut self, now: Instant) {
+        for (session, flow, _) in self.deliverer.running.running().collect::<Vec<_>>() {
+            self.opens.forget(session, flow);
+            self.end_delivery(session, flow);
+            self.reset_origin(session, flow);
+            self.registry.with(session, now, |s| {
+                // The first where the origin has not answered, else the second.
+                s.refuse_flow(flow, OpenError::Exhausted, now);
+                s.abort(flow, FlowCode::SocketError, now);
+            });
         }
     }
 

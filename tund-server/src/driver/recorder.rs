@@ -110,8 +110,8 @@ impl Recorder {
     fn put_back(&mut self, batch: BTreeMap<StoredFlow, Progress>, error: &io::Error, now: Instant) {
         tracing::error!(
             %error,
-            "how far stored streams were delivered cannot be written down; deliveries wait. \
-             Make room on the disk of [state] directory, or make it writable"
+            "how far stored streams were delivered cannot be written down; deliveries are given up, \
+             and clients try again later. Make room on the disk of [state] directory, or make it writable"
         );
         self.again_at = Some(now + AGAIN);
         self.rewrite_due = true;
