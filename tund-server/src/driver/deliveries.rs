@@ -342,8 +342,14 @@ impl OriginSlot {
         match session.delivery(flow) {
             End::Open | End::Ended => Fate::Lives,
             End::Fin => {
-                // A failure shows at the next read.
-                let _shut = self.origin.finish();
+                if let Err(error) = self.origin.finish() {
+                    if !self.is_read_over {
+                        // It shows at the next read, too.
+                        return Fate::Lives;
+                    }
+                    session.reset(flow, code_of(&error), now);
+                    return Fate::Gone;
+                }
                 session.end_delivered(flow, now);
                 Fate::Lives
             }

@@ -380,8 +380,9 @@ impl OriginSlot {
         match session.delivery(flow) {
             Delivery::Open | Delivery::Ended => Fate::Lives,
             Delivery::Fin => {
-                // A failure shows at the next read.
-                let _shut = self.origin.finish();
+                if let Err(error) = self.origin.finish() {
+                    return self.fail_to_finish(session, flow, &error, now);
+                }
                 session.end_delivered(flow, now);
                 if session.delivery(flow) == Delivery::Reset {
                     return self.write_end(session, flow, now);
@@ -401,6 +402,22 @@ impl OriginSlot {
                 Fate::Drains
             }
         }
+    }
+
+    /// FIN could not be sent: the socket has failed, and FIN is not among what it has taken.
+    fn fail_to_finish(
+        &self,
+        session: &mut tund_session::Session,
+        flow: FlowId,
+        error: &io::Error,
+        now: Instant,
+    ) -> Fate {
+        if !self.is_read_over {
+            // What the origin had sent before is still to be read, and the failure behind it.
+            return Fate::Lives;
+        }
+        self.fail(session, flow, error, now);
+        Fate::Gone
     }
 
     /// From the origin to the session.
@@ -450,3 +467,6 @@ pub(super) fn code_of(error: &io::Error) -> FlowCode {
         FlowCode::SocketError
     }
 }
+
+#[cfg(test)]
+mod tests;
