@@ -140,14 +140,14 @@ impl Recorder {
     }
 }
 
-/// What the journal says.
-pub(super) fn restore(path: &Path, found: &Found) -> Delivered {
+/// What the journal says, read `today`, in time of the calendar.
+pub(super) fn restore(path: &Path, found: &Found, today: Duration) -> Delivered {
     let mut delivered = Delivered::default();
     let mut unknown = found.damaged;
     for record in &found.records {
         match Progress::decode(record) {
             Some(progress) => {
-                delivered.note(&progress);
+                delivered.restore(&progress, today.as_secs());
             }
             None => unknown += 1,
         }
@@ -175,6 +175,7 @@ mod tests {
     use super::*;
     use std::fs;
     use std::future::poll_fn;
+    use tund_daemon::clock;
     use tund_daemon::journal::StateDirectory;
     use tund_server_core::registry::ClientKey;
     use tund_session::{FlowId, Offset, SessionId};
@@ -198,7 +199,8 @@ mod tests {
     fn open(path: &Path) -> (Recorder, Delivered, StateDirectory) {
         let directory = StateDirectory::open(path).unwrap();
         let (journal, found) = directory.journal(DELIVERIES).unwrap();
-        (Recorder::new(journal), restore(path, &found), directory)
+        let delivered = restore(path, &found, clock::time_of_day());
+        (Recorder::new(journal), delivered, directory)
     }
 
     /// Notes progress as the driver does, and waits until it is written.

@@ -1,5 +1,6 @@
 //! Records in any pieces, what was delivered before, and what may be released when.
 
+use super::delivered::EARLIEST;
 use super::*;
 use proptest::collection::vec;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
@@ -352,8 +353,9 @@ fn a_record_that_is_begun_goes_on_in_a_turn_that_is_over() {
     let arrived = pieces(&stream, 1_000);
     let mut delivery = delivery();
     let mut turn = Turn { records: 1 };
-    let mut step =
-        |delivery: &mut Delivery| delivery.step((arrived.iter(), true), Offset(0), &mut turn, unseal);
+    let mut step = |delivery: &mut Delivery| {
+        delivery.step((arrived.iter(), true), Offset(0), &mut turn, unseal)
+    };
 
     assert_eq!(step(&mut delivery), Step::Write);
     delivery.wrote(2);
@@ -410,13 +412,58 @@ fn progress_only_grows_and_is_forgotten_by_age() {
         all(&delivered),
         [(FlowId(1), Offset(11)), (FlowId(2), Offset(5))]
     );
-    delivered.forget_before(150);
+    delivered.forget_older(50, 200);
     assert_eq!(delivered.len(), 2);
-    delivered.forget_before(151);
+    delivered.forget_older(49, 200);
 
     assert_eq!(all(&delivered), [(FlowId(1), Offset(11))]);
-    delivered.forget_before(201);
-    assert!(delivered.is_empty());
+}
+
+#[test]
+fn a_clock_that_is_far_ahead_makes_nothing_be_forgotten() {
+    let mut delivered = Delivered::default();
+    delivered.note(&progress(1, 1, 10, 1_000));
+    delivered.note(&progress(1, 2, 10, 1_060));
+
+    delivered.forget_older(60, 1_000_000);
+
+    assert_eq!(delivered.len(), 2);
+    delivered.forget_older(59, 1_000_000);
+    assert_eq!(delivered.len(), 1);
+}
+
+#[test]
+fn what_a_wrong_clock_has_written_down_counts_as_of_today() {
+    let today = EARLIEST + 1_000;
+    for (at, expected) in [
+        (0, today),
+        (EARLIEST - 1, today),
+        (EARLIEST, EARLIEST),
+        (today, today),
+        (today + 1, today),
+    ] {
+        let mut delivered = Delivered::default();
+        delivered.restore(&progress(1, 1, 10, at), today);
+
+        assert_eq!(
+            delivered.all().map(|p| p.at).collect::<Vec<_>>(),
+            [expected]
+        );
+    }
+}
+
+#[test]
+fn with_a_clock_that_went_back_the_newest_is_not_forgotten() {
+    let mut delivered = Delivered::default();
+    for flow in 0..wide(FLOWS_PER_KEY) {
+        delivered.note(&progress(1, flow, 1, 1_000 + flow));
+    }
+
+    assert!(delivered.note(&progress(2, 1, 7, 5)));
+
+    assert_eq!(delivered.offset(&progress(2, 1, 0, 0).of), Offset(7));
+    assert_eq!(delivered.offset(&progress(1, 0, 0, 0).of), Offset(0));
+    assert_eq!(delivered.len(), FLOWS_PER_KEY);
 }
 
 #[test]
