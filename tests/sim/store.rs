@@ -228,6 +228,7 @@ impl World {
             }
         } else if let Event::FlowAborted { flow, .. } | Event::FlowForgotten { flow, .. } = event {
             self.close(session, flow);
+            self.registry.with(session, now, |s| s.strand(flow, 0, now));
         } else if let Event::Ended { .. } = event {
             let flows = self.connections.keys().filter(|(of, _)| *of == session);
             for (_, flow) in flows.copied().collect::<Vec<_>>() {

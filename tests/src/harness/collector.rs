@@ -130,6 +130,7 @@ impl World {
         self.close_collector(id, *flow);
         if let Event::FlowAborted { code, .. } = event {
             self.on_delivery_aborted(Who::Server(id), *code);
+            self.strand(Who::Server(id), *flow);
         }
         true
     }

@@ -113,6 +113,7 @@ impl World {
             Event::FlowAborted { flow, code } => {
                 self.check_unstored(who, flow, code);
                 self.on_aborted(who, flow, code);
+                self.strand(who, flow);
             }
             Event::FlowExpired { flow, remainder } => {
                 self.met(Situation::StoredAtExpiry);
@@ -231,6 +232,14 @@ impl World {
         }
         if let Some(socket) = &mut self.units[index].sockets[side] {
             socket.reset();
+        }
+    }
+
+    /// A server's driver says what its socket throws away, as its kernel has it.
+    pub(super) fn strand(&mut self, who: Who, flow: FlowId) {
+        let now = self.now;
+        if who.side() == SERVER {
+            self.with(who, |session| session.strand(flow, 0, now));
         }
     }
 

@@ -49,11 +49,7 @@ impl Server {
             Event::FlowReadable { flow } | Event::FlowWritable { flow } => {
                 self.drive_origin(session, flow, now);
             }
-            Event::FlowAborted { flow, .. } => {
-                self.opens.forget(session, flow);
-                self.end_delivery(session, flow);
-                self.reset_origin(session, flow);
-            }
+            Event::FlowAborted { flow, .. } => self.abort_origin(session, flow, now),
             Event::FlowForgotten { flow, .. } => {
                 self.opens.forget(session, flow);
                 self.end_delivery(session, flow);
@@ -312,6 +308,22 @@ impl Server {
         session.is_some_and(|session| session.awaits_release(flow))
     }
 
+    /// The session has given a flow up: what its socket still has is thrown away, and told.
+    fn abort_origin(&mut self, session: SessionId, flow: FlowId, now: Instant) {
+        self.opens.forget(session, flow);
+        // What of a delivery has arrived is known record by record.
+        let is_delivery = self.deliverer.running.get_mut(session, flow).is_some();
+        self.end_delivery(session, flow);
+        let slot = self.origins.get(&(session, flow));
+        let unsent = slot
+            .filter(|_| !is_delivery)
+            .and_then(|slot| slot.origin.unsent().ok());
+        let unsent = u64::try_from(unsent.unwrap_or(0)).unwrap_or(u64::MAX);
+        self.registry
+            .with(session, now, |s| s.strand(flow, unsent, now));
+        self.reset_origin(session, flow);
+    }
+
     pub(super) fn reset_origin(&mut self, session: SessionId, flow: FlowId) {
         if let Some(slot) = self.take_origin(session, flow) {
             slot.origin.reset();
@@ -367,7 +379,7 @@ impl OriginSlot {
         // What was acknowledged since the last look need not be delivered again.
         let acknowledged = session.taken(flow).0.saturating_sub(unsent);
         session.settle_to(flow, Offset(acknowledged), now);
-        session.strand(flow, unsent);
+        session.strand(flow, unsent, now);
         session.reset(flow, code_of(error), now);
     }
 
