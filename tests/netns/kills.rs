@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tund_tests::lab::{Namespace, Process, wait};
 
-use crate::lines::{Scene, doubled, lines};
+use crate::lines::{Scene, doubled, lines, most_doubled};
 use crate::support::{LONG, SOON, figure};
 
 /// Lines of one outage: several records.
@@ -152,9 +152,7 @@ fn killed_while_recording(scene: &mut Scene, number: u32, (call, nth): (&str, u3
     figure(&format!(
         "server killed at {call} {nth}: {twice} of {LINES} lines doubled"
     ));
-    // What may be written and not recorded (PROTOCOL.md §5.8): less than 16 KiB, and one record more.
-    let least = sent.iter().map(String::len).min().unwrap_or(0) + 1;
-    assert!(twice <= 2 * 16_384 / least, "{twice} lines doubled");
+    assert!(twice <= most_doubled(&sent), "{twice} lines doubled");
 }
 
 #[test]
