@@ -158,6 +158,7 @@ impl World {
         };
         local.accept();
         let unit = local.unit;
+        self.units[unit].is_early = false;
         if let Some(socket) = &mut self.units[unit].sockets[who.side()] {
             socket.connected = true;
         }
@@ -223,6 +224,10 @@ impl World {
                 self.units[index].aborted = Some("cancelled");
             }
             FlowCode::Expired => self.on_expired(who, index),
+            FlowCode::PeerReset if who != Who::Client && self.units[index].is_early => {
+                // The application did not wait for its origin.
+                self.units[index].aborted = Some("cancelled");
+            }
             FlowCode::PeerReset => self.on_stalled_reset(who, flow, (index, progress_at)),
             FlowCode::SocketError | FlowCode::Asked | FlowCode::Unsealable => {
                 self.fault(format!(

@@ -75,6 +75,8 @@ pub struct Unit {
     pub grace: Duration,
     /// Its messages are kept for delivery.
     pub stored: bool,
+    /// The application was accepted, and the client does not know whether its origin answers.
+    pub is_early: bool,
     /// When the application connected.
     pub born: Instant,
 }
@@ -297,6 +299,7 @@ impl World {
         self.want_session();
         let unit = self.units.len();
         let stored = self.knobs.stored && unit.is_multiple_of(2);
+        let is_early = self.knobs.stored && unit % 3 == 1;
         let (now, client) = (self.now, self.client.as_mut()?);
         let low = u16::try_from(unit).unwrap_or(u16::MAX);
         let target = Target {
@@ -309,24 +312,30 @@ impl World {
             } else {
                 OnExpiry::Reset
             },
-            accept_early: false,
+            accept_early: is_early,
         };
         match client.session.open_flow(&target, now) {
             Ok(flow) => {
-                client.books.locals.insert(flow, Local::new(unit, stored));
+                let mut local = Local::new(unit, stored);
+                if is_early {
+                    local.accept();
+                }
+                client.books.locals.insert(flow, local);
                 let uid = client.uid;
                 self.witness.opened(uid, flow, unit);
-                let socket = if stored {
+                let mut socket = if stored {
                     Socket::with_lines(unit, CLIENT, self.knobs.ring)
                 } else {
                     Socket::new(unit, CLIENT, self.knobs.ring)
                 };
+                socket.connected = is_early;
                 self.units.push(Unit {
                     sockets: [Some(socket), None],
                     aborted: None,
                     stalled_reset: false,
                     grace,
                     stored,
+                    is_early,
                     born: now,
                 });
                 self.tell(|| format!("application opens u{unit} as {flow}"));
@@ -438,6 +447,13 @@ impl World {
             }
             if was_reset && acted && !attached && local.accepted {
                 self.met(Situation::ResetWhileDetached);
+            }
+            let is_early = who == Who::Client && self.units[local.unit].is_early;
+            if is_early && socket.taken() > 0 {
+                self.met(Situation::TakenEarly);
+            }
+            if was_reset && acted && !attached && local.stored && side == SERVER {
+                self.met(Situation::OriginFailedDetached);
             }
             if was_reset && was_fin && acted {
                 self.met(Situation::FinThenReset);
