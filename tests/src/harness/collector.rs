@@ -217,8 +217,7 @@ impl World {
         };
         let delivered = self.registry.delivered().offset(&delivery.of());
         let (mut left, mut acted, mut finishes, mut wrong) = (chunk, false, false, None);
-        let (mut writes, mut situations) = (Vec::new(), Vec::new());
-        let mut turn = Turn::default();
+        let (mut writes, mut situations, mut turn) = (Vec::new(), Vec::new(), Turn::default());
         self.registry.with(id, now, |session: &mut Session| {
             loop {
                 let arrived = (session.readable(flow), session.has_all(flow));

@@ -203,7 +203,7 @@ impl Session {
     }
 
     /// Server: the local socket has failed, or is given up after
-    /// [`Event::FlowAborted`](super::Event::FlowAborted), and still had so many of the bytes that
+    /// [`Event::FlowAborted`], and still had so many of the bytes that
     /// were released: its peer never acknowledged them. A FIN counts as one.
     pub fn strand(&mut self, id: FlowId, bytes: u64, now: Instant) {
         if let Some(flow) = self.flows.get_mut(&id) {
