@@ -203,7 +203,12 @@ impl Session {
             Control::Reset { flow, end, code } => self.on_reset(flow, end, code, now),
             Control::Stop { flow, code } => {
                 if self.known(flow)?.is_some() {
-                    self.abort_socket(flow, code);
+                    if code == FlowCode::Expired {
+                        // The peer's clock was first: what is to be stored is stored all the same.
+                        self.expire(flow);
+                    } else {
+                        self.abort_socket(flow, code);
+                    }
                     self.drop_both(flow);
                     self.settle(flow, now);
                 }
