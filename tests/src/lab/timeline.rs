@@ -104,6 +104,22 @@ impl Timeline {
         Some(end?.saturating_duration_since(back))
     }
 
+    /// The longest silence from `moment` on that began no later than half a second after it; none if
+    /// nothing has come since.
+    pub fn interruption(&self, moment: Instant) -> Option<Duration> {
+        let marks = self.marks();
+        let mut heard = self.start;
+        let mut longest = None;
+        for mark in marks.iter() {
+            let begun = heard.max(moment);
+            if mark.first > moment && begun < moment + SETTLING {
+                longest = longest.max(Some(mark.first.saturating_duration_since(begun)));
+            }
+            heard = mark.last;
+        }
+        longest
+    }
+
     /// The longest time without a byte between two moments, what begins or ends outside cut off.
     pub fn longest_silence_between(&self, from: Instant, to: Instant) -> Duration {
         let (mut heard, mut longest) = (from, Duration::ZERO);
@@ -179,6 +195,28 @@ mod tests {
         assert_eq!(beyond, ms(70));
         assert!(timeline.is_flowing(ms(60_000)));
         assert!(!timeline.is_flowing(Duration::ZERO));
+    }
+
+    #[test]
+    fn an_interruption_is_counted_from_its_own_beginning() {
+        let ms = Duration::from_millis;
+        let timeline = Timeline::new();
+        timeline.record(1);
+        wait::let_pass(ms(30));
+        let moment = wait::now();
+        assert_eq!(timeline.interruption(moment), None);
+        wait::let_pass(ms(10));
+        timeline.record(1);
+        let first = timeline.interruption(moment).unwrap();
+        assert!(first >= ms(10), "{first:?}");
+        wait::let_pass(ms(60));
+        timeline.record(1);
+
+        let longest = timeline.interruption(moment).unwrap();
+
+        let marks = timeline.marks().clone();
+        let gaps = [marks[1].first - moment, marks[2].first - marks[1].last];
+        assert_eq!(Some(&longest), gaps.iter().max());
     }
 
     #[test]
