@@ -7,6 +7,7 @@ mod flow_table;
 pub mod netstack;
 pub mod packet;
 pub mod policy;
+pub mod routing;
 pub mod spool;
 
 pub use account::{EndedBy, FlowAccount, HowEnded, LostBytes};

@@ -1,6 +1,7 @@
 //! The client's configuration: every key, its default and its bounds; past here nothing is checked.
 
 mod policy;
+mod routes;
 mod unbuilt;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,6 +13,7 @@ use tund_daemon::identity::{PrivateKey, PublicKey};
 use tund_daemon::telemetry::LogLevel;
 
 pub(crate) use policy::{Framing, Policy, Protocol, Spool, Store};
+pub(crate) use routes::Routes;
 
 /// Where commands look for the daemon unless told otherwise.
 pub(crate) const CONTROL_SOCKET: &str = "/run/tund/client.sock";
@@ -60,6 +62,8 @@ pub(crate) struct Config {
     pub(crate) tun_mtu: Option<u16>,
     /// Also take packets whose source is not an address of this host.
     pub(crate) accept_forwarded: bool,
+    /// None: the user steers.
+    pub(crate) routes: Option<Routes>,
     /// How long an outage may last before connections A and C are closed.
     pub(crate) grace: Duration,
     /// What happens to a new connection during an outage.
@@ -113,7 +117,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     let server = root.table("server", |section| server(section, own_key));
     let link = root.table("link", link);
     let tun = root.table("tun", tun);
-    unbuilt::routes(root);
+    let routes = routes::routes(root);
     unbuilt::dns(root);
     unbuilt::udp(root);
     let session = root.table("session", session);
@@ -142,6 +146,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         tun_addresses: tun.addresses,
         tun_mtu: tun.mtu,
         accept_forwarded: tun.accept_forwarded,
+        routes,
         grace: session.grace,
         connect_during_outage: session.connect_during_outage,
         policies,

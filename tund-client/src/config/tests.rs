@@ -384,6 +384,11 @@ const BAD_VALUES: &[(&str, &str, [&str; 2])] = &[
         ["10.0.0.5/8", "10.0.0.0/8"],
     ),
     (
+        "[routes]\nkill_switch = true\n",
+        "routes.kill_switch",
+        ["manual routes", "mode = \"auto\""],
+    ),
+    (
         "[control]\nsocket = \"x.sock\"\n",
         "control.socket",
         ["\"x.sock\"", "from / on"],
@@ -416,16 +421,6 @@ fn what_is_not_built_is_never_promised() {
             "[link]\ntransport = \"quic\"\n",
             "link.transport",
             "write transport = \"tls\" or \"auto\"",
-        ),
-        (
-            "[routes]\nmode = \"auto\"\n",
-            "routes.mode",
-            "ip route add PREFIX dev tund0",
-        ),
-        (
-            "[routes]\nkill_switch = true\n",
-            "routes.kill_switch",
-            "write kill_switch = false",
         ),
         (
             "[dns]\nmode = \"stub\"\n",

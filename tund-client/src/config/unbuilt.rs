@@ -6,14 +6,14 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use tund_daemon::config::{Prefix, Section, value};
+use tund_daemon::config::{Section, value};
 
 use super::{HOUR, MINUTE, SECOND};
 
 const NOT_BUILT: &str = "is not built in this version";
 
 /// A key that has no effect: whoever sets it to something else than its default is told.
-fn ignored<T: PartialEq>(
+pub(super) fn ignored<T: PartialEq>(
     section: &mut Section<'_>,
     (key, default): (&'static str, T),
     parser: impl FnOnce(&value::Value<'_>) -> value::Parsed<T>,
@@ -38,47 +38,6 @@ pub(super) fn link(section: &mut Section<'_>) {
         let found = format!("\"quic\" {NOT_BUILT}");
         section.reject("transport", found, "write transport = \"tls\" or \"auto\"");
     }
-}
-
-/// `[routes]`: what the daemon steers itself.
-pub(super) fn routes(root: &mut Section<'_>) {
-    root.table("routes", |section| {
-        if section.or(
-            "mode",
-            false,
-            value::choice(&[("manual", false), ("auto", true)]),
-        ) {
-            section.reject(
-                "mode",
-                format!("\"auto\" {NOT_BUILT}"),
-                "write mode = \"manual\" and steer with `ip route add PREFIX dev tund0`",
-            );
-        }
-        if section.or("kill_switch", false, value::boolean) {
-            section.reject(
-                "kill_switch",
-                format!("a kill switch {NOT_BUILT}"),
-                "write kill_switch = false, and block the way around tund with your firewall",
-            );
-        }
-        let why = "you steer, with `ip route add PREFIX dev tund0`";
-        let all = ["0.0.0.0/0", "::/0"]
-            .into_iter()
-            .filter_map(|text| text.parse().ok())
-            .collect();
-        ignored(section, ("include", all), prefixes, why);
-        ignored(section, ("exclude", Vec::new()), prefixes, why);
-        ignored(
-            section,
-            ("lan", 0),
-            value::choice(&[("direct", 0), ("tund", 1)]),
-            why,
-        );
-    });
-}
-
-fn prefixes(list: &value::Value<'_>) -> value::Parsed<Vec<Prefix>> {
-    value::list(4096, value::from_text::<Prefix>("a prefix"))(list)
 }
 
 /// `[dns]`: the resolver on the far side.

@@ -8,6 +8,7 @@ mod paths;
 mod report;
 mod rules;
 mod spool;
+mod steer;
 
 use crate::config::{Config, Connect};
 use crate::sys::address::InterfaceAddress;
@@ -23,6 +24,7 @@ use std::future::poll_fn;
 use std::path::PathBuf;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use steer::Steered;
 use tund_client_core::netstack::{NetstackConfig, Sink};
 use tund_client_core::{Client, ClientConfig, ClientEvent};
 use tund_daemon::clock::{self, Alarm, SleepWatch};
@@ -91,6 +93,7 @@ struct Daemon {
     is_impostor_told: bool,
     stopping: Option<Instant>,
     accounts: AccountLog,
+    steered: Option<Steered>,
 }
 
 /// The token of the TUN device; those of links are their ids.
@@ -235,11 +238,14 @@ impl Daemon {
             is_impostor_told: false,
             stopping: None,
             accounts: AccountLog::default(),
+            steered: None,
             ready,
             tun,
             config_file,
         };
         daemon.look_at_network(true, now)?;
+        // Last: nothing that fails leaves anything behind.
+        daemon.steered = Steered::begin(&config, daemon.tun.name())?;
         Ok(daemon)
     }
 
@@ -289,6 +295,7 @@ impl Daemon {
             self.on_time(now);
             self.drain(now);
             if self.has_stopped(now) {
+                self.stop_steering();
                 return Poll::Ready(Ok(()));
             }
             if !(ready || expired || read) {
@@ -353,6 +360,9 @@ impl Daemon {
         }
         self.close_overdue(now);
         self.look_for_wear(now);
+        if let Some(steered) = &mut self.steered {
+            steered.tend(now);
+        }
         self.accounts.tell_counted(now);
         self.untaken.tell(self.client.netstack().stats(), now);
     }
@@ -365,6 +375,7 @@ impl Daemon {
             self.stopping,
             self.wear_at,
             self.untaken.poll_timeout(),
+            self.steered.as_ref().and_then(Steered::poll_timeout),
         ];
         if let Err(error) = self.alarm.set(next.into_iter().flatten().min()) {
             tracing::error!(%error, "the timer cannot be set");

@@ -22,6 +22,9 @@ impl Daemon {
         };
         // There may be more: this task is to be woken again.
         cx.waker().wake_by_ref();
+        if let Some(steered) = &mut self.steered {
+            steered.news(now);
+        }
         let has_new_routes = news.map_or(true, |news| news.routes);
         if let Err(error) = self.look_at_network(has_new_routes, now) {
             tracing::warn!(%error, "what has changed in the network is not known");

@@ -88,7 +88,7 @@ impl TunName {
     }
 
     /// The device's index, if a device of this name exists.
-    fn index(&self) -> Option<u32> {
+    pub(super) fn index(&self) -> Option<u32> {
         nix::net::if_::if_nametoindex(self.as_str()).ok()
     }
 }

@@ -1,0 +1,92 @@
+//! Traffic that the daemon leads into its device (`[routes] mode = "auto"`).
+
+use super::Daemon;
+use crate::config::{Config, Routes};
+use crate::sys::error::SystemError;
+use crate::sys::steer::{self, Steering};
+use crate::sys::tun::TunName;
+use ipnet::IpNet;
+use std::net::IpAddr;
+use tund_client_core::routing::{Lookout, Routing};
+use tund_daemon::config::Prefix;
+use tund_session::Instant;
+
+/// What is steered, and when it is looked at again.
+pub(super) struct Steered {
+    steering: Steering,
+    lookout: Lookout,
+    kill_switch: bool,
+    /// It could not be put right, and the log says so.
+    is_failure_told: bool,
+}
+
+impl Steered {
+    /// Begins to steer if the configuration wants it; else what an earlier daemon has left goes.
+    pub(super) fn begin(config: &Config, tun: &TunName) -> Result<Option<Self>, SystemError> {
+        let Some(routes) = &config.routes else {
+            if steer::remove(tun)? {
+                tracing::info!("removed the routes of an earlier daemon");
+            }
+            return Ok(None);
+        };
+        let addresses: Vec<IpAddr> = config.tun_addresses.iter().map(|one| one.0).collect();
+        let steering = Steering::begin(tun, config.fwmark, &addresses, routing(routes))?;
+        Ok(Some(Self {
+            steering,
+            lookout: Lookout::default(),
+            kill_switch: routes.kill_switch,
+            is_failure_told: false,
+        }))
+    }
+
+    pub(super) fn news(&mut self, now: Instant) {
+        self.lookout.news(now);
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.lookout.poll_timeout()
+    }
+
+    /// Puts rule and routes right if it is time to look.
+    pub(super) fn tend(&mut self, now: Instant) {
+        if !self.lookout.is_due(now) {
+            return;
+        }
+        match self.steering.mend() {
+            Ok(0) => self.is_failure_told = false,
+            Ok(changes) => {
+                self.is_failure_told = false;
+                tracing::info!(changes, "rules and routes are put right");
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_failure_told, true) {
+                    tracing::warn!(%error, "rules and routes are not what they should be");
+                }
+            }
+        }
+    }
+}
+
+impl Daemon {
+    /// Undoes what was steered.
+    pub(super) fn stop_steering(&mut self) {
+        if let Some(steered) = self.steered.take()
+            && let Err(error) = steered.steering.end(steered.kill_switch)
+        {
+            tracing::error!(%error, "rules or routes stay behind");
+        }
+    }
+}
+
+fn routing(routes: &Routes) -> Routing {
+    let nets = |prefixes: &[Prefix]| {
+        let net = |prefix: &Prefix| IpNet::new(prefix.address(), prefix.prefix_len()).ok();
+        prefixes.iter().filter_map(net).collect()
+    };
+    Routing {
+        include: nets(&routes.include),
+        exclude: nets(&routes.exclude),
+        lan_direct: routes.is_lan_direct,
+        ..Routing::default()
+    }
+}
