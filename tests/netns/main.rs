@@ -30,6 +30,7 @@ mod reach;
 mod relocation;
 mod restarts;
 mod rogues;
+mod routes;
 mod sniffer;
 mod storing;
 mod support;

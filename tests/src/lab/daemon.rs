@@ -348,7 +348,7 @@ pub struct Tund {
 }
 
 impl Tund {
-    /// Makes keys, starts both daemons and steers the origin through them.
+    /// Makes keys, starts both daemons and steers the origin through them, unless they do it.
     #[track_caller]
     pub fn start(lab: &Lab, settings: &Settings) -> Self {
         let client_keys = Keys::generate(lab.directory(), "client");
@@ -367,7 +367,9 @@ impl Tund {
             &server_keys.public,
             settings,
         );
-        steer(lab);
+        if !settings.has_auto_routes() {
+            steer(lab);
+        }
         Self {
             client,
             server,

@@ -51,6 +51,17 @@ impl Settings {
         self.client("session", "grace", &format!("\"{length}\""))
     }
 
+    /// Has the client daemon look after routes itself.
+    #[must_use]
+    pub fn auto_routes(self) -> Self {
+        self.client("routes", "mode", "\"auto\"")
+    }
+
+    pub(super) fn has_auto_routes(&self) -> bool {
+        let routes = self.client.get("routes");
+        routes.is_some_and(|keys| keys.get("mode").is_some_and(|mode| mode == "\"auto\""))
+    }
+
     /// Has the client read `file` in place of `/etc/hosts`.
     #[must_use]
     pub fn hosts(mut self, file: &Path) -> Self {

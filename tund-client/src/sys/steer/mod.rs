@@ -6,6 +6,7 @@
 //! nothing leaves by another way until it is back or its successor has undone them.
 
 mod connections;
+mod marks;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,11 +23,9 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMe
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use tund_client_core::routing::{Mend, Route, Routing, Way};
 
-use self::connections::Connection;
 use super::address::assigned;
 use super::error::{ErrorKind, SystemError, is_errno};
 use super::netlink::Netlink;
-use super::nft::apply;
 use super::tun::TunName;
 
 /// The number of our table, and the priority of the rule that leads to it: before what network managers
@@ -36,7 +35,7 @@ const PRIORITY: u32 = 5_000;
 /// "This rule was added by tund" (`FRA_PROTOCOL`, `rtm_protocol`): as with addresses.
 const OURS: RouteProtocol = RouteProtocol::Other(0x7d);
 /// Only these bits of a mark are ours.
-const MARK_MASK: u32 = 0xff00_0000;
+pub(super) const MARK_MASK: u32 = 0xff00_0000;
 /// Metrics: the refusal beside a route must be worse.
 const METRIC: u32 = 1;
 const METRIC_REFUSED: u32 = 4_096;
@@ -94,7 +93,7 @@ impl Steering {
             has_set_mark_check: false,
         };
         steering.check_alone()?;
-        steering.mark_what_was_there(addresses)?;
+        marks::install(tun, fwmark, addresses)?;
         steering.has_set_mark_check = check_marks();
         steering.mend()?;
         Ok(steering)
@@ -333,67 +332,6 @@ impl Steering {
         };
         is_ours.then_some(Route { prefix, way })
     }
-
-    /// Connections from other addresses than the TUN's go on as they were, and so do answers to links.
-    fn mark_what_was_there(&self, addresses: &[IpAddr]) -> Result<(), SystemError> {
-        let list = connections::established();
-        let list = list.unwrap_or_else(|error| {
-            tracing::warn!(%error, "connections that are there already may end");
-            Vec::new()
-        });
-        let is_foreign = |one: &&Connection| {
-            !one.source.ip().is_loopback() && !addresses.contains(&one.source.ip())
-        };
-        let foreign: Vec<&Connection> = list.iter().filter(is_foreign).collect();
-        let tried = format!("mark what goes past {}", self.tun);
-        match apply(&tried, &self.ruleset(&foreign, true)) {
-            Err(error) if error.kind() == ErrorKind::Failed => {
-                // The one rule that needs a kernel with nft_socket; only a strict rp_filter misses it.
-                tracing::debug!(%error, "answers to links are not marked");
-                apply(&tried, &self.ruleset(&foreign, false))
-            }
-            result => result,
-        }
-    }
-
-    fn ruleset(&self, before: &[&Connection], marks_answers: bool) -> String {
-        let table = table(&self.tun);
-        let (mark, rest) = (self.fwmark, !MARK_MASK);
-        let set = |name: &str, kind: &str, is_v6: bool| {
-            let here = before.iter().filter(|one| one.source.is_ipv6() == is_v6);
-            let elements: Vec<String> = here.map(|one| one.to_string()).collect();
-            let elements = if elements.is_empty() {
-                String::new()
-            } else {
-                format!("    elements = {{ {} }}\n", elements.join(", "))
-            };
-            format!(
-                "  set {name} {{\n    type inet_proto . {kind} . inet_service . {kind} . inet_service\n{elements}  }}\n"
-            )
-        };
-        let rule = |family: &str, name: &str| {
-            format!(
-                "    meta l4proto . {family} saddr . th sport . {family} daddr . th dport @{name} \
-                 meta mark set meta mark & {rest:#010x} | {mark:#010x}\n"
-            )
-        };
-        let answers = if marks_answers {
-            format!(
-                "  chain arriving {{\n    type filter hook prerouting priority mangle; policy accept;\n    \
-                 meta l4proto tcp socket mark & {MARK_MASK:#010x} == {mark:#010x} meta mark set {mark:#010x}\n  }}\n"
-            )
-        } else {
-            String::new()
-        };
-        format!(
-            "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{}{}  chain leaving {{\n    \
-             type route hook output priority mangle; policy accept;\n{}{}  }}\n{answers}}}\n",
-            set("before4", "ipv4_addr", false),
-            set("before6", "ipv6_addr", true),
-            rule("ip", "before4"),
-            rule("ip6", "before6"),
-        )
-    }
 }
 
 impl Rule {
@@ -462,15 +400,9 @@ pub(crate) fn remove(tun: &TunName) -> Result<bool, SystemError> {
     let tried = "remove the rules and routes of table 32000";
     let is_any = undo().map_err(|error| SystemError::from_io(tried, error, "try again"))?;
     if is_any {
-        let table = table(tun);
-        let script = format!("table inet {table}\ndelete table inet {table}\n");
-        apply(&format!("remove the filter table {table}"), &script)?;
+        marks::remove(tun)?;
     }
     Ok(is_any)
-}
-
-fn table(tun: &TunName) -> String {
-    format!("tund-{tun}-routes")
 }
 
 /// Switches the check of marks on; true if it was off.
@@ -483,7 +415,10 @@ fn check_marks() -> bool {
         Ok(!is_on)
     };
     look().unwrap_or_else(|error| {
-        tracing::debug!(%error, "{SRC_VALID_MARK} stays as it is: a strict rp_filter may drop answers");
+        tracing::warn!(
+            "cannot write {SRC_VALID_MARK}: {error}; where rp_filter is 1, answers to links are \
+             dropped: run `sysctl -w net.ipv4.conf.all.src_valid_mark=1`"
+        );
         false
     })
 }
