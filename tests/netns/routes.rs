@@ -185,6 +185,12 @@ fn nothing_leaves_by_another_way_whatever_happens_to_routes_and_daemon() {
     scene.lab.switch();
     assert_reached(&scene.lab, "on the other access link");
     eyes.assert_blind(&scene.lab, "through a cut and a switch");
+    wait::until_true("the new local network stays outside", SOON, || {
+        let traces = traces(&scene.lab);
+        traces
+            .iter()
+            .any(|text| text.contains("throw 10.77.2.0/24"))
+    });
     let with_daemon = traces(&scene.lab);
 
     scene.tund.client.process.kill();
