@@ -209,6 +209,9 @@ fn nothing_leaves_by_another_way_whatever_happens_to_routes_and_daemon() {
     let left = traces(&scene.lab);
     assert!(left.iter().all(|text| !text.contains("32000")), "{left:?}");
     assert!(!left.iter().any(|text| text.contains("routes")), "{left:?}");
+    // The others went with the addresses of the first access link.
+    let rogue = "ip -6 route del fd77:0:0:4::/64 via fd77:0:0:1::1";
+    scene.lab.client.run(rogue);
     assert_reached(&scene.lab, "directly, without a daemon");
     eyes.wait_for_more(&scene.lab);
 }
