@@ -24,12 +24,10 @@ const LAN_LENGTH: (u8, u8) = (16, 64);
 pub struct Routing {
     /// What goes into the TUN.
     pub include: Vec<IpNet>,
-    /// What stays outside.
+    /// What stays outside, whatever is included in it.
     pub exclude: Vec<IpNet>,
     /// Private prefixes that devices of this host are on stay outside.
     pub lan_direct: bool,
-    /// The TUN has an address of that version; without one no answer would come back.
-    pub has: (bool, bool),
 }
 
 /// Where a route of our table leads.
@@ -53,41 +51,45 @@ pub struct Route {
 }
 
 impl Routing {
-    /// The routes there should be: `on_link` are the prefixes that devices other than the TUN are on.
-    /// If the daemon is not there to take packets, none leads to it.
-    pub fn routes(
-        &self,
-        on_link: impl IntoIterator<Item = IpNet>,
-        is_serving: bool,
-    ) -> BTreeSet<Route> {
+    /// What goes into the TUN.
+    pub fn into(&self) -> Vec<IpNet> {
         let excluded = |prefix: &IpNet| self.exclude.iter().any(|net| net.contains(prefix));
         let included: BTreeSet<IpNet> = self.include.iter().map(IpNet::trunc).collect();
-        let included: BTreeSet<IpNet> = included.into_iter().filter(|net| !excluded(net)).collect();
-        let lan = on_link.into_iter().map(|net| net.trunc());
+        included.into_iter().filter(|net| !excluded(net)).collect()
+    }
+
+    /// What goes past it, by whatever device.
+    pub fn past(&self) -> Vec<IpNet> {
+        let past = self.exclude.iter().map(IpNet::trunc).chain(link_scope());
+        past.collect::<BTreeSet<IpNet>>().into_iter().collect()
+    }
+
+    /// Of the prefixes that devices are on, those that stay outside by that device.
+    pub fn lan(&self, on_link: &[(String, IpNet)]) -> Vec<(String, IpNet)> {
+        let into = self.into();
+        let all = on_link
+            .iter()
+            .map(|(device, net)| (device.clone(), net.trunc()));
         // What the user names himself goes the way he says.
-        let lan = lan.filter(|net| self.lan_direct && is_lan(net) && !included.contains(net));
-        let past = self.exclude.iter().map(IpNet::trunc).chain(lan);
-        let past: BTreeSet<IpNet> = past.chain(link_scope()).collect();
+        let lan = all.filter(|(_, net)| self.lan_direct && is_lan(net) && !into.contains(net));
+        lan.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The routes there should be. If the daemon is not there to take packets, none leads to it.
+    pub fn routes(&self, on_link: &[(String, IpNet)], is_serving: bool) -> BTreeSet<Route> {
+        let lan = self.lan(on_link).into_iter().map(|(_, net)| net);
+        let past: BTreeSet<IpNet> = self.past().into_iter().chain(lan).collect();
         let mut routes = BTreeSet::new();
-        for prefix in &included {
-            if past.contains(prefix) {
-                continue;
+        let mut add = |prefix, way| routes.insert(Route { prefix, way });
+        for prefix in self.into().into_iter().filter(|net| !past.contains(net)) {
+            add(prefix, Way::Refused);
+            if is_serving {
+                add(prefix, Way::Tun);
             }
-            let has_address = match prefix {
-                IpNet::V4(_) => self.has.0,
-                IpNet::V6(_) => self.has.1,
-            };
-            let ways = [(Way::Tun, is_serving && has_address), (Way::Refused, true)];
-            let ways = ways.into_iter().filter(|(_, is_there)| *is_there);
-            routes.extend(ways.map(|(way, _)| Route {
-                prefix: *prefix,
-                way,
-            }));
         }
-        routes.extend(past.into_iter().map(|prefix| Route {
-            prefix,
-            way: Way::Past,
-        }));
+        for prefix in past {
+            add(prefix, Way::Past);
+        }
         routes
     }
 }
@@ -193,8 +195,14 @@ mod tests {
             include: nets(&["0.0.0.0/0", "::/0"]),
             exclude: Vec::new(),
             lan_direct: true,
-            has: (true, true),
         }
+    }
+
+    fn on(device: &str, texts: &[&str]) -> Vec<(String, IpNet)> {
+        nets(texts)
+            .into_iter()
+            .map(|net| (device.to_owned(), net))
+            .collect()
     }
 
     fn ways(routes: &BTreeSet<Route>, prefix: &str) -> Vec<Way> {
@@ -216,7 +224,7 @@ mod tests {
 
     #[test]
     fn everything_goes_into_the_tun_but_what_stays_on_its_link() {
-        let routes = everything().routes(nets(&["192.168.1.0/24", "fd12::/64"]), true);
+        let routes = everything().routes(&on("wifi", &["192.168.1.7/24", "fd12::/64"]), true);
 
         for (address, way) in [
             ("203.0.113.9", Way::Tun),
@@ -239,15 +247,18 @@ mod tests {
 
     #[test]
     fn a_local_network_that_is_public_or_too_large_does_not_stay_outside() {
-        let greedy = nets(&[
-            "8.8.8.0/24",
-            "10.0.0.0/8",
-            "172.16.0.0/12",
-            "2001:db8::/64",
-            "fd00::/8",
-        ]);
+        let greedy = on(
+            "wifi",
+            &[
+                "8.8.8.0/24",
+                "10.0.0.0/8",
+                "172.16.0.0/12",
+                "2001:db8::/64",
+                "fd00::/8",
+            ],
+        );
 
-        let routes = everything().routes(greedy, true);
+        let routes = everything().routes(&greedy, true);
 
         for address in [
             "8.8.8.8",
@@ -262,7 +273,7 @@ mod tests {
             lan_direct: false,
             ..everything()
         };
-        let routes = strict.routes(nets(&["192.168.1.0/24"]), true);
+        let routes = strict.routes(&on("wifi", &["192.168.1.0/24"]), true);
         assert_eq!(way_of(&routes, "192.168.1.7"), Some(Way::Tun));
     }
 
@@ -274,7 +285,7 @@ mod tests {
             ..everything()
         };
 
-        let routes = routing.routes(nets(&["192.168.1.0/24"]), true);
+        let routes = routing.routes(&on("wifi", &["192.168.1.0/24"]), true);
 
         assert_eq!(way_of(&routes, "10.4.0.1"), Some(Way::Tun));
         assert_eq!(way_of(&routes, "10.5.1.1"), Some(Way::Past));
@@ -287,18 +298,29 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leads_to_a_daemon_that_is_away_or_has_no_address_of_that_version() {
-        let routes = everything().routes(None, false);
+    fn nothing_leads_to_a_daemon_that_is_away() {
+        let routes = everything().routes(&[], false);
+
         assert_eq!(ways(&routes, "0.0.0.0/0"), [Way::Refused]);
         assert_eq!(way_of(&routes, "fe80::1"), Some(Way::Past));
+    }
 
-        let routing = Routing {
-            has: (true, false),
-            ..everything()
-        };
-        let routes = routing.routes(None, true);
-        assert_eq!(way_of(&routes, "203.0.113.9"), Some(Way::Tun));
-        assert_eq!(way_of(&routes, "2001:db8::1"), Some(Way::Refused));
+    #[test]
+    fn a_local_network_is_one_of_its_device() {
+        let routing = everything();
+        let mut seen = on("wifi", &["192.168.1.7/24", "192.168.1.9/24", "8.8.8.0/24"]);
+        seen.extend(on("eth0", &["192.168.1.2/24"]));
+
+        let lan = routing.lan(&seen);
+
+        assert_eq!(
+            lan,
+            [
+                on("eth0", &["192.168.1.0/24"]),
+                on("wifi", &["192.168.1.0/24"])
+            ]
+            .concat()
+        );
     }
 
     #[test]

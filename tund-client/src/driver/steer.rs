@@ -2,14 +2,18 @@
 
 use super::Daemon;
 use crate::config::{Config, Routes};
+use crate::sys::address::InterfaceAddress;
 use crate::sys::error::SystemError;
 use crate::sys::steer::{self, Steering};
 use crate::sys::tun::TunName;
 use ipnet::IpNet;
-use std::net::IpAddr;
+use std::time::Duration;
 use tund_client_core::routing::{Lookout, Routing};
 use tund_daemon::config::Prefix;
 use tund_session::Instant;
+
+/// What other programs undo is told so often.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// What is steered, and when it is looked at again.
 pub(super) struct Steered {
@@ -18,6 +22,8 @@ pub(super) struct Steered {
     kill_switch: bool,
     /// It could not be put right, and the log says so.
     is_failure_told: bool,
+    /// Times that something was put right and the log did not say so; since then.
+    untold: (u32, Option<Instant>),
 }
 
 impl Steered {
@@ -29,13 +35,15 @@ impl Steered {
             }
             return Ok(None);
         };
-        let addresses: Vec<IpAddr> = config.tun_addresses.iter().map(|one| one.0).collect();
+        let addresses = config.tun_addresses.iter().copied();
+        let addresses: Vec<InterfaceAddress> = addresses.map(InterfaceAddress::from).collect();
         let steering = Steering::begin(tun, config.fwmark, &addresses, routing(routes))?;
         Ok(Some(Self {
             steering,
             lookout: Lookout::default(),
             kill_switch: routes.kill_switch,
             is_failure_told: false,
+            untold: (0, None),
         }))
     }
 
@@ -56,9 +64,16 @@ impl Steered {
             Ok(0) => self.is_failure_told = false,
             Ok(changes) => {
                 self.is_failure_told = false;
-                tracing::info!(changes, "rules and routes are put right");
+                self.untold.0 += 1;
+                if self.untold.1.is_none_or(|told| told + TELL_EVERY <= now) {
+                    let times = self.untold.0;
+                    tracing::info!(changes, times, "rules and routes are put right");
+                    self.untold = (0, Some(now));
+                }
             }
             Err(error) => {
+                // The kernel may have nothing more to tell, and it is not as it should be.
+                self.lookout.news(now);
                 if !std::mem::replace(&mut self.is_failure_told, true) {
                     tracing::warn!(%error, "rules and routes are not what they should be");
                 }
@@ -87,6 +102,5 @@ fn routing(routes: &Routes) -> Routing {
         include: nets(&routes.include),
         exclude: nets(&routes.exclude),
         lan_direct: routes.is_lan_direct,
-        ..Routing::default()
     }
 }

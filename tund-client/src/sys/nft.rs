@@ -15,6 +15,19 @@ const PROGRAMS: [&str; 2] = ["nft", "/usr/sbin/nft"];
 /// [`ErrorKind::Missing`] without `nft`, [`ErrorKind::Privilege`] without CAP_NET_ADMIN,
 /// [`ErrorKind::Failed`] where this kernel does not know one of the rules.
 pub(super) fn apply(tried: &str, script: &str) -> Result<(), SystemError> {
+    execute(tried, script).map(drop)
+}
+
+/// The tables there are, as `nft list tables` prints them.
+///
+/// # Errors
+///
+/// As for [`apply`].
+pub(super) fn list_tables() -> Result<String, SystemError> {
+    execute("list the tables of the packet filter", "list tables\n")
+}
+
+fn execute(tried: &str, script: &str) -> Result<String, SystemError> {
     let output = run(script).map_err(|error| {
         if error.kind() == io::ErrorKind::NotFound {
             SystemError::new(
@@ -28,7 +41,7 @@ pub(super) fn apply(tried: &str, script: &str) -> Result<(), SystemError> {
         }
     })?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().next().unwrap_or("nothing");
@@ -51,7 +64,7 @@ fn run(script: &str) -> io::Result<Output> {
         result = Command::new(program)
             .args(["-f", "-"])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn();
         if result.is_ok() {

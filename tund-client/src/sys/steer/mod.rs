@@ -1,11 +1,11 @@
-//! The kernel's side of `[routes] mode = "auto"`: one rule, a table of our own, and marks for what was
-//! there before.
+//! The kernel's side of `[routes] mode = "auto"`: one rule, a table of our own, and a filter table.
 //!
 //! The rule sends whatever does not carry our mark to the table, ahead of all other tables but `local`.
-//! It, the table and the filter table `inet tund-NAME-routes` outlive a daemon that crashes, so that
-//! nothing leaves by another way until it is back or its successor has undone them.
+//! All of it outlives a daemon that crashes, so that nothing leaves by another way until it is back or
+//! its successor has undone it.
 
 mod connections;
+mod kernel;
 mod marks;
 
 use std::collections::BTreeSet;
@@ -15,16 +15,16 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use tund_client_core::routing::{Mend, Route, Routing, Way};
 
-use super::address::assigned;
-use super::error::{ErrorKind, SystemError, is_errno};
+use self::kernel::{Rule, Rules, add, delete, family, is_v6};
+use self::marks::Marks;
+use super::address::{InterfaceAddress, assigned, reconcile as give_addresses};
+use super::error::{ErrorKind, SystemError};
 use super::netlink::Netlink;
 use super::tun::TunName;
 
@@ -35,7 +35,7 @@ const PRIORITY: u32 = 5_000;
 /// "This rule was added by tund" (`FRA_PROTOCOL`, `rtm_protocol`): as with addresses.
 const OURS: RouteProtocol = RouteProtocol::Other(0x7d);
 /// Only these bits of a mark are ours.
-pub(super) const MARK_MASK: u32 = 0xff00_0000;
+const MARK_MASK: u32 = 0xff00_0000;
 /// Metrics: the refusal beside a route must be worse.
 const METRIC: u32 = 1;
 const METRIC_REFUSED: u32 = 4_096;
@@ -48,21 +48,15 @@ pub(crate) struct Steering {
     tun: TunName,
     index: u32,
     fwmark: u32,
-    /// The addresses that applications' packets get.
+    /// Those that the device should have.
+    addresses: Vec<InterfaceAddress>,
+    /// Of IPv4 and IPv6, the addresses that applications' packets get: the first that the device has.
     sources: (Option<IpAddr>, Option<IpAddr>),
     routing: Routing,
-    /// We have switched [`SRC_VALID_MARK`] on.
-    has_set_mark_check: bool,
-}
-
-/// The rule that leads to our table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Rule {
-    is_v6: bool,
-    priority: u32,
-    mark: u32,
-    mask: u32,
-    is_inverted: bool,
+    /// What was made of the filter table last.
+    marks: Option<Marks>,
+    /// A rule of another program comes before ours, and the log says so.
+    is_overtaken: bool,
 }
 
 impl Steering {
@@ -70,42 +64,76 @@ impl Steering {
     ///
     /// # Errors
     ///
-    /// Without CAP_NET_ADMIN, without `nft`, or when another daemon steers.
+    /// Without CAP_NET_ADMIN, without `nft`, or when another daemon steers. Nothing is left then that
+    /// was not there before.
     pub(crate) fn begin(
         tun: &TunName,
         fwmark: u32,
-        addresses: &[IpAddr],
-        mut routing: Routing,
+        addresses: &[InterfaceAddress],
+        routing: Routing,
     ) -> Result<Self, SystemError> {
         let index = tun.index().ok_or_else(|| {
             let gone = Errno::ENODEV.into();
             SystemError::from_io(format!("lead traffic into {tun}"), gone, "try again")
         })?;
-        let first = |is_v6: bool| addresses.iter().find(|one| one.is_ipv6() == is_v6).copied();
-        let sources = (first(false), first(true));
-        routing.has = (sources.0.is_some(), sources.1.is_some());
         let mut steering = Self {
             tun: tun.clone(),
             index,
             fwmark,
-            sources,
+            addresses: addresses.to_vec(),
+            sources: (None, None),
             routing,
-            has_set_mark_check: false,
+            marks: None,
+            is_overtaken: false,
         };
         steering.check_alone()?;
-        marks::install(tun, fwmark, addresses)?;
-        steering.has_set_mark_check = check_marks();
-        steering.mend()?;
+        // Whatever is connected past a block that stands already was not there before the routes.
+        let is_successor = steering.is_blocked()?;
+        let begun = marks::remove_others(tun)
+            .and_then(|()| steering.look())
+            .and_then(|(on_link, _)| steering.mark(&on_link, is_successor))
+            .and_then(|()| {
+                check_marks();
+                steering.mend()
+            });
+        if let Err(error) = begun {
+            if !is_successor && let Err(left) = remove(tun) {
+                tracing::error!(error = %left, "rules or routes stay behind");
+            }
+            return Err(error);
+        }
         Ok(steering)
     }
 
-    /// Makes rule and routes what they should be; returns how many changes that took.
+    /// Makes rules, routes and filter table what they should be; returns how many changes that took.
     ///
     /// # Errors
     ///
     /// When the kernel refuses one of them; the others are made all the same.
-    pub(crate) fn mend(&self) -> Result<usize, SystemError> {
-        self.reconcile(true).map_err(|error| self.failure(error))
+    pub(crate) fn mend(&mut self) -> Result<usize, SystemError> {
+        let (on_link, mut netlink) = self.look()?;
+        let rules = Rules::read(&mut netlink).map_err(|error| self.failure(error))?;
+        let first = rules.first_of_others.filter(|first| *first < PRIORITY);
+        if let Some(priority) = first
+            && !self.is_overtaken
+        {
+            tracing::warn!(
+                priority,
+                "a rule of another program comes before ours ({PRIORITY}): what it leads past {} is \
+                 refused, unless it is excluded",
+                self.tun
+            );
+        }
+        self.is_overtaken = first.is_some();
+        let wanted = self.routing.routes(&on_link, true);
+        let changes = self.reconcile(&mut netlink, &wanted, rules.ours);
+        let marked = match self.is_marked(&on_link) {
+            Ok(true) => Ok(0),
+            Ok(false) => self.mark(&on_link, true).map(|()| 1),
+            Err(error) => Err(error),
+        };
+        let changes = changes.map_err(|error| self.failure(error))?;
+        Ok(changes + marked?)
     }
 
     /// Undoes everything; if `keeps_blocking`, what would have gone into the TUN goes nowhere instead.
@@ -113,125 +141,139 @@ impl Steering {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub(crate) fn end(self, keeps_blocking: bool) -> Result<(), SystemError> {
-        if keeps_blocking {
-            self.reconcile(false).map_err(|error| self.failure(error))?;
-            return Ok(());
+    pub(crate) fn end(mut self, keeps_blocking: bool) -> Result<(), SystemError> {
+        if !keeps_blocking {
+            return remove(&self.tun).map(drop);
         }
-        remove(&self.tun)?;
-        if self.has_set_mark_check
-            && let Err(error) = fs::write(SRC_VALID_MARK, "0")
-        {
-            tracing::debug!(%error, "{SRC_VALID_MARK} stays 1");
-        }
-        Ok(())
+        let (on_link, mut netlink) = self.look()?;
+        let wanted = self.routing.routes(&on_link, false);
+        let done = Rules::read(&mut netlink)
+            .and_then(|rules| self.reconcile(&mut netlink, &wanted, rules.ours));
+        done.map(drop).map_err(|error| self.failure(error))
     }
 
     fn failure(&self, error: io::Error) -> SystemError {
         let tried = format!("lead traffic into {} by table {TABLE}", self.tun);
-        SystemError::from_io(
-            tried,
-            error,
-            "see `ip rule` and `ip route show table 32000`",
-        )
+        let remedy = "see `ip rule` and `ip route show table 32000`";
+        SystemError::from_io(tried, error, remedy)
+    }
+
+    /// What devices are on; and puts addresses back that the device has lost.
+    fn look(&mut self) -> Result<(Vec<(String, IpNet)>, Netlink), SystemError> {
+        let mut netlink = Netlink::open().map_err(|error| self.failure(error))?;
+        let mut has = self.present(&mut netlink)?;
+        let has_lost = |old: Option<IpAddr>, new: Option<IpAddr>| old.is_some() && new.is_none();
+        if has_lost(self.sources.0, has.0) || has_lost(self.sources.1, has.1) {
+            give_addresses(&mut netlink, self.index, &self.addresses)?;
+            has = self.present(&mut netlink)?;
+        }
+        self.sources = has;
+        let on_link = kernel::on_link(&mut netlink, self.index);
+        let on_link = on_link.map_err(|error| self.failure(error))?;
+        Ok((on_link, netlink))
+    }
+
+    /// The first configured address of each version that the device has.
+    fn present(
+        &self,
+        netlink: &mut Netlink,
+    ) -> Result<(Option<IpAddr>, Option<IpAddr>), SystemError> {
+        let all = assigned(netlink).map_err(|error| self.failure(error))?;
+        let has = |one: &&InterfaceAddress| {
+            all.iter()
+                .any(|there| there.index == self.index && there.at.address == one.address)
+        };
+        let mut there = self.addresses.iter().filter(has).map(|one| one.address);
+        let v4 = there.clone().find(IpAddr::is_ipv4);
+        Ok((v4, there.find(IpAddr::is_ipv6)))
+    }
+
+    fn is_blocked(&self) -> Result<bool, SystemError> {
+        let rules = Netlink::open().and_then(|mut netlink| Rules::read(&mut netlink));
+        let rules = rules.map_err(|error| self.failure(error))?;
+        Ok(!rules.ours.is_empty())
+    }
+
+    fn marks(&self, on_link: &[(String, IpNet)]) -> Marks {
+        let has = (self.sources.0.is_some(), self.sources.1.is_some());
+        Marks::new((&self.tun, self.fwmark), &self.routing, on_link, has)
+    }
+
+    /// The filter table is there, and as it should be.
+    fn is_marked(&self, on_link: &[(String, IpNet)]) -> Result<bool, SystemError> {
+        Ok(self.marks.as_ref() == Some(&self.marks(on_link)) && marks::exists(&self.tun)?)
+    }
+
+    fn mark(&mut self, on_link: &[(String, IpNet)], keeps_before: bool) -> Result<(), SystemError> {
+        let marks = self.marks(on_link);
+        let own: Vec<IpAddr> = self.addresses.iter().map(|one| one.address).collect();
+        marks.install(&own, keeps_before)?;
+        self.marks = Some(marks);
+        Ok(())
     }
 
     /// Fails when the table leads to another device that has a reader.
     fn check_alone(&self) -> Result<(), SystemError> {
-        let look = || -> io::Result<Option<u32>> {
-            let mut netlink = Netlink::open()?;
-            let mut running = BTreeSet::new();
-            let links = RouteNetlinkMessage::GetLink(Default::default());
-            let _state = netlink.dump(links, |entry| {
-                if let RouteNetlinkMessage::NewLink(link) = entry
-                    && link
-                        .header
-                        .flags
-                        .contains(rtnetlink::packet_route::link::LinkFlags::Running)
-                {
-                    running.insert(link.header.index);
-                }
-            })?;
-            let found = found_routes(&mut netlink)?;
-            let devices = found.iter().filter_map(device);
-            let mut others = devices.filter(|index| *index != self.index);
-            Ok(others.find(|index| running.contains(index)))
-        };
-        match look().map_err(|error| self.failure(error))? {
+        match user(Some(self.index)).map_err(|error| self.failure(error))? {
             None => Ok(()),
-            Some(index) => Err(SystemError::new(
+            Some(name) => Err(SystemError::new(
                 ErrorKind::InUse,
                 format!("lead traffic into {}", self.tun),
-                format!("table {TABLE} leads to the device with index {index}, which is in use"),
+                format!("table {TABLE} leads to {name}, which is in use"),
                 "let only one client have [routes] mode = \"auto\"",
             )),
         }
     }
 
-    fn reconcile(&self, is_serving: bool) -> io::Result<usize> {
-        let mut netlink = Netlink::open()?;
-        let mut on_link = Vec::new();
-        for one in assigned(&mut netlink)? {
-            let net = IpNet::new(one.at.address, one.at.prefix_length);
-            if one.index != self.index && !one.at.address.is_loopback() {
-                on_link.extend(net);
-            }
-        }
-        let wanted = self.routing.routes(on_link, is_serving);
+    fn reconcile(
+        &self,
+        netlink: &mut Netlink,
+        wanted: &BTreeSet<Route>,
+        rules: Vec<Rule>,
+    ) -> io::Result<usize> {
         let (mut known, mut foreign) = (Vec::new(), Vec::new());
-        for message in found_routes(&mut netlink)? {
+        for message in kernel::our_routes(netlink)? {
             match self.read_route(&message) {
                 Some(route) => known.push(route),
                 None => foreign.push(message),
             }
         }
-        let routes = Mend::between(&wanted, known);
-        let rules = self.rules();
-        let rules = Mend::between(&rules, found_rules(&mut netlink)?);
-        let changes = foreign.len()
-            + routes.add.len()
-            + routes.remove.len()
-            + rules.add.len()
-            + rules.remove.len();
-        let mut result = Ok(());
-        let mut note = |done: io::Result<()>, is_v6: bool| {
-            if let Err(error) = done {
-                // A host whose IPv6 is switched off takes no such routes, and needs none.
-                if is_v6 && self.sources.1.is_none() {
-                    tracing::debug!(%error, "no routes for IPv6");
-                } else {
-                    result = Err(error);
-                }
+        let routes = Mend::between(wanted, known);
+        let rules = Mend::between(&self.rules(), rules);
+        let mut result = Ok(0);
+        let mut note = |done: io::Result<()>, is_v6: bool| match (&mut result, done) {
+            (Ok(changes), Ok(())) => *changes += 1,
+            (_, Err(error)) if is_v6 && kernel::is_v6_off(&error) => {
+                tracing::debug!(%error, "no routes for IPv6, which is switched off");
             }
+            (result, Err(error)) => *result = Err(error),
+            (Err(_), Ok(())) => {}
         };
         for route in &routes.add {
-            let message = self.message(*route);
-            note(
-                add(&mut netlink, RouteNetlinkMessage::NewRoute(message)),
-                is_v6(&route.prefix),
-            );
+            let message = RouteNetlinkMessage::NewRoute(self.message(*route));
+            note(add(netlink, message), is_v6(&route.prefix));
         }
         // Before what is not wanted goes, what is wanted is there.
         for rule in &rules.add {
             let message = RouteNetlinkMessage::NewRule(rule.message());
-            note(add(&mut netlink, message), rule.is_v6);
+            note(add(netlink, message), rule.is_v6);
         }
         for rule in &rules.remove {
             let message = RouteNetlinkMessage::DelRule(rule.message());
-            note(delete(&mut netlink, message), rule.is_v6);
+            note(delete(netlink, message), rule.is_v6);
         }
         for route in &routes.remove {
             let message = RouteNetlinkMessage::DelRoute(self.message(*route));
-            note(delete(&mut netlink, message), is_v6(&route.prefix));
+            note(delete(netlink, message), is_v6(&route.prefix));
         }
         for message in foreign {
-            let is_v6 = message.header.address_family == AddressFamily::Inet6;
+            let is_v6 = message.header.address_family == family(true);
             note(
-                delete(&mut netlink, RouteNetlinkMessage::DelRoute(message)),
+                delete(netlink, RouteNetlinkMessage::DelRoute(message)),
                 is_v6,
             );
         }
-        result.map(|()| changes)
+        result
     }
 
     fn rules(&self) -> BTreeSet<Rule> {
@@ -264,10 +306,9 @@ impl Steering {
             Way::Past => RouteType::Throw,
             Way::Refused => RouteType::Unreachable,
         };
-        header.scope = match (route.way, route.prefix) {
-            (Way::Tun, IpNet::V4(_)) => RouteScope::Link,
-            _ => RouteScope::Universe,
-        };
+        // Wide, so that it says nothing of gateways: else one of another program's routes, given
+        // without its device, would be looked for in the TUN.
+        header.scope = RouteScope::Universe;
         let metric = if route.way == Way::Refused {
             METRIC_REFUSED
         } else {
@@ -304,26 +345,18 @@ impl Steering {
         } else {
             return None;
         };
-        let is_v6 = message.header.address_family == AddressFamily::Inet6;
-        let mut address = if is_v6 {
-            IpAddr::from([0; 16])
-        } else {
-            IpAddr::from([0; 4])
-        };
+        let prefix = kernel::prefix(message)?;
         let (mut metric, mut source) = (0, None);
         for attribute in &message.attributes {
-            if let RouteAttribute::Destination(found) = attribute {
-                address = ip(found)?;
-            } else if let RouteAttribute::Priority(found) = attribute {
+            if let RouteAttribute::Priority(found) = attribute {
                 metric = *found;
             } else if let RouteAttribute::PrefSource(found) = attribute {
-                source = ip(found);
+                source = kernel::ip(found);
             }
         }
-        let prefix = IpNet::new(address, message.header.destination_prefix_length).ok()?;
         let is_ours = match way {
             Way::Tun => {
-                device(message) == Some(self.index)
+                kernel::device(message) == Some(self.index)
                     && source == self.source(&prefix)
                     && metric == METRIC
             }
@@ -334,187 +367,59 @@ impl Steering {
     }
 }
 
-impl Rule {
-    fn message(self) -> RuleMessage {
-        let mut message = RuleMessage::default();
-        message.header.family = family(self.is_v6);
-        message.header.action = RuleAction::ToTable;
-        if self.is_inverted {
-            message.header.flags = RuleFlags::Invert;
-        }
-        message.attributes = vec![
-            RuleAttribute::Priority(self.priority),
-            RuleAttribute::FwMark(self.mark),
-            RuleAttribute::FwMask(self.mask),
-            RuleAttribute::Table(TABLE),
-            RuleAttribute::Protocol(OURS),
-        ];
-        message
-    }
-
-    /// A rule of ours; none if it is another's.
-    fn read(message: &RuleMessage) -> Option<Self> {
-        let mut rule = Self {
-            is_v6: message.header.family == AddressFamily::Inet6,
-            priority: 0,
-            mark: 0,
-            mask: 0,
-            is_inverted: message.header.flags.contains(RuleFlags::Invert),
-        };
-        let (mut is_ours, mut table) = (false, 0);
-        for attribute in &message.attributes {
-            if let RuleAttribute::Priority(value) = attribute {
-                rule.priority = *value;
-            } else if let RuleAttribute::FwMark(value) = attribute {
-                rule.mark = *value;
-            } else if let RuleAttribute::FwMask(value) = attribute {
-                rule.mask = *value;
-            } else if let RuleAttribute::Table(value) = attribute {
-                table = *value;
-            } else if let RuleAttribute::Protocol(value) = attribute {
-                is_ours = *value == OURS;
-            }
-        }
-        (is_ours && table == TABLE).then_some(rule)
-    }
+/// The name of a running device other than `own` that our table leads to.
+fn user(own: Option<u32>) -> io::Result<Option<String>> {
+    let mut netlink = Netlink::open()?;
+    let running = kernel::running(&mut netlink)?;
+    let found = kernel::our_routes(&mut netlink)?;
+    let devices = found.iter().filter_map(kernel::device);
+    let mut others = devices.filter(|index| Some(*index) != own);
+    Ok(others.find_map(|index| running.get(&index).cloned()))
 }
 
-/// Removes what a daemon for `tun` has left behind; true if there was anything.
+/// Removes what a daemon for `tun` has left behind; true if there was anything. What another device's
+/// daemon has made stays.
 ///
 /// # Errors
 ///
 /// When the kernel refuses.
 pub(crate) fn remove(tun: &TunName) -> Result<bool, SystemError> {
-    let undo = || -> io::Result<bool> {
+    if !marks::exists(tun)? {
+        return Ok(false);
+    }
+    let undo = || -> io::Result<()> {
+        if user(tun.index())?.is_some() {
+            return Ok(());
+        }
         let mut netlink = Netlink::open()?;
-        let (rules, routes) = (found_rules(&mut netlink)?, found_routes(&mut netlink)?);
-        let is_any = !(rules.is_empty() && routes.is_empty());
-        for rule in rules {
+        for rule in Rules::read(&mut netlink)?.ours {
             delete(&mut netlink, RouteNetlinkMessage::DelRule(rule.message()))?;
         }
-        for route in routes {
+        for route in kernel::our_routes(&mut netlink)? {
             delete(&mut netlink, RouteNetlinkMessage::DelRoute(route))?;
         }
-        Ok(is_any)
+        Ok(())
     };
     let tried = "remove the rules and routes of table 32000";
-    let is_any = undo().map_err(|error| SystemError::from_io(tried, error, "try again"))?;
-    if is_any {
-        marks::remove(tun)?;
-    }
-    Ok(is_any)
+    undo().map_err(|error| SystemError::from_io(tried, error, "try again"))?;
+    marks::remove(tun)?;
+    Ok(true)
 }
 
-/// Switches the check of marks on; true if it was off.
-fn check_marks() -> bool {
-    let look = || -> io::Result<bool> {
-        let is_on = fs::read_to_string(SRC_VALID_MARK)?.trim() != "0";
-        if !is_on {
+/// Has the kernel look at marks when it asks where a packet may come from. It stays so: others may rely
+/// on it by the time we end.
+fn check_marks() {
+    let look = || -> io::Result<()> {
+        if fs::read_to_string(SRC_VALID_MARK)?.trim() == "0" {
             fs::write(SRC_VALID_MARK, "1")?;
         }
-        Ok(!is_on)
+        Ok(())
     };
-    look().unwrap_or_else(|error| {
+    if let Err(error) = look() {
         tracing::warn!(
             "cannot write {SRC_VALID_MARK}: {error}; where rp_filter is 1, answers to links are \
              dropped: run `sysctl -w net.ipv4.conf.all.src_valid_mark=1`"
         );
-        false
-    })
-}
-
-fn found_rules(netlink: &mut Netlink) -> io::Result<Vec<Rule>> {
-    let mut found = Vec::new();
-    for is_v6 in [false, true] {
-        let mut request = RuleMessage::default();
-        request.header.family = family(is_v6);
-        let dump = netlink.dump(RouteNetlinkMessage::GetRule(request), |entry| {
-            if let RouteNetlinkMessage::NewRule(message) = entry {
-                found.extend(Rule::read(&message));
-            }
-        });
-        unless_unknown(dump.map(drop), is_v6)?;
-    }
-    Ok(found)
-}
-
-/// Every route of our table.
-fn found_routes(netlink: &mut Netlink) -> io::Result<Vec<RouteMessage>> {
-    let mut found = Vec::new();
-    for is_v6 in [false, true] {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family(is_v6);
-        request.attributes = vec![RouteAttribute::Table(TABLE)];
-        let is_here = |attribute: &RouteAttribute| *attribute == RouteAttribute::Table(TABLE);
-        let dump = netlink.dump(RouteNetlinkMessage::GetRoute(request), |entry| {
-            if let RouteNetlinkMessage::NewRoute(message) = entry
-                && message.attributes.iter().any(is_here)
-            {
-                found.push(message);
-            }
-        });
-        unless_unknown(dump.map(drop), is_v6)?;
-    }
-    Ok(found)
-}
-
-/// A table that was never made, or a kernel without IPv6, has no entries.
-fn unless_unknown(result: io::Result<()>, is_v6: bool) -> io::Result<()> {
-    match result {
-        Err(error) if is_errno(&error, &[Errno::ENOENT]) => Ok(()),
-        Err(error) if is_v6 && is_errno(&error, &[Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP]) => {
-            Ok(())
-        }
-        result => result,
-    }
-}
-
-fn add(netlink: &mut Netlink, message: RouteNetlinkMessage) -> io::Result<()> {
-    match netlink.change(message, NLM_F_CREATE | NLM_F_EXCL) {
-        Err(error) if is_errno(&error, &[Errno::EEXIST]) => Ok(()),
-        result => result,
-    }
-}
-
-fn delete(netlink: &mut Netlink, message: RouteNetlinkMessage) -> io::Result<()> {
-    match netlink.change(message, 0) {
-        Err(error) if is_errno(&error, &[Errno::ENOENT, Errno::ESRCH]) => Ok(()),
-        result => result,
-    }
-}
-
-fn device(message: &RouteMessage) -> Option<u32> {
-    if message.header.kind != RouteType::Unicast {
-        return None;
-    }
-    message.attributes.iter().find_map(|attribute| {
-        if let RouteAttribute::Oif(index) = attribute {
-            Some(*index)
-        } else {
-            None
-        }
-    })
-}
-
-fn is_v6(prefix: &IpNet) -> bool {
-    matches!(prefix, IpNet::V6(_))
-}
-
-fn family(is_v6: bool) -> AddressFamily {
-    if is_v6 {
-        AddressFamily::Inet6
-    } else {
-        AddressFamily::Inet
-    }
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    if let RouteAddress::Inet(v4) = address {
-        Some((*v4).into())
-    } else if let RouteAddress::Inet6(v6) = address {
-        Some((*v6).into())
-    } else {
-        None
     }
 }
 

@@ -19,7 +19,6 @@ fn everything() -> Routing {
             .to_vec(),
         exclude: vec!["198.51.100.0/24".parse().unwrap()],
         lan_direct: true,
-        ..Routing::default()
     }
 }
 
@@ -42,9 +41,16 @@ fn host() {
     }
 }
 
+fn mine() -> Vec<InterfaceAddress> {
+    let lengths = [32, 128];
+    let addresses = MINE.iter().zip(lengths);
+    addresses
+        .map(|(address, length)| (address.parse().unwrap(), length).into())
+        .collect()
+}
+
 fn begin() -> Steering {
-    let addresses = MINE.map(|one| one.parse().unwrap());
-    Steering::begin(&tun0(), MARK, &addresses, everything()).unwrap()
+    Steering::begin(&tun0(), MARK, &mine(), everything()).unwrap()
 }
 
 /// The device and source that the kernel takes to `destination`; how it refuses, where it does.
@@ -101,7 +107,7 @@ fn what_is_not_ours_goes_into_the_tun_and_what_is_marked_past_it() {
 fn routes_of_others_change_nothing() {
     in_namespace(|| {
         host();
-        let steering = begin();
+        let mut steering = begin();
         for rogue in [
             "route add 0.0.0.0/1 via 192.168.1.66",
             "route add 128.0.0.0/1 via 192.168.1.66",
@@ -121,7 +127,7 @@ fn routes_of_others_change_nothing() {
 fn what_another_program_deletes_or_adds_is_put_right() {
     in_namespace(|| {
         host();
-        let steering = begin();
+        let mut steering = begin();
         let before = traces();
         for attack in [
             "rule del priority 5000",
@@ -144,7 +150,7 @@ fn what_another_program_deletes_or_adds_is_put_right() {
 fn a_new_local_network_stays_outside_at_the_next_look() {
     in_namespace(|| {
         host();
-        let steering = begin();
+        let mut steering = begin();
         assert_eq!(way("172.16.5.9", 0), "tund0 10.111.0.2");
 
         ip("addr add 172.16.5.2/24 dev wifi");
@@ -199,16 +205,193 @@ fn a_crashed_daemon_blocks_and_its_successor_takes_over() {
 }
 
 #[test]
-fn without_an_address_of_a_version_it_is_refused() {
+fn without_an_address_of_a_version_it_is_refused_but_for_what_was_there_before() {
     in_namespace(|| {
         host();
+        ip("neigh add fd22::1 lladdr 02:00:00:00:00:01 dev wifi nud permanent");
         ip("-6 addr del fd11::2/128 dev tund0");
-        let addresses = [MINE[0].parse().unwrap()];
-        let _steering = Steering::begin(&tun0(), MARK, &addresses, everything()).unwrap();
+        let before = UdpSocket::bind("[fd22::2]:0").unwrap();
+        before.connect("[2001:db8::9]:7").unwrap();
+        let v4 = [mine()[0]];
+        let _steering = Steering::begin(&tun0(), MARK, &v4, everything()).unwrap();
 
         assert_eq!(way("203.0.113.9", 0), "tund0 10.111.0.2");
-        assert_eq!(way("2001:db8::9", 0), "none");
-        assert_eq!(way("2001:db8::9", MARK), "wifi fd22::2");
+        let refused = TcpStream::connect("[2001:db8::9]:7").unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        let wifi = sent("wifi");
+        before.send(b"old").unwrap();
+        assert_eq!(sent("wifi"), wifi + 1);
+    });
+}
+
+#[test]
+fn a_host_whose_ipv6_is_switched_off_is_steered_all_the_same() {
+    in_namespace(|| {
+        for which in ["all", "default", "lo"] {
+            let path = format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6");
+            fs::write(path, "1").unwrap();
+        }
+        for command in [
+            "link add wifi type veth peer name far",
+            "addr add 192.168.1.2/24 dev wifi",
+            "link set far up",
+            "link set wifi up",
+            "tuntap add dev tund0 mode tun",
+            "addr add 10.111.0.2/32 dev tund0",
+            "link set tund0 up",
+        ] {
+            ip(command);
+        }
+
+        let mut steering = begin();
+
+        assert_eq!(way("203.0.113.9", 0), "tund0 10.111.0.2");
+        assert_eq!(steering.mend().unwrap(), 0);
+    });
+}
+
+#[test]
+fn what_cannot_begin_leaves_nothing() {
+    in_namespace(|| {
+        host();
+        let before = traces();
+        // As if another daemon had its device there.
+        ip("route add 203.0.113.0/24 dev wifi table 32000");
+
+        let error = Steering::begin(&tun0(), MARK, &mine(), everything()).unwrap_err();
+
+        assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+        ip("route flush table 32000");
+        assert_eq!(traces(), before);
+    });
+}
+
+/// Everything in reach of a socket that is bound to the access device.
+fn stray(destination: &str) -> Vec<bool> {
+    let to: SocketAddr = destination.parse().unwrap();
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let udp = UdpSocket::bind(any).unwrap();
+    let bound = socket2::SockRef::from(&udp).bind_device(Some(b"wifi"));
+    bound.unwrap();
+    let before = sent("wifi");
+    let told = udp.send_to(b"stray", to).is_ok();
+    vec![told, sent("wifi") > before]
+}
+
+#[test]
+fn a_socket_that_is_bound_to_another_device_goes_nowhere() {
+    in_namespace(|| {
+        host();
+        for neighbour in ["192.168.1.1", "fd22::1", "192.168.1.77", "203.0.113.9"] {
+            ip(&format!(
+                "neigh add {neighbour} lladdr 02:00:00:00:00:01 dev wifi nud permanent"
+            ));
+        }
+        assert_eq!(stray("203.0.113.9:7"), [true, true], "without routes");
+        let steering = begin();
+
+        for away in ["203.0.113.9:7", "[2001:db8::9]:7"] {
+            assert_eq!(stray(away), [false, false], "{away}");
+        }
+        assert_eq!(stray("192.168.1.77:7"), [true, true], "on its own link");
+        ip("rule del priority 5000");
+        assert_eq!(stray("203.0.113.9:7"), [false, false], "with the rule gone");
+
+        steering.end(true).unwrap();
+        assert_eq!(stray("203.0.113.9:7"), [false, false], "while it blocks");
+        // The same prefix by another device is another network.
+        ip("link set wifi down");
+        ip("link add wwan type veth peer name away");
+        for command in [
+            "addr add 198.51.101.2/24 dev wwan",
+            "link set away up",
+            "link set wwan up",
+            "route add default via 198.51.101.1 dev wwan",
+            "neigh add 198.51.101.1 lladdr 02:00:00:00:00:01 dev wwan nud permanent",
+        ] {
+            ip(command);
+        }
+        let before = sent("wwan");
+        let udp = UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert!(udp.send_to(b"stray", "192.168.1.77:7").is_err());
+        assert_eq!(sent("wwan"), before);
+    });
+}
+
+#[test]
+fn connections_of_the_tuns_time_are_not_let_out_by_a_successor() {
+    in_namespace(|| {
+        host();
+        ip("neigh add 192.168.1.1 lladdr 02:00:00:00:00:01 dev wifi nud permanent");
+        std::mem::forget(begin());
+        let inside = UdpSocket::bind("192.168.1.2:0").unwrap();
+        inside.connect("203.0.113.9:7").unwrap();
+
+        let _successor = begin();
+
+        let wifi = sent("wifi");
+        let _into_the_tun = inside.send(b"inside");
+        assert_eq!(sent("wifi"), wifi);
+    });
+}
+
+#[test]
+fn the_daemon_of_another_device_is_left_alone() {
+    in_namespace(|| {
+        host();
+        let _steering = begin();
+        let before = traces();
+
+        assert!(!remove(&"tund1".parse().unwrap()).unwrap());
+
+        assert_eq!(traces(), before);
+    });
+}
+
+#[test]
+fn a_gateway_of_another_program_is_not_looked_for_in_the_tun() {
+    in_namespace(|| {
+        host();
+        let _steering = begin();
+        ip("link add wwan type veth peer name away");
+        ip("link set away up");
+        ip("link set wwan up");
+        ip("addr add 198.51.101.2/24 dev wwan");
+
+        ip("route add default via 198.51.101.1 metric 50");
+
+        let shown = ip_output("route show default");
+        assert!(shown.contains("via 198.51.101.1 dev wwan"), "{shown}");
+    });
+}
+
+#[test]
+fn a_device_that_was_down_has_its_addresses_and_routes_again() {
+    in_namespace(|| {
+        host();
+        let mut steering = begin();
+        ip("link set tund0 down");
+        let _while_down = steering.mend();
+        ip("link set tund0 up");
+
+        steering.mend().unwrap();
+
+        assert_eq!(way("203.0.113.9", 0), "tund0 10.111.0.2");
+        assert_eq!(way("2001:db8::9", 0), "tund0 fd11::2");
+    });
+}
+
+#[test]
+fn a_filter_that_was_flushed_is_made_again_at_the_next_look() {
+    in_namespace(|| {
+        host();
+        ip("neigh add 203.0.113.9 lladdr 02:00:00:00:00:01 dev wifi nud permanent");
+        let mut steering = begin();
+        super::super::nft::apply("flush all", "flush ruleset\n").unwrap();
+
+        assert!(steering.mend().unwrap() > 0);
+
+        assert_eq!(stray("203.0.113.9:7"), [false, false]);
     });
 }
 
