@@ -55,6 +55,9 @@ pub const FIRST_RECORD: usize = 1300;
 /// What a link encrypts in such records; chosen: the ten segments, and those that answer to their ACKs
 /// begin with a whole one.
 pub const FIRST_BYTES: usize = 12 * FIRST_RECORD;
+/// Flows whose state goes with RESUME: as many as fit the segment that carries it. Of the others the
+/// server hears a round trip later.
+pub const EARLY_ACKS: usize = 64;
 /// Less payload than this is no reason for a frame of its own at the end of a record. Chosen: a
 /// frame costs both ends about as much as the copying of a kilobyte.
 pub const LEAST_PIECE: usize = 1024;
