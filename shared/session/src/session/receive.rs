@@ -51,6 +51,8 @@ impl Session {
             Phase::Unconfirmed => {
                 // It may have been sent with RESUME, and so says nothing of RESUME_OK.
                 if let Frame::FlowState(acks) = frame {
+                    self.heard_at = now;
+                    self.defer_expiries(now);
                     return self.on_flow_state(id, acks, now);
                 }
                 self.confirm(id, now);
