@@ -254,7 +254,7 @@ fn nothing_may_come_behind_hello_before_its_answer() {
     world.say(behind_hello, [encoded(&hello(1)), ping.clone()].concat());
     let while_waiting = world.raw(key(1));
     world.say(while_waiting, encoded(&hello(2)));
-    world.say(while_waiting, ping.clone());
+    world.say(while_waiting, ping);
     world.run();
 
     for link in [behind_hello, while_waiting] {
