@@ -1,11 +1,12 @@
 //! The daemon looks after the routes: whatever others do to them, and however it ends, nothing that
 //! should go by tund is seen on an access link.
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use socket2::{Domain, SockRef, Socket, Type};
 use tund_tests::lab::{Access, Family, Lab, Namespace, ORIGIN_PORT, SERVER_PORT, Settings, wait};
 
 use crate::sniffer::Sniffer;
@@ -13,6 +14,10 @@ use crate::support::{Echo, LATER, LONG, SOON, Scene};
 
 /// A packet that is refused on the spot needs no time; one that goes nowhere takes this long.
 const PATIENCE: Duration = Duration::from_millis(700);
+
+/// The router on the access links.
+const ROUTER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 1, 1));
+const OTHER_ROUTER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 2, 1));
 
 /// Both access links, read along.
 struct Eyes([(Access, Sniffer); 2]);
@@ -86,8 +91,8 @@ fn foreign(frame: &[u8], server: IpAddr) -> Option<String> {
         Some(TransportSlice::Udp(udp)) => {
             udp.destination_port() == 53 && udp.payload().windows(8).any(|part| part == b"ipv4only")
         }
-        // Of the router, about a link.
-        Some(TransportSlice::Icmpv4(_)) => true,
+        // Of the router, to the host: what became of a packet of a link.
+        Some(TransportSlice::Icmpv4(_)) => from == ROUTER || from == OTHER_ROUTER,
         _ => false,
     };
     (!is_link && !is_neighbour && !local(to)).then(|| format!("{from} to {to}: {packet:?}"))
@@ -125,12 +130,34 @@ fn assert_blocked(host: &Namespace, lab: &Lab, when: &str) {
             0,
         );
         let said = host.enter(|| UdpSocket::bind(any)?.send_to(b"anybody?", target));
+        for device in [Access::Wifi, Access::Mobile].map(Access::device) {
+            let stray = host.enter(|| -> io::Result<usize> {
+                let socket = UdpSocket::bind(any)?;
+                SockRef::from(&socket).bind_device(Some(device.as_bytes()))?;
+                socket.send_to(b"astray?", target)
+            });
+            assert!(stray.is_err(), "{when}: {target} by {device}");
+        }
         let kinds = [ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
         let refused = said.err().map(|error| error.kind());
         assert!(
             refused.is_none_or(|kind| kinds.contains(&kind)),
             "{when}: {refused:?}"
         );
+    }
+}
+
+/// Sockets that are bound to the access device reach nothing beyond it.
+#[track_caller]
+fn assert_no_strays(lab: &Lab) {
+    for target in targets(lab) {
+        let outcome = lab.client.enter(|| -> io::Result<TcpStream> {
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+            socket.bind_device(Some(Access::Wifi.device().as_bytes()))?;
+            socket.connect_timeout(&target.into(), PATIENCE)?;
+            Ok(socket.into())
+        });
+        assert!(outcome.is_err(), "{target}: {outcome:?}");
     }
 }
 
@@ -178,6 +205,9 @@ fn nothing_leaves_by_another_way_whatever_happens_to_routes_and_daemon() {
     // In the moment before, applications were not asked to hold still, and none was asked to send.
     assert_reached(&scene.lab, "after changes of another program");
     eyes.assert_blind(&scene.lab, "with pushed and deleted routes");
+
+    assert_no_strays(&scene.lab);
+    eyes.assert_blind(&scene.lab, "with sockets bound to devices");
 
     scene.lab.cut();
     assert_blocked(&scene.lab.client, &scene.lab, "without a network");
