@@ -2,6 +2,7 @@
 
 use crate::budget::Share;
 use crate::id::{FlowId, LinkId, Offset};
+use crate::mapping::Mapping;
 use crate::receive_buffer::ReceiveBuffer;
 use crate::send_buffer::SendBuffer;
 use crate::session::{Delivery, Remainder};
@@ -53,6 +54,8 @@ pub(crate) struct Flow {
     born: Instant,
     pub(crate) tx: SendBuffer,
     pub(crate) rx: ReceiveBuffer,
+    /// It carries datagrams, and neither half has bytes.
+    pub(crate) mapping: Option<Box<Mapping>>,
     /// Bytes up to here may be taken from the local socket; share = this − base.
     pub(crate) intake_limit: Offset,
     pub(crate) intake_share: Share,
@@ -129,6 +132,7 @@ impl Flow {
             born: now,
             tx: SendBuffer::default(),
             rx: ReceiveBuffer::default(),
+            mapping: None,
             intake_limit: Offset(0),
             intake_share: Share::default(),
             intake_target: 0,
@@ -201,7 +205,8 @@ impl Flow {
     /// The peer has said how much of what was sent has arrived, for good: the rest is lost.
     /// What was handed over, and what a delivery carries, is safe elsewhere.
     pub(crate) fn settle_lost(&mut self, released: Offset) {
-        if self.is_handed_over || self.purpose == Purpose::Delivery {
+        let is_counted = self.is_handed_over || self.mapping.is_some();
+        if is_counted || self.purpose == Purpose::Delivery {
             return;
         }
         let end = self.tx.end();
@@ -230,6 +235,18 @@ impl Flow {
         since.max(self.born) + self.grace
     }
 
+    /// Bytes that wait for the peer.
+    pub(crate) fn retained(&self) -> u64 {
+        let datagrams = self.mapping.as_ref().map_or(0, |m| m.tx.bytes());
+        self.tx.retained() + u64::try_from(datagrams).unwrap_or(0)
+    }
+
+    /// Bytes that wait for the local socket.
+    pub(crate) fn held(&self) -> u64 {
+        let datagrams = self.mapping.as_ref().map_or(0, |m| m.rx.bytes());
+        self.rx.held() + u64::try_from(datagrams).unwrap_or(0)
+    }
+
     /// Both directions are complete here.
     pub(crate) fn is_past(&self) -> bool {
         self.send_done && self.receive_done
@@ -248,8 +265,12 @@ impl Flow {
             && !self.send_done
     }
 
-    /// DATA could be sent at once.
+    /// DATA, or datagrams, could be sent at once. Those need not wait for the origin's answer: OPEN
+    /// goes first on any link.
     pub(crate) fn is_ready(&self) -> bool {
+        if let Some(mapping) = &self.mapping {
+            return !self.send_done && mapping.is_ready();
+        }
         self.stage == Stage::Open && !self.send_done && self.tx.is_ready()
     }
 

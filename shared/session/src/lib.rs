@@ -2,12 +2,14 @@
 #![forbid(unsafe_code)]
 
 mod budget;
+mod contacts;
 mod control_lane;
 mod flow;
 pub mod framer;
 pub mod id;
 pub mod limits;
 mod link;
+mod mapping;
 mod outbox;
 mod receive_buffer;
 mod send_buffer;
@@ -17,8 +19,10 @@ mod tests;
 pub mod time;
 pub mod wire;
 
+pub use contacts::Contacts;
 pub use framer::Framer;
 pub use id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
+pub use mapping::{DatagramCounts, MappingError};
 pub use outbox::Outbox;
 pub use session::{
     Config, DeliverTarget, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Remainder,

@@ -52,6 +52,36 @@ pub const RECORD: usize = 16 * 1024;
 /// frame costs both ends about as much as the copying of a kilobyte.
 pub const LEAST_PIECE: usize = 1024;
 
+/// Datagrams that wait for too long are worth less than the room they take (`[udp] max_age`); what an
+/// end without a setting of its own counts as too long.
+pub const DATAGRAM_AGE: Duration = Duration::from_secs(2);
+/// Datagrams of one mapping that wait in one direction; beyond it the oldest goes. Chosen: a burst
+/// of a transfer over UDP, 300 kB, as kernels hold in a socket.
+pub const MAPPING_DATAGRAMS: usize = 256;
+/// Bytes of the same; four datagrams of the largest size fit.
+pub const MAPPING_BYTES: usize = 256 * 1024;
+/// Datagrams of a session that wait in one direction; beyond it the oldest of the same mapping goes.
+pub const DATAGRAMS: usize = 2048;
+/// Bytes of the same: a share of the buffer, as a divisor, in addition to it, within these bounds.
+pub const DATAGRAM_SHARE: u64 = 16;
+/// The largest; chosen.
+pub const DATAGRAM_BYTES: usize = 1024 * 1024;
+/// The least: one of the largest size each way, and small ones beside it.
+pub const DATAGRAM_BYTES_LEAST: usize = 128 * 1024;
+/// A mapping that holds no more than this finds the last eighth of that room too.
+pub const DATAGRAM_SMALL: usize = 16 * 1024;
+/// Datagrams that may wait for local sockets in the buffer that a link was read into, 128 KiB each;
+/// while more wait, short ones are copied. Chosen as [`SLICES`].
+pub const DATAGRAM_SLICES: usize = 64;
+/// Datagrams that wait are looked through for stale ones no more often than this, whatever the
+/// longest age: each look costs a step per flow.
+pub const SWEEP_LEAST: Duration = Duration::from_millis(100);
+/// Addresses that one mapping remembers as sent to; beyond it the oldest is forgotten, and its answers
+/// are those of a stranger. Chosen: some 5 KiB, and a second of a busy search among peers.
+pub const CONTACTS: usize = 256;
+/// Errors of one mapping that wait in one direction; beyond it further ones are dropped.
+pub const MAPPING_ERRORS: usize = 16;
+
 /// The longest message of a stream that may be stored, framed by lines or octet counts; a longer
 /// one makes the stream opaque. Chosen: syslog receivers take less (RFC 5425 §4.3.1: 8 KiB).
 pub const MESSAGE: u64 = 64 * 1024;

@@ -71,6 +71,21 @@ impl Outbox {
         self.frames += 1;
     }
 
+    pub(crate) fn push_datagram(
+        &mut self,
+        head: &crate::wire::frame::DatagramHead,
+        place: Option<(u32, u32)>,
+        payload: Bytes,
+    ) {
+        let before = self.heads.len();
+        codec::encode_datagram_header(head, place, payload.len(), &mut self.heads);
+        self.len += self.heads.len() - before + payload.len();
+        self.frames += 1;
+        if !payload.is_empty() {
+            self.payloads.push((self.heads.len(), payload));
+        }
+    }
+
     pub(crate) fn push_data(&mut self, flow: crate::FlowId, piece: crate::send_buffer::Piece) {
         let before = self.heads.len();
         let size = piece.payload.len();

@@ -132,6 +132,7 @@ impl Member {
                 max_flows: 64,
                 max_grace: Duration::from_secs(60),
                 capabilities: 0,
+                datagram_age: tund_session::limits::DATAGRAM_AGE,
             },
             netstack: NetstackConfig {
                 local_addresses: vec![Ipv4Addr::new(10, 111, 0, 2).into()],

@@ -229,7 +229,7 @@ impl World {
                 self.units[index].aborted = Some("cancelled");
             }
             FlowCode::PeerReset => self.on_stalled_reset(who, flow, (index, progress_at)),
-            FlowCode::SocketError | FlowCode::Asked | FlowCode::Unsealable => {
+            FlowCode::SocketError | FlowCode::Asked | FlowCode::Idle | FlowCode::Unsealable => {
                 self.fault(format!(
                     "u{index} was aborted with {code:?}, which nobody asked for"
                 ));

@@ -171,6 +171,7 @@ fn config(knobs: &Knobs, side: usize, instance: u8) -> Config {
         max_flows: knobs.max_flows[side],
         max_grace: knobs.max_grace,
         capabilities: capability::DELIVERY,
+        datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
 

@@ -40,6 +40,8 @@ pub enum HowEnded {
     Failed,
     /// The origin could not be had, or is not allowed.
     Refused,
+    /// Nothing had gone by it for long enough.
+    Idle,
     /// One side reset its connection.
     Reset,
     /// The server daemon has started anew and knows of no session.
@@ -157,6 +159,7 @@ pub(crate) const fn of_reset(code: Option<FlowCode>) -> End {
             FlowCode::SocketError
             | FlowCode::Expired
             | FlowCode::Cancelled
+            | FlowCode::Idle
             | FlowCode::Asked
             | FlowCode::Unsealable,
         ) => (EndedBy::Origin, HowEnded::Failed),
@@ -171,6 +174,7 @@ pub(crate) const fn of_abort(code: FlowCode) -> End {
         FlowCode::Expired => (EndedBy::Client, HowEnded::Expired),
         FlowCode::Cancelled => (EndedBy::Application, HowEnded::Cancelled),
         FlowCode::Asked => (EndedBy::Server, HowEnded::Disconnected),
+        FlowCode::Idle => (EndedBy::Server, HowEnded::Idle),
         FlowCode::Unsealable => (EndedBy::Server, HowEnded::Failed),
     }
 }

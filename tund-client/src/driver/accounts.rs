@@ -97,6 +97,7 @@ pub(super) const fn how(how: HowEnded) -> &'static str {
         HowEnded::Disconnected => "disconnected",
         HowEnded::Expired => "expired",
         HowEnded::Failed => "failed",
+        HowEnded::Idle => "idle",
         HowEnded::Refused => "refused",
         HowEnded::Reset => "reset",
         HowEnded::Restarted => "restarted",

@@ -179,7 +179,8 @@ fn client_config(config: &Config, tun: &TunDevice) -> ClientConfig {
             buffer_bytes: config.buffer_bytes.min(config.memory_bytes / 2),
             max_flows: MAX_FLOWS,
             max_grace: config.grace,
-            capabilities: capability::DELIVERY,
+            capabilities: capability::DELIVERY | capability::DATAGRAM,
+            datagram_age: config.udp.max_age,
         },
         netstack: NetstackConfig {
             accept_forwarded: config.accept_forwarded,

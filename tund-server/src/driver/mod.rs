@@ -3,6 +3,7 @@
 mod deliveries;
 mod flows;
 mod links;
+mod mappings;
 mod opens;
 mod origin;
 mod recorder;
@@ -37,6 +38,8 @@ use tund_server_core::delivery::StoredFlow;
 use tund_server_core::gate::Gate;
 use tund_server_core::proxy::ProxyProtocol;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
+use tund_session::wire::codec::MAX_DATAGRAM;
+use tund_session::wire::frame::capability;
 use tund_session::{FlowId, Instance, Instant, LinkId, Outbox, SessionId};
 
 /// Rounds of work before other tasks of the runtime get a turn.
@@ -52,6 +55,7 @@ enum Source {
     Listener(usize),
     Link(LinkId),
     Origin(SessionId, FlowId),
+    Mapping(SessionId, FlowId),
 }
 
 struct Listener {
@@ -78,6 +82,9 @@ struct Server {
     /// Where links came from that were dropped since events were last taken: some are about them.
     departed: FxHashMap<LinkId, SocketAddr>,
     origins: BTreeMap<(SessionId, FlowId), flows::OriginSlot>,
+    mappings: BTreeMap<(SessionId, FlowId), mappings::MappingSlot>,
+    /// What datagrams are read into.
+    datagram: Vec<u8>,
     opens: opens::Opens,
     denials: opens::Denials,
     deliverer: Deliverer,
@@ -149,7 +156,8 @@ impl Server {
                 buffer_bytes: config.buffer_bytes,
                 max_flows: config.max_flows_per_session,
                 max_grace: config.max_grace,
-                capabilities: deliverer.capabilities(),
+                capabilities: deliverer.capabilities() | capability::DATAGRAM,
+                datagram_age: tund_session::limits::DATAGRAM_AGE,
             },
             max_sessions: config.max_sessions,
             memory_bytes: config.memory_bytes,
@@ -174,6 +182,8 @@ impl Server {
             links: FxHashMap::default(),
             departed: FxHashMap::default(),
             origins: BTreeMap::new(),
+            mappings: BTreeMap::new(),
+            datagram: vec![0; MAX_DATAGRAM],
             opens: opens::Opens::default(),
             denials: opens::Denials::default(),
             deliverer,
@@ -303,6 +313,7 @@ impl Server {
             Some(Source::Listener(index)) => self.accept(index, now),
             Some(Source::Link(link)) => self.drive_link(link, now),
             Some(Source::Origin(session, flow)) => self.drive_origin(session, flow, now),
+            Some(Source::Mapping(session, flow)) => self.drive_mapping(session, flow, now),
             None => {}
         }
     }
@@ -318,6 +329,7 @@ impl Server {
             match entry.remove() {
                 Source::Link(link) => self.drop_link(link, now),
                 Source::Origin(session, flow) => self.origin_time(session, flow, now),
+                Source::Mapping(session, flow) => self.drive_mapping(session, flow, now),
                 Source::Listener(index) => self.accept(index, now),
             }
         }

@@ -114,8 +114,9 @@ impl Server {
             },
             links: links.collect(),
             flows: FlowCounts {
-                tcp: u64::try_from(session.flow_count()).unwrap_or(u64::MAX),
-                ..FlowCounts::default()
+                tcp: count(session.flow_count() - session.mapping_count()),
+                udp: count(session.mapping_count()),
+                icmp: 0,
             },
             bytes: ByteCounts {
                 up: traffic.released,
@@ -145,6 +146,10 @@ fn plain(address: SocketAddr) -> SocketAddr {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
         IpAddr::V6(_) => address,
     }
+}
+
+fn count(flows: usize) -> u64 {
+    u64::try_from(flows).unwrap_or(u64::MAX)
 }
 
 fn millis(now: Instant, since: Instant) -> u64 {

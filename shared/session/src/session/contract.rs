@@ -29,6 +29,8 @@ pub struct Config {
     /// What this end offers or agrees to: bits of
     /// [`capability`](crate::wire::frame::capability).
     pub capabilities: u64,
+    /// Datagrams that have waited for longer are dropped when they would be written.
+    pub datagram_age: Duration,
 }
 
 /// Client: what is held of a half that its server has not released, from the last message boundary
@@ -232,7 +234,7 @@ pub enum Event {
         /// Everything before it is known to have been acknowledged by the origin.
         released: Offset,
     },
-    /// `readable` or `delivery` has changed.
+    /// `readable` or `delivery` has changed; of a mapping, `datagram` or `take_datagram_error`.
     FlowReadable {
         /// Which.
         flow: FlowId,
@@ -273,14 +275,16 @@ pub enum OpenRefused {
     /// No room for a whole message of one more flow that may be stored.
     #[error("the buffer has no room for a message of one more flow that may be stored")]
     NoRoom,
-    /// The server does not deliver.
-    #[error("delivery was not agreed with the server")]
+    /// The server does not deliver, or carries no datagrams.
+    #[error("the server does not know of such flows")]
     NotAgreed,
 }
 
 /// What a deadline is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Timer {
+    /// Datagrams that have waited for too long.
+    Datagrams,
     /// A PING, an overdue PONG, a silent link or an attach without confirmation.
     Link,
     /// Grace of a flow.

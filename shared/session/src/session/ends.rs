@@ -19,6 +19,7 @@ impl Session {
             return;
         }
         self.ended = Some(reason);
+        self.drop_all_datagrams();
         self.keep_remainders(reason);
         let dropped = self
             .flows
@@ -98,6 +99,7 @@ impl Session {
         flow.abandon_sending();
         flow.receive_done = true;
         flow.reset_due = false;
+        self.drop_datagrams(id);
         self.drop_received(id);
         self.extend_intake(id);
         self.extend_credit(id);
@@ -143,6 +145,7 @@ impl Session {
 
     /// Lets go of all that is kept of a flow.
     pub(super) fn forget(&mut self, id: FlowId, now: Instant) {
+        self.drop_datagrams(id);
         let Some(mut flow) = self.flows.remove(&id) else {
             return;
         };

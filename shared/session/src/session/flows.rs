@@ -38,6 +38,10 @@ impl Session {
         let on_expiry = self.possible(target.on_expiry);
         let mut flow = self.next_flow(target.grace, now)?;
         let id = flow.id;
+        flow.mapping = Self::mapping_for(target.protocol);
+        if flow.mapping.is_some() && !self.has_datagrams() {
+            return Err(OpenRefused::NotAgreed);
+        }
         flow.is_early = target.accept_early;
         if let OnExpiry::Store(framing) = on_expiry {
             flow.purpose = Purpose::Stored(framing);

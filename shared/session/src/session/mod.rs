@@ -2,6 +2,7 @@
 
 mod attach;
 mod contract;
+mod datagrams;
 mod delivery;
 mod ends;
 mod flows;
@@ -23,6 +24,7 @@ use crate::control_lane::ControlLane;
 use crate::flow::Flow;
 use crate::id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
 use crate::link::Link;
+use crate::mapping::{DatagramCounts, Room};
 use crate::time::Instant;
 use crate::wire::frame::Limits;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -66,6 +68,12 @@ pub struct Session {
     /// Pieces of all flows that keep the buffer that a link was read into.
     slices: usize,
     lane: ControlLane,
+    /// Datagrams of all mappings that wait to be sent, and for local sockets.
+    tx_room: Room,
+    rx_room: Room,
+    /// When the next look for stale ones among them is due.
+    sweep_at: Instant,
+    datagrams: DatagramCounts,
     /// Bytes taken from local sockets and not released by the peer (INV-5).
     intake: Budget,
     /// Credit granted to the peer and not drained by local sockets (INV-5).
@@ -151,6 +159,10 @@ impl Session {
             short_pieces: 0,
             slices: 0,
             lane: ControlLane::default(),
+            tx_room: Room::new(config.buffer_bytes),
+            rx_room: Room::new(config.buffer_bytes),
+            sweep_at: now,
+            datagrams: DatagramCounts::default(),
             intake: Budget::new(config.buffer_bytes, config.max_flows),
             credit: Budget::new(config.buffer_bytes, config.max_flows),
             intake_starved: VecDeque::new(),
@@ -321,13 +333,13 @@ impl Session {
             .flows
             .values()
             .filter(|f| !f.send_done)
-            .map(|f| f.tx.retained())
+            .map(Flow::retained)
             .sum();
         let down = self
             .flows
             .values()
             .filter(|f| !f.receive_done)
-            .map(|f| f.rx.held())
+            .map(Flow::held)
             .sum();
         (up, down)
     }
@@ -336,7 +348,7 @@ impl Session {
     pub fn flow_buffered(&self, flow: FlowId) -> (u64, u64) {
         self.flows
             .get(&flow)
-            .map_or((0, 0), |flow| (flow.tx.retained(), flow.rx.held()))
+            .map_or((0, 0), |flow| (flow.retained(), flow.held()))
     }
 
     /// Bytes of flows since the session was made.

@@ -97,9 +97,9 @@ impl Session {
             | Frame::Resume(_)
             | Frame::ResumeOk(_)
             | Frame::ResumeReject(_) => Err("an attach frame on an attached link"),
-            Frame::Datagram(_) | Frame::DatagramError(_) => {
-                Err("a frame of a capability that was not agreed")
-            }
+            Frame::Datagram(datagram) => self.on_datagram(datagram, now),
+            Frame::DatagramPiece(piece) => self.on_datagram_piece(&piece, id, now),
+            Frame::DatagramError(error) => self.on_datagram_error(&error),
         }
     }
 
@@ -117,6 +117,9 @@ impl Session {
         let Some(flow) = self.known(id)? else {
             return Ok(());
         };
+        if flow.mapping.is_some() {
+            return Err("DATA of a mapping");
+        }
         if data.payload.is_empty() && !data.fin {
             return Err("DATA without bytes and without FIN");
         }
@@ -306,6 +309,10 @@ impl Session {
         }
         open.grace = open.grace.min(self.config.max_grace);
         let mut flow = Flow::new(open.flow, open.grace, now);
+        flow.mapping = Self::mapping_for(open.protocol);
+        if flow.mapping.is_some() {
+            open.on_expiry = OnExpiry::Reset;
+        }
         if let OnExpiry::Store(framing) = open.on_expiry {
             flow.purpose = Purpose::Stored(framing);
             flow.credit_reserve = longest_message(framing) + 2;
@@ -330,6 +337,8 @@ impl Session {
         let full = u64::try_from(self.flows.len()).is_ok_and(|n| n >= self.config.max_flows);
         let refused = if full {
             Some(OpenError::TooManyFlows)
+        } else if let Some(error) = self.refuses_mapping(&flow) {
+            Some(error)
         } else if !self
             .credit
             .reserve(&mut flow.credit_share, flow.credit_reserve)
@@ -363,6 +372,9 @@ impl Session {
         let Some(flow) = self.known(id)? else {
             return Ok(());
         };
+        if flow.mapping.is_some() {
+            return Err("RESET of a mapping");
+        }
         if flow.reset_received.is_some() {
             return Ok(());
         }

@@ -19,6 +19,9 @@ fn grow(target: &mut u64, grown_at: &mut Offset, drained: Offset, share: Share, 
 impl Session {
     /// Credit granted with OPEN or OPEN_OK.
     pub(super) fn first_credit(&mut self, flow: &mut Flow) -> Offset {
+        if flow.mapping.is_some() {
+            return Offset(0);
+        }
         flow.credit_target = self.credit.initial().max(flow.credit_reserve);
         let held = self
             .credit
@@ -41,6 +44,9 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
+        if flow.mapping.is_some() {
+            return;
+        }
         if flow.receive_done {
             self.credit.resize(&mut flow.credit_share, 0);
             return;
@@ -86,7 +92,7 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
-        if !flow.may_take() {
+        if !flow.may_take() || flow.mapping.is_some() {
             return;
         }
         let (base, end) = (flow.tx.base(), flow.tx.end());

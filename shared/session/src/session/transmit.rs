@@ -134,11 +134,12 @@ impl Session {
             let Some(id) = self.fresh.pop_front().or_else(|| self.bulk.pop_front()) else {
                 return;
             };
+            let mut sent = self.send_mapping(id, (link, budget), out, now);
             let Some(flow) = self.flows.get_mut(&id) else {
                 continue;
             };
-            let mut sent = 0;
-            while flow.deficit > 0
+            while flow.mapping.is_none()
+                && flow.deficit > 0
                 && flow.is_ready()
                 && out.len() < budget
                 && let Some(piece) = {

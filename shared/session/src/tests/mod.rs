@@ -1,6 +1,7 @@
 //! Stories of a flow and of a session: open, outage, end.
 
 mod crowded;
+mod datagrams;
 mod delivery;
 mod hostile;
 mod losses;

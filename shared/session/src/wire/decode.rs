@@ -4,11 +4,11 @@ use super::code::Code;
 use super::codec::WireError;
 use super::encode::FIN;
 use super::frame::{
-    Ack, CloseCode, Control, Data, Datagram, DatagramError, Deliver, FlowCode, Frame, Hello,
-    Limits, LinkCloseReason, Open, OpenError, RejectReason, Resume, ResumeOk, ResumeReject,
-    Welcome,
+    Ack, CloseCode, Control, Data, Datagram, DatagramError, DatagramHead, DatagramPiece, Deliver,
+    FlowCode, Frame, Hello, Limits, LinkCloseReason, Open, OpenError, RejectReason, Resume,
+    ResumeOk, ResumeReject, Welcome,
 };
-use super::kind::{HEADER, Kind, MAX_ACKS, MAX_PAYLOAD, MAX_RELEASED};
+use super::kind::{HEADER, Kind, MAX_ACKS, MAX_DATAGRAM, MAX_PAYLOAD, MAX_RELEASED};
 use crate::id::{FlowId, Instance, LinkNumber, MAX_VARINT, Offset, SessionId};
 
 use bytes::{Buf, Bytes};
@@ -31,6 +31,7 @@ pub fn decode(input: &mut Bytes) -> Result<Option<Frame>> {
     let parse: fn(&mut Fields<'_>) -> Result<Frame> = match kind {
         Kind::Data => return decode_data(input, length),
         Kind::Datagram => return decode_datagram(input, length),
+        Kind::DatagramPiece => return decode_datagram_piece(input, length),
         Kind::Hello => |fields| fields.hello().map(Frame::Hello),
         Kind::Welcome => |fields| fields.welcome().map(Frame::Welcome),
         Kind::KeyInUse => |_| Ok(Frame::KeyInUse),
@@ -131,15 +132,32 @@ fn decode_datagram(input: &mut Bytes, length: usize) -> Result<Option<Frame>> {
     let Some(mut fields) = Fields::of(input, length) else {
         return Ok(None);
     };
-    let flow = fields.flow()?;
-    let remote = fields.address()?;
-    let age = Duration::from_micros(fields.number()?);
+    let head = fields.datagram_head()?;
     let payload_len = fields.payload_len()?;
     let payload = take_payload(input, length, payload_len);
-    Ok(Some(Frame::Datagram(Datagram {
-        flow,
-        remote,
-        age,
+    Ok(Some(Frame::Datagram(Datagram { head, payload })))
+}
+
+fn decode_datagram_piece(input: &mut Bytes, length: usize) -> Result<Option<Frame>> {
+    let Some(mut fields) = Fields::of(input, length) else {
+        return Ok(None);
+    };
+    let head = fields.datagram_head()?;
+    let offset = fields.small("offset of DATAGRAM_PIECE has over 32 bits")?;
+    let whole = fields.small("length in DATAGRAM_PIECE has over 32 bits")?;
+    let payload_len = fields.payload_len()?;
+    let end = u32::try_from(payload_len).map_or(u32::MAX, |bytes| offset.saturating_add(bytes));
+    let longest = usize::try_from(whole).is_ok_and(|whole| whole <= MAX_DATAGRAM);
+    if payload_len == 0 || end > whole || !longest {
+        return Err(WireError::BadValue(
+            "DATAGRAM_PIECE is no part of a datagram",
+        ));
+    }
+    let payload = take_payload(input, length, payload_len);
+    Ok(Some(Frame::DatagramPiece(DatagramPiece {
+        head,
+        offset,
+        whole,
         payload,
     })))
 }
@@ -374,12 +392,20 @@ impl Fields<'_> {
         Ok(acks)
     }
 
+    fn datagram_head(&mut self) -> Result<DatagramHead> {
+        Ok(DatagramHead {
+            flow: self.flow()?,
+            remote: self.address()?,
+            age: Duration::from_micros(self.number()?),
+        })
+    }
+
     fn datagram_error(&mut self) -> Result<DatagramError> {
         Ok(DatagramError {
             flow: self.flow()?,
             remote: self.address()?,
             errno: self.small("errno of DATAGRAM_ERROR has over 32 bits")?,
-            mtu: self.small("MTU of DATAGRAM_ERROR has over 32 bits")?,
+            info: self.small("MTU of DATAGRAM_ERROR has over 32 bits")?,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use super::code::Code;
 use super::frame::{
-    Ack, Control, Datagram, DatagramError, Deliver, Frame, Hello, Limits, Open, Resume,
+    Ack, Control, DatagramError, DatagramHead, Deliver, Frame, Hello, Limits, Open, Resume,
     ResumeReject, Welcome,
 };
 use super::kind::{FLAGS, HEADER, Kind, MAX_ACKS, MAX_DATA_HEADER, MAX_PAYLOAD, MAX_RELEASED};
@@ -43,7 +43,15 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) {
         Frame::Ping { nonce } => Body::new(Kind::Ping, out).number(*nonce).end(),
         Frame::Pong { nonce } => Body::new(Kind::Pong, out).number(*nonce).end(),
         Frame::LinkClose { reason } => Body::new(Kind::LinkClose, out).code(*reason).end(),
-        Frame::Datagram(datagram) => encode_datagram(datagram, out),
+        Frame::Datagram(datagram) => {
+            encode_datagram_header(&datagram.head, None, datagram.payload.len(), out);
+            out.extend_from_slice(&datagram.payload);
+        }
+        Frame::DatagramPiece(piece) => {
+            let place = Some((piece.offset, piece.whole));
+            encode_datagram_header(&piece.head, place, piece.payload.len(), out);
+            out.extend_from_slice(&piece.payload);
+        }
         Frame::DatagramError(error) => encode_datagram_error(error, out),
     }
 }
@@ -198,21 +206,29 @@ fn encode_deliver(body: Body<'_>, deliver: &Deliver) {
         .end();
 }
 
-fn encode_datagram(datagram: &Datagram, out: &mut Vec<u8>) {
-    debug_assert!(
-        datagram.payload.len() <= MAX_PAYLOAD,
-        "large datagrams go as stream data"
-    );
-    Body::new(Kind::Datagram, out)
-        .number(datagram.flow.0)
-        .address(datagram.remote)
-        .number(
-            u64::try_from(datagram.age.as_micros())
-                .unwrap_or(MAX_VARINT)
-                .min(MAX_VARINT),
-        )
-        .bytes(&datagram.payload)
-        .end();
+/// Appends DATAGRAM, or with a `place` (offset, whole) DATAGRAM_PIECE, up to its payload, which the
+/// caller sends behind it without copying it.
+pub fn encode_datagram_header(
+    head: &DatagramHead,
+    place: Option<(u32, u32)>,
+    payload_len: usize,
+    out: &mut Vec<u8>,
+) {
+    debug_assert!(payload_len <= MAX_PAYLOAD, "large datagrams go in pieces");
+    let micros = u64::try_from(head.age.as_micros()).unwrap_or(MAX_VARINT);
+    let kind = match place {
+        None => Kind::Datagram,
+        Some(_) => Kind::DatagramPiece,
+    };
+    let body = Body::new(kind, out)
+        .number(head.flow.0)
+        .address(head.remote)
+        .number(micros.min(MAX_VARINT));
+    let body = match place {
+        None => body,
+        Some((offset, whole)) => body.number(u64::from(offset)).number(u64::from(whole)),
+    };
+    body.end_before(payload_len);
 }
 
 fn encode_datagram_error(error: &DatagramError, out: &mut Vec<u8>) {
@@ -220,7 +236,7 @@ fn encode_datagram_error(error: &DatagramError, out: &mut Vec<u8>) {
         .number(error.flow.0)
         .address(error.remote)
         .number(u64::from(error.errno))
-        .number(u64::from(error.mtu))
+        .number(u64::from(error.info))
         .end();
 }
 

@@ -57,6 +57,8 @@ pub enum Frame {
     Datagram(Datagram),
     /// What became of a datagram, for the application's kernel.
     DatagramError(DatagramError),
+    /// Part of a datagram that is too long for one frame.
+    DatagramPiece(DatagramPiece),
 }
 
 /// A message of the control lane.
@@ -237,8 +239,11 @@ pub struct Open {
 pub enum Protocol {
     /// A byte stream each way.
     Tcp,
-    /// A mapping of datagrams.
+    /// A mapping of datagrams: of those that come in, only those from addresses that it has sent to
+    /// reach the application.
     Udp,
+    /// The same, and anybody's reach it.
+    UdpAny,
     /// A mapping of echo requests.
     Icmp,
 }
@@ -329,6 +334,26 @@ pub enum DeniedBy {
     Deny,
 }
 
+impl DeniedBy {
+    /// Its number on the wire (PROTOCOL.md §10.2).
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Never => 5,
+            Self::Default => 6,
+            Self::Deny => 7,
+        }
+    }
+
+    /// The setting of that number; an unknown one is a denial all the same.
+    pub const fn of_number(number: u32) -> Self {
+        match number {
+            5 => Self::Never,
+            7 => Self::Deny,
+            _ => Self::Default,
+        }
+    }
+}
+
 /// DATA: `payload` from `offset` on; at most 16 KiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Data {
@@ -358,12 +383,8 @@ pub struct Ack {
 /// DATAGRAM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// The mapping.
-    pub flow: FlowId,
-    /// The far end's address.
-    pub remote: SocketAddr,
-    /// How long it has waited.
-    pub age: Duration,
+    /// What it is, but for its payload.
+    pub head: DatagramHead,
     /// Its bytes.
     pub payload: Bytes,
 }
@@ -377,8 +398,32 @@ pub struct DatagramError {
     pub remote: SocketAddr,
     /// As in `IP_RECVERR`: the errno.
     pub errno: u32,
-    /// With EMSGSIZE: the path's MTU.
-    pub mtu: u32,
+    /// With EMSGSIZE the path's MTU; with EACCES the number of a [`DeniedBy`]; else 0.
+    pub info: u32,
+}
+
+/// DATAGRAM_PIECE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatagramPiece {
+    /// What the whole datagram is, but for its payload.
+    pub head: DatagramHead,
+    /// Where in it this piece begins.
+    pub offset: u32,
+    /// Bytes of the whole.
+    pub whole: u32,
+    /// Bytes of this piece; not empty.
+    pub payload: Bytes,
+}
+
+/// What DATAGRAM and DATAGRAM_PIECE say of a datagram beside its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatagramHead {
+    /// The mapping.
+    pub flow: FlowId,
+    /// The far end's address.
+    pub remote: SocketAddr,
+    /// How long it has waited.
+    pub age: Duration,
 }
 
 /// Why a flow ended before its time.
@@ -396,6 +441,8 @@ pub enum FlowCode {
     Asked,
     /// A stored record does not open, or is none.
     Unsealable,
+    /// A mapping that nothing has come or gone by for long enough.
+    Idle,
 }
 
 /// Why a session ended.

@@ -5,6 +5,9 @@ use std::ops::RangeInclusive;
 /// Bytes of stream, or of one datagram, in a frame at most: one TLS record's worth.
 pub const MAX_PAYLOAD: usize = 16 * 1024;
 
+/// Bytes of the longest datagram: what IP's length field allows.
+pub const MAX_DATAGRAM: usize = 65_535;
+
 /// Bytes before each body: type, and length as a big-endian u24.
 pub const HEADER: usize = 4;
 
@@ -116,6 +119,8 @@ kinds! {
     Datagram, DATAGRAM = 0x28, 2 * VARINT + ADDRESS + MAX_PAYLOAD;
     /// What became of one.
     DatagramError, DATAGRAM_ERROR = 0x29, 3 * VARINT + ADDRESS;
+    /// Part of a datagram that is longer than one frame may be.
+    DatagramPiece, DATAGRAM_PIECE = 0x2a, 4 * VARINT + ADDRESS + MAX_PAYLOAD;
     /// What of the control lane has been taken.
     ControlAck, CONTROL_ACK = 0x30, VARINT;
     /// Connect to an origin.

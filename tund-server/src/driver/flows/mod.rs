@@ -3,10 +3,14 @@
 use super::opens::Asked;
 use super::origin::{Origin, open_error};
 use super::{Server, Source};
+use crate::config::Config;
+use std::collections::BTreeMap;
 use std::io;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tund_daemon::telemetry::Redacted;
+use tund_server_core::admission::Rule;
+use tund_server_core::registry::{ClientKey, Registry};
 use tund_session::wire::frame::{FlowCode, Open, OpenError, Protocol};
 use tund_session::{Delivery, Event, FlowId, Instant, LinkId, Offset, SessionId};
 
@@ -48,12 +52,17 @@ impl Server {
             }
             Event::FlowReadable { flow } | Event::FlowWritable { flow } => {
                 self.drive_origin(session, flow, now);
+                self.drive_mapping(session, flow, now);
             }
-            Event::FlowAborted { flow, .. } => self.abort_origin(session, flow, now),
+            Event::FlowAborted { flow, .. } => {
+                self.abort_origin(session, flow, now);
+                self.close_mapping(session, flow);
+            }
             Event::FlowForgotten { flow, .. } => {
                 self.opens.forget(session, flow);
                 self.end_delivery(session, flow);
                 self.take_origin(session, flow);
+                self.close_mapping(session, flow);
             }
             Event::Ended { reason } => {
                 tracing::info!(%session, ?reason, "session ended");
@@ -68,6 +77,7 @@ impl Server {
                     self.end_delivery(session, flow);
                     self.reset_origin(session, flow);
                 }
+                self.close_mappings(session);
                 self.deliverer.running.end_session(session);
             }
             Event::LinkDead { link, death } => self.close_link(link, death, now),
@@ -140,23 +150,12 @@ impl Server {
     ) -> Result<(), OpenError> {
         let open = &asked.open;
         if open.protocol != Protocol::Tcp {
-            return Err(OpenError::Other(93)); // EPROTONOSUPPORT
+            return self.open_mapping(session, open, asked.source, now);
         }
-        let key = self.registry.key(session);
-        let client = key.and_then(|key| self.client_of.get(&key));
-        let client = client.and_then(|index| self.config.clients.get(*index));
-        let allow = client.map_or(&[][..], |client| &client.allow);
+        let (client, allow) = client_of(&self.registry, &self.client_of, &self.config, session);
         let checked = self.admission.check(allow, open.destination, open.protocol);
         let destination = checked.map_err(|denied| {
-            if self.denials.may_tell(now) {
-                tracing::info!(
-                    client = client.map(|client| client.name.as_str()),
-                    to = %Redacted(open.destination),
-                    "an origin was refused: {denied}"
-                );
-            } else {
-                self.refusals.add("origin not allowed");
-            }
+            self.tell_denial(client, open.destination, &denied, now);
             OpenError::Denied(denied.by())
         })?;
         let header = self
@@ -213,9 +212,14 @@ impl Server {
 
     /// A socket has failed, perhaps while nobody reads from it.
     pub(super) fn on_failed(&mut self, token: u64, now: Instant) {
-        let Some(Source::Origin(session, flow)) = self.sources.get(&token).copied() else {
-            return;
-        };
+        match self.sources.get(&token).copied() {
+            Some(Source::Origin(session, flow)) => self.on_origin_failed(session, flow, now),
+            Some(Source::Mapping(session, flow)) => self.on_bounced(session, flow, now),
+            Some(Source::Link(_) | Source::Listener(_)) | None => {}
+        }
+    }
+
+    fn on_origin_failed(&mut self, session: SessionId, flow: FlowId, now: Instant) {
         let Some(slot) = self.origins.get_mut(&(session, flow)) else {
             return;
         };
@@ -469,6 +473,19 @@ impl OriginSlot {
         }
         Fate::Lives
     }
+}
+
+/// The client that a session belongs to, and what it may reach beside what all may.
+pub(super) fn client_of<'a>(
+    registry: &Registry,
+    clients: &BTreeMap<ClientKey, usize>,
+    config: &'a Config,
+    session: SessionId,
+) -> (Option<usize>, &'a [Rule]) {
+    let key = registry.key(session);
+    let index = key.and_then(|key| clients.get(&key)).copied();
+    let client = index.and_then(|index| config.clients.get(index));
+    (index, client.map_or(&[], |client| &client.allow))
 }
 
 pub(super) fn code_of(error: &io::Error) -> FlowCode {

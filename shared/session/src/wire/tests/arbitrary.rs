@@ -3,9 +3,9 @@
 use crate::id::{FlowId, Instance, LinkNumber, MAX_VARINT, Offset, SessionId};
 use crate::wire::codec::{MAX_ACKS, MAX_PAYLOAD, MAX_RELEASED};
 use crate::wire::frame::{
-    Ack, CloseCode, Control, Data, Datagram, DatagramError, Deliver, DeniedBy, FlowCode, Frame,
-    Framing, Hello, Limits, LinkCloseReason, OnExpiry, Open, OpenError, Protocol, RejectReason,
-    Resume, ResumeOk, ResumeReject, Welcome,
+    Ack, CloseCode, Control, Data, Datagram, DatagramError, DatagramHead, DatagramPiece, Deliver,
+    DeniedBy, FlowCode, Frame, Framing, Hello, Limits, LinkCloseReason, OnExpiry, Open, OpenError,
+    Protocol, RejectReason, Resume, ResumeOk, ResumeReject, Welcome,
 };
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -210,25 +210,39 @@ fn datagram_frame() -> BoxedStrategy<Frame> {
         1 => vec(any::<u8>(), MAX_PAYLOAD),
     ];
     prop_oneof![
-        (flow(), address(), number(), payload).prop_map(|(flow, remote, micros, payload)| {
-            let age = Duration::from_micros(micros);
-            Frame::Datagram(Datagram {
-                flow,
-                remote,
-                age,
-                payload: Bytes::from(payload),
-            })
+        (datagram_head(), payload).prop_map(|(head, payload)| {
+            let payload = Bytes::from(payload);
+            Frame::Datagram(Datagram { head, payload })
         }),
-        (flow(), address(), any::<u32>(), any::<u32>()).prop_map(|(flow, remote, errno, mtu)| {
+        (datagram_head(), 0..49_000_u32, 1..100_usize, 0..2_u32).prop_map(
+            |(head, offset, bytes, more)| {
+                let end = offset + u32::try_from(bytes).unwrap();
+                Frame::DatagramPiece(DatagramPiece {
+                    head,
+                    offset,
+                    whole: end + more * 16_384,
+                    payload: Bytes::from(vec![7; bytes]),
+                })
+            }
+        ),
+        (flow(), address(), any::<u32>(), any::<u32>()).prop_map(|(flow, remote, errno, info)| {
             Frame::DatagramError(DatagramError {
                 flow,
                 remote,
                 errno,
-                mtu,
+                info,
             })
         }),
     ]
     .boxed()
+}
+
+fn datagram_head() -> impl Strategy<Value = DatagramHead> {
+    (flow(), address(), number()).prop_map(|(flow, remote, micros)| DatagramHead {
+        flow,
+        remote,
+        age: Duration::from_micros(micros),
+    })
 }
 
 fn control() -> BoxedStrategy<Control> {
@@ -264,7 +278,12 @@ fn control() -> BoxedStrategy<Control> {
 }
 
 fn open() -> BoxedStrategy<Open> {
-    let protocol = select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Icmp]);
+    let protocol = select(vec![
+        Protocol::Tcp,
+        Protocol::Udp,
+        Protocol::Icmp,
+        Protocol::UdpAny,
+    ]);
     let on_expiry = prop_oneof![Just(OnExpiry::Reset), framing().prop_map(OnExpiry::Store),];
     let ends = (address(), address());
     (flow(), protocol, ends, offset(), millis(), on_expiry)
@@ -331,5 +350,6 @@ fn flow_code() -> impl Strategy<Value = FlowCode> {
         FlowCode::Cancelled,
         FlowCode::Asked,
         FlowCode::Unsealable,
+        FlowCode::Idle,
     ])
 }

@@ -2,7 +2,7 @@
 
 use crate::limits;
 use crate::wire::code::Code;
-use crate::wire::codec::{MAX_ACKS, MAX_BODY, MAX_PAYLOAD, MAX_RELEASED};
+use crate::wire::codec::{MAX_ACKS, MAX_BODY, MAX_DATAGRAM, MAX_PAYLOAD, MAX_RELEASED};
 use crate::wire::frame::{
     CloseCode, FlowCode, LinkCloseReason, OnExpiry, OpenError, Protocol, RejectReason,
 };
@@ -146,6 +146,7 @@ fn times_and_bounds_are_those_of_the_code() {
         value("payload of DATA or DATAGRAM"),
         format!("{MAX_PAYLOAD} bytes")
     );
+    assert_eq!(value("datagram in pieces"), format!("{MAX_DATAGRAM} bytes"));
     assert_eq!(value("body of a frame"), format!("{MAX_BODY} bytes"));
     let counts = [
         ("entries of FLOW_STATE", MAX_ACKS),

@@ -3,9 +3,9 @@
 use super::{decoded, encoded, hex};
 use crate::id::{FlowId, Instance, LinkNumber, Offset, SessionId};
 use crate::wire::frame::{
-    Ack, CloseCode, Control, Data, Datagram, DatagramError, Deliver, DeniedBy, FlowCode, Frame,
-    Framing, Hello, Limits, LinkCloseReason, OnExpiry, Open, OpenError, Protocol, RejectReason,
-    Resume, ResumeOk, ResumeReject, Welcome, capability,
+    Ack, CloseCode, Control, Data, Datagram, DatagramError, DatagramHead, DatagramPiece, Deliver,
+    DeniedBy, FlowCode, Frame, Framing, Hello, Limits, LinkCloseReason, OnExpiry, Open, OpenError,
+    Protocol, RejectReason, Resume, ResumeOk, ResumeReject, Welcome, capability,
 };
 use crate::wire::kind::Kind;
 use bytes::Bytes;
@@ -197,17 +197,26 @@ fn traffic() -> Vec<(Frame, &'static str)> {
         released: Offset(0),
         limit: Offset(1),
     };
-    let datagram = Datagram {
+    let head = DatagramHead {
         flow: FlowId(9),
         remote,
         age: Duration::from_micros(1500),
+    };
+    let datagram = Datagram {
+        head,
         payload: Bytes::from_static(b"dns"),
+    };
+    let piece = DatagramPiece {
+        head,
+        offset: 16_384,
+        whole: 16_387,
+        payload: Bytes::from_static(b"end"),
     };
     let error = DatagramError {
         flow: FlowId(9),
         remote,
         errno: 90,
-        mtu: 1400,
+        info: 1400,
     };
     vec![
         (Frame::ControlAck { number: 8 }, "30 000001 08"),
@@ -233,6 +242,10 @@ fn traffic() -> Vec<(Frame, &'static str)> {
         (
             Frame::Datagram(datagram),
             "28 00000d 09 04 c0000201 0035 45dc 646e73",
+        ),
+        (
+            Frame::DatagramPiece(piece),
+            "2a 000015 09 04 c0000201 0035 45dc 80004000 80004003 656e64",
         ),
         (
             Frame::DatagramError(error),

@@ -97,6 +97,28 @@ fn data_must_carry_something_and_end_within_the_offsets() {
 }
 
 #[test]
+fn a_piece_must_lie_within_a_datagram() {
+    let is_none = "DATAGRAM_PIECE is no part of a datagram";
+    let piece = |length: &str, place: &str, payload: &str| {
+        hex(&format!(
+            "2a 0000{length} 01 04 c0000201 0035 00 {place} {payload}"
+        ))
+    };
+    assert!(decoded(&piece("0c", "05 06", "aa")).unwrap().is_some());
+    for (length, place, payload) in [("0b", "05 06", ""), ("0d", "05 06", "aabb")] {
+        let bytes = piece(length, place, payload);
+        assert_eq!(decoded(&bytes), Err(WireError::BadValue(is_none)));
+    }
+    assert!(
+        decoded(&piece("0f", "05 8000ffff", "aa"))
+            .unwrap()
+            .is_some()
+    );
+    let too_long = decoded(&piece("0f", "05 80010000", "aa"));
+    assert_eq!(too_long, Err(WireError::BadValue(is_none)));
+}
+
+#[test]
 fn a_payload_of_more_than_16_kib_is_refused_whatever_room_small_numbers_leave() {
     let mut bytes = hex("20 004004 01 00 00");
     bytes.resize(bytes.len() + MAX_PAYLOAD + 1, 7);

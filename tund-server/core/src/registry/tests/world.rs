@@ -29,6 +29,7 @@ pub(super) fn session_config(instance: u8) -> Config {
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
         capabilities: capability::DELIVERY,
+        datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
 

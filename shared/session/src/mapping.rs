@@ -1,0 +1,433 @@
+//! What one end holds of a mapping: datagrams and errors that wait, each way, within bounds.
+
+use crate::id::LinkId;
+use crate::limits;
+use crate::time::Instant;
+use crate::wire::codec::{MAX_DATAGRAM, MAX_PAYLOAD};
+use crate::wire::frame::DatagramPiece;
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Datagrams of a session that were carried, and those that were not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DatagramCounts {
+    /// Sent on a link.
+    pub sent: u64,
+    /// Taken by the local socket.
+    pub delivered: u64,
+    /// Dropped because they had waited for too long.
+    pub stale: u64,
+    /// Dropped because too many waited.
+    pub crowded_out: u64,
+    /// Dropped with the end of their mapping, or because a part of them was lost with a link.
+    pub abandoned: u64,
+}
+
+/// Why a datagram is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drop {
+    Stale,
+    CrowdedOut,
+    Abandoned,
+}
+
+/// What was dropped: counts for the session, bytes for the account of the mapping.
+#[derive(Debug, Default)]
+pub(crate) struct Dropped {
+    pub(crate) counts: DatagramCounts,
+    pub(crate) bytes: u64,
+}
+
+impl Dropped {
+    fn add(&mut self, bytes: usize, why: Drop) {
+        self.bytes += u64::try_from(bytes).unwrap_or(0);
+        match why {
+            Drop::Stale => self.counts.stale += 1,
+            Drop::CrowdedOut => self.counts.crowded_out += 1,
+            Drop::Abandoned => self.counts.abandoned += 1,
+        }
+    }
+}
+
+/// An ICMP error that a datagram met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingError {
+    /// Where the datagram was to go.
+    pub remote: SocketAddr,
+    /// As in `IP_RECVERR`.
+    pub errno: u32,
+    /// With EMSGSIZE the path's MTU; with EACCES the number of a
+    /// [`DeniedBy`](crate::wire::frame::DeniedBy); else 0.
+    pub info: u32,
+}
+
+/// What all mappings of a session may hold in one direction (INV-9).
+#[derive(Debug)]
+pub(crate) struct Room {
+    count: usize,
+    bytes: usize,
+    most_bytes: usize,
+}
+
+impl Room {
+    /// A share of the buffer, in addition to it.
+    pub(crate) fn new(buffer_bytes: u64) -> Self {
+        let share = usize::try_from(buffer_bytes / limits::DATAGRAM_SHARE).unwrap_or(usize::MAX);
+        let (least, most) = (limits::DATAGRAM_BYTES_LEAST, limits::DATAGRAM_BYTES);
+        Self {
+            count: 0,
+            bytes: 0,
+            most_bytes: share.clamp(least, most),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Room for one more; what is left at last is for mappings that hold little, so that those that
+    /// hold much do not keep a question of a few bytes out.
+    fn has(&self, bytes: usize, held: usize) -> bool {
+        let is_small = held + bytes <= limits::DATAGRAM_SMALL;
+        let set_aside = |most: usize| if is_small { 0 } else { most / 8 };
+        let most = self.most_bytes - set_aside(self.most_bytes);
+        let count = limits::DATAGRAMS - set_aside(limits::DATAGRAMS);
+        self.bytes + bytes <= most && self.count < count
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.count += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.count -= 1;
+        self.bytes -= bytes;
+    }
+}
+
+/// A datagram that waits.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) remote: SocketAddr,
+    pub(crate) payload: Bytes,
+    /// How long it had waited when it came here.
+    age: Duration,
+    at: Instant,
+}
+
+impl Waiting {
+    pub(crate) fn new(remote: SocketAddr, payload: Bytes, age: Duration, now: Instant) -> Self {
+        Self {
+            remote,
+            payload,
+            age,
+            at: now,
+        }
+    }
+
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        self.age + now.saturating_duration_since(self.at)
+    }
+}
+
+/// Datagrams in the order in which they came; at a bound the oldest goes.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+}
+
+impl Queue {
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub(crate) fn front(&self) -> Option<&Waiting> {
+        self.waiting.front()
+    }
+
+    /// Keeps one more; false if even its own mapping's oldest made no room for it.
+    pub(crate) fn push(
+        &mut self,
+        datagram: Waiting,
+        room: &mut Room,
+        dropped: &mut Dropped,
+    ) -> bool {
+        let len = datagram.payload.len();
+        if len > MAX_DATAGRAM {
+            dropped.add(len, Drop::CrowdedOut);
+            return false;
+        }
+        while self.waiting.len() >= limits::MAPPING_DATAGRAMS
+            || self.bytes + len > limits::MAPPING_BYTES
+            || !room.has(len, self.bytes)
+        {
+            let Some(oldest) = self.pop(room) else {
+                dropped.add(len, Drop::CrowdedOut);
+                return false;
+            };
+            dropped.add(oldest.payload.len(), Drop::CrowdedOut);
+        }
+        room.add(len);
+        self.bytes += len;
+        self.waiting.push_back(datagram);
+        true
+    }
+
+    pub(crate) fn pop(&mut self, room: &mut Room) -> Option<Waiting> {
+        let datagram = self.waiting.pop_front()?;
+        let len = datagram.payload.len();
+        self.bytes -= len;
+        room.remove(len);
+        Some(datagram)
+    }
+
+    /// Those in front that have waited for too long go.
+    pub(crate) fn drop_stale(
+        &mut self,
+        (most, now): (Duration, Instant),
+        room: &mut Room,
+        dropped: &mut Dropped,
+    ) {
+        while self.front().is_some_and(|first| first.age(now) > most)
+            && let Some(stale) = self.pop(room)
+        {
+            dropped.add(stale.payload.len(), Drop::Stale);
+        }
+    }
+
+    fn clear(&mut self, room: &mut Room, dropped: &mut Dropped) {
+        while let Some(datagram) = self.pop(room) {
+            dropped.add(datagram.payload.len(), Drop::Abandoned);
+        }
+    }
+}
+
+/// A datagram that goes out in pieces.
+#[derive(Debug)]
+struct Going {
+    datagram: Waiting,
+    /// So much of it is on that link.
+    offset: usize,
+    link: LinkId,
+}
+
+/// A datagram of which pieces have come.
+#[derive(Debug)]
+struct Coming {
+    remote: SocketAddr,
+    bytes: BytesMut,
+    whole: usize,
+    link: LinkId,
+    at: Instant,
+}
+
+/// What goes out next of a mapping.
+#[derive(Debug)]
+pub(crate) enum Out {
+    Error(MappingError),
+    Datagram {
+        remote: SocketAddr,
+        age: Duration,
+        /// Offset and length of the whole, if this is but a piece.
+        place: Option<(u32, u32)>,
+        payload: Bytes,
+    },
+}
+
+/// One end's view of a mapping.
+#[derive(Debug, Default)]
+pub(crate) struct Mapping {
+    /// From the local socket.
+    pub(crate) tx: Queue,
+    /// For the local socket.
+    pub(crate) rx: Queue,
+    tx_errors: VecDeque<MappingError>,
+    rx_errors: VecDeque<MappingError>,
+    going: Option<Going>,
+    coming: Option<Coming>,
+}
+
+impl Mapping {
+    /// Something could be sent at once.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.going.is_some() || !self.tx.is_empty() || !self.tx_errors.is_empty()
+    }
+
+    /// Keeps an error for the peer; of too many the later ones are dropped, as they are hints.
+    pub(crate) fn say_error(&mut self, error: MappingError) {
+        push_bounded(&mut self.tx_errors, error);
+    }
+
+    /// Keeps an error of the peer's.
+    pub(crate) fn hear_error(&mut self, error: MappingError) {
+        push_bounded(&mut self.rx_errors, error);
+    }
+
+    pub(crate) fn take_error(&mut self) -> Option<MappingError> {
+        self.rx_errors.pop_front()
+    }
+
+    /// What goes out on `link` next. Pieces of one datagram stay on one link: on another it begins
+    /// anew.
+    pub(crate) fn take(
+        &mut self,
+        link: LinkId,
+        (most, now): (Duration, Instant),
+        room: &mut Room,
+        dropped: &mut Dropped,
+    ) -> Option<Out> {
+        if let Some(error) = self.tx_errors.pop_front() {
+            return Some(Out::Error(error));
+        }
+        if self.going.is_none() {
+            self.tx.drop_stale((most, now), room, dropped);
+            let datagram = self.tx.pop(room)?;
+            if datagram.payload.len() <= MAX_PAYLOAD {
+                return Some(Out::Datagram {
+                    remote: datagram.remote,
+                    age: datagram.age(now),
+                    place: None,
+                    payload: datagram.payload,
+                });
+            }
+            room.add(datagram.payload.len());
+            self.going = Some(Going {
+                datagram,
+                offset: 0,
+                link,
+            });
+        }
+        self.take_piece(link, now, room)
+    }
+
+    fn take_piece(&mut self, link: LinkId, now: Instant, room: &mut Room) -> Option<Out> {
+        let going = self.going.as_mut()?;
+        if going.link != link {
+            (going.link, going.offset) = (link, 0);
+        }
+        let payload = &going.datagram.payload;
+        let end = (going.offset + MAX_PAYLOAD).min(payload.len());
+        let out = Out::Datagram {
+            remote: going.datagram.remote,
+            age: going.datagram.age(now),
+            place: u32::try_from(going.offset)
+                .ok()
+                .zip(u32::try_from(payload.len()).ok()),
+            payload: payload.slice(going.offset..end),
+        };
+        going.offset = end;
+        if end == payload.len() {
+            room.remove(payload.len());
+            self.going = None;
+        }
+        Some(out)
+    }
+
+    /// Puts a piece to those before it; the whole datagram once it is complete. Pieces that continue
+    /// nothing belong to one that began anew elsewhere, and are dropped.
+    pub(crate) fn join(
+        &mut self,
+        piece: &DatagramPiece,
+        (link, now): (LinkId, Instant),
+        room: &mut Room,
+        dropped: &mut Dropped,
+    ) -> Option<Bytes> {
+        let (Ok(offset), Ok(whole)) = (usize::try_from(piece.offset), usize::try_from(piece.whole))
+        else {
+            return None;
+        };
+        if offset == 0 {
+            self.drop_coming(room, dropped);
+            if !room.has(whole, self.rx.bytes) {
+                dropped.add(whole, Drop::CrowdedOut);
+                return None;
+            }
+            room.add(whole);
+            self.coming = Some(Coming {
+                remote: piece.head.remote,
+                bytes: BytesMut::with_capacity(whole),
+                whole,
+                link,
+                at: now,
+            });
+        }
+        let coming = self.coming.as_mut()?;
+        let continues = coming.link == link
+            && coming.remote == piece.head.remote
+            && coming.whole == whole
+            && coming.bytes.len() == offset;
+        if !continues {
+            return None;
+        }
+        coming.bytes.extend_from_slice(&piece.payload);
+        if coming.bytes.len() < whole {
+            return None;
+        }
+        room.remove(whole);
+        self.coming.take().map(|coming| coming.bytes.freeze())
+    }
+
+    fn drop_coming(&mut self, room: &mut Room, dropped: &mut Dropped) {
+        if let Some(coming) = self.coming.take() {
+            room.remove(coming.whole);
+            dropped.add(coming.whole, Drop::Abandoned);
+        }
+    }
+
+    /// What has waited for too long goes, in both directions: what waits to be sent, and what
+    /// waits for the local socket.
+    pub(crate) fn sweep(
+        &mut self,
+        (most, now): (Duration, Instant),
+        (tx, rx): (&mut Room, &mut Room),
+    ) -> (Dropped, Dropped) {
+        let (mut up, mut down) = (Dropped::default(), Dropped::default());
+        self.tx.drop_stale((most, now), tx, &mut up);
+        self.rx.drop_stale((most, now), rx, &mut down);
+        let is_old = |coming: &Coming| now.saturating_duration_since(coming.at) > most;
+        if self.coming.as_ref().is_some_and(is_old) {
+            self.drop_coming(rx, &mut down);
+        }
+        let is_stale = |going: &Going| going.datagram.age(now) > most;
+        if let Some(going) = self.going.take_if(|going| is_stale(going)) {
+            let len = going.datagram.payload.len();
+            tx.remove(len);
+            up.add(len, Drop::Stale);
+        }
+        (up, down)
+    }
+
+    /// The mapping has ended.
+    pub(crate) fn abandon(&mut self, tx: &mut Room, rx: &mut Room) -> (Dropped, Dropped) {
+        let (mut up, mut down) = (Dropped::default(), Dropped::default());
+        self.tx.clear(tx, &mut up);
+        self.rx.clear(rx, &mut down);
+        self.drop_coming(rx, &mut down);
+        if let Some(going) = self.going.take() {
+            let len = going.datagram.payload.len();
+            tx.remove(len);
+            up.add(len, Drop::Abandoned);
+        }
+        self.tx_errors.clear();
+        self.rx_errors.clear();
+        (up, down)
+    }
+}
+
+fn push_bounded(errors: &mut VecDeque<MappingError>, error: MappingError) {
+    if errors.len() < limits::MAPPING_ERRORS {
+        errors.push_back(error);
+    }
+}

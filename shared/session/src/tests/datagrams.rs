@@ -1,0 +1,525 @@
+//! Mappings between two sessions: datagrams each way, their bounds and their end.
+
+use super::pair::{CLIENT, Pair, SERVER, config, target};
+use crate::session::VERSION;
+use crate::wire::frame::{
+    Control, Data, Datagram, DatagramHead, DatagramPiece, FlowCode, Frame, Limits, OpenError,
+    Protocol, Welcome, capability,
+};
+use crate::*;
+use bytes::Bytes;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+const LARGE: usize = 60_000;
+
+fn able(role: Role) -> Config {
+    Config {
+        capabilities: capability::DATAGRAM,
+        ..config(role)
+    }
+}
+
+fn pair() -> Pair {
+    Pair::with(&able(Role::Client), &able(Role::Server))
+}
+
+fn remote() -> SocketAddr {
+    "192.0.2.53:53".parse().unwrap()
+}
+
+fn mapping() -> Target {
+    Target {
+        protocol: Protocol::Udp,
+        ..target()
+    }
+}
+
+impl Pair {
+    fn map(&mut self) -> FlowId {
+        self.ends[CLIENT].open_flow(&mapping(), self.now).unwrap()
+    }
+
+    fn mapped(&mut self) -> FlowId {
+        let flow = self.map();
+        self.run();
+        self.ends[SERVER].accept_flow(flow, self.now);
+        self.run();
+        flow
+    }
+
+    fn throw(&mut self, end: usize, flow: FlowId, payload: &[u8]) -> bool {
+        let payload = Bytes::copy_from_slice(payload);
+        self.ends[end].send_datagram(flow, remote(), payload, self.now)
+    }
+
+    /// All that has come, as the local socket takes it.
+    fn caught(&mut self, end: usize, flow: FlowId) -> Vec<Vec<u8>> {
+        let mut caught = Vec::new();
+        while let Some((from, payload)) = self.ends[end].datagram(flow, self.now) {
+            assert_eq!(from, remote());
+            caught.push(payload.to_vec());
+            self.ends[end].datagram_taken(flow);
+        }
+        caught
+    }
+
+    /// What one end sends in one go of that many bytes.
+    fn sent(&mut self, end: usize, budget: usize) -> Vec<Frame> {
+        let mut out = Outbox::new();
+        let link = *self.links.last().unwrap();
+        self.ends[end].poll_transmit(link, budget, &mut out, self.now);
+        let mut bytes = Bytes::from(out.to_vec());
+        self.ends[1 - end].handle_bytes(link, bytes.clone(), self.now);
+        let mut frames = Vec::new();
+        while let Some(frame) = wire::codec::decode(&mut bytes).unwrap() {
+            frames.push(frame);
+        }
+        frames
+    }
+
+    fn is_clean(&self) {
+        for end in &self.ends {
+            assert_eq!(end.buffered(), (0, 0));
+            assert!(!matches!(end.poll_timeout(), Some((_, Timer::Datagrams))));
+        }
+    }
+}
+
+fn numbered(number: usize, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    bytes[..8].copy_from_slice(&u64::try_from(number).unwrap().to_be_bytes());
+    bytes
+}
+
+#[test]
+fn the_first_datagram_goes_with_its_open_and_answers_come_back() {
+    let mut pair = pair();
+    let flow = pair.map();
+    assert!(pair.throw(CLIENT, flow, b"question"));
+
+    pair.run();
+    assert_eq!(pair.caught(SERVER, flow), [b"question"]);
+    assert!(pair.throw(SERVER, flow, b"early"));
+    pair.ends[SERVER].accept_flow(flow, pair.now);
+    assert!(pair.throw(SERVER, flow, b""));
+    pair.run();
+
+    assert_eq!(pair.caught(CLIENT, flow), [&b"early"[..], b""]);
+    assert!(pair.saw(CLIENT, &Event::FlowAccepted { flow }));
+    assert!(pair.saw(CLIENT, &Event::FlowReadable { flow }));
+    let counts = pair.ends[SERVER].datagram_counts();
+    assert_eq!((counts.sent, counts.delivered), (2, 1));
+    pair.is_clean();
+}
+
+#[test]
+fn a_mapping_outlives_an_outage_and_what_waited_too_long_does_not() {
+    let mut pair = pair();
+    let flow = pair.mapped();
+    pair.lose_link();
+    pair.throw(CLIENT, flow, b"stale");
+    pair.tenths(1);
+    pair.throw(CLIENT, flow, b"fresh");
+
+    // The first has waited for exactly as long as it may, and a nanosecond.
+    pair.now = pair.now + (limits::DATAGRAM_AGE - Duration::from_millis(100));
+    pair.now = pair.now + Duration::from_nanos(1);
+    pair.resume();
+
+    assert_eq!(pair.caught(SERVER, flow), [b"fresh"]);
+    assert_eq!(pair.ends[CLIENT].datagram_counts().stale, 1);
+    pair.throw(SERVER, flow, b"answer");
+    pair.run();
+    assert_eq!(pair.caught(CLIENT, flow), [b"answer"]);
+}
+
+#[test]
+fn a_datagram_that_has_waited_as_long_as_it_may_still_goes() {
+    let mut pair = pair();
+    let flow = pair.mapped();
+    pair.lose_link();
+    pair.throw(CLIENT, flow, b"just");
+
+    pair.now = pair.now + limits::DATAGRAM_AGE;
+    pair.resume();
+
+    assert_eq!(pair.caught(SERVER, flow), [b"just"]);
+}
+
+#[test]
+fn the_age_at_the_sender_counts_at_the_receiver() {
+    let mut pair = pair();
+    let flow = pair.mapped();
+    pair.lose_link();
+    pair.throw(CLIENT, flow, b"old");
+    pair.now = pair.now + (limits::DATAGRAM_AGE - Duration::from_millis(1));
+    pair.resume();
+
+    // The server's socket takes nothing for a while.
+    pair.now = pair.now + Duration::from_millis(2);
+    assert_eq!(pair.caught(SERVER, flow), [b""; 0]);
+    assert_eq!(pair.ends[SERVER].datagram_counts().stale, 1);
+}
+
+#[test]
+fn in_an_outage_what_is_stale_is_let_go_of_though_nobody_sends() {
+    let mut pair = pair();
+    let flow = pair.mapped();
+    pair.lose_link();
+    pair.throw(CLIENT, flow, &[1; 5000]);
+    pair.throw(SERVER, flow, &[1; LARGE]);
+    assert_eq!(pair.ends[CLIENT].buffered(), (5000, 0));
+
+    pair.seconds(5);
+
+    pair.is_clean();
+    assert_eq!(pair.ends[CLIENT].datagram_counts().stale, 1);
+    assert_eq!(pair.ends[SERVER].datagram_counts().stale, 1);
+}
+
+#[test]
+fn of_too_many_the_oldest_goes() {
+    let mut pair = pair();
+    let flow = pair.mapped();
+    pair.lose_link();
+    for number in 0..=limits::MAPPING_DATAGRAMS {
+        assert!(pair.throw(CLIENT, flow, &numbered(number, 8)));
+    }
+    pair.resume();
+
+    let caught = pair.caught(SERVER, flow);
+    assert_eq!(caught.len(), limits::MAPPING_DATAGRAMS);
+    assert_eq!(caught[0], numbered(1, 8));
+    assert_eq!(pair.ends[CLIENT].datagram_counts().crowded_out, 1);
+}
+
+#[test]
+fn a_mapping_has_room_for_four_of_the_largest_and_the_session_for_small_ones_beside_many() {
+    let mut pair = pair();
+    let flows: Vec<FlowId> = (0..4).map(|_| pair.mapped()).collect();
+    pair.lose_link();
+    let bytes = |pair: &Pair| pair.ends[CLIENT].buffered().0;
+    let most = u64::try_from(limits::DATAGRAM_BYTES_LEAST).unwrap();
+
+    for flow in &flows[1..] {
+        for number in 0..10 {
+            pair.throw(CLIENT, *flow, &numbered(number, LARGE));
+            assert!(bytes(&pair) <= most / 8 * 7);
+        }
+    }
+    assert!(bytes(&pair) > most / 2);
+    for number in 0..100 {
+        assert!(pair.throw(CLIENT, flows[0], &numbered(number, 100)));
+    }
+    pair.resume();
+
+    assert_eq!(pair.caught(SERVER, flows[0]).len(), 100);
+    assert!(
+        !pair.throw(CLIENT, flows[0], &[0; 65_536]),
+        "no such datagram"
+    );
+}
+
+#[test]
+fn a_large_datagram_goes_in_pieces_between_which_others_have_their_turn() {
+    let mut pair = pair();
+    let (flow, stream) = (pair.mapped(), pair.open_accepted());
+    let large: Vec<u8> = (0..LARGE).map(|n| n.to_le_bytes()[0]).collect();
+    // The stream has used up its first turn, so both stand in one line.
+    pair.write(CLIENT, stream, 16_384);
+    pair.run();
+    pair.throw(CLIENT, flow, &large);
+    pair.write(CLIENT, stream, 16_384);
+
+    let frames = pair.sent(CLIENT, 1 << 20);
+
+    let places = |of: fn(&Frame) -> bool| frames.iter().position(of).unwrap();
+    let data = places(|frame| matches!(frame, Frame::Data(_)));
+    let last = frames
+        .iter()
+        .rposition(|frame| matches!(frame, Frame::DatagramPiece(_)));
+    assert!(data < last.unwrap(), "{frames:?}");
+    pair.run();
+    assert_eq!(pair.caught(SERVER, flow), [large]);
+    pair.is_clean();
+}
+
+#[test]
+fn a_large_datagram_whose_link_dies_begins_anew_on_the_next() {
+    let mut pair = pair();
+    let flow = pair.mapped();
+    pair.throw(CLIENT, flow, &numbered(1, LARGE));
+    let frames = pair.sent(CLIENT, 20_000);
+    assert!(
+        frames
+            .iter()
+            .any(|frame| matches!(frame, Frame::DatagramPiece(_)))
+    );
+
+    pair.lose_link();
+    pair.resume();
+
+    assert_eq!(pair.caught(SERVER, flow), [numbered(1, LARGE)]);
+    assert_eq!(pair.ends[SERVER].datagram_counts().abandoned, 1);
+    pair.is_clean();
+}
+
+#[test]
+fn neither_bulk_streams_nor_bulk_datagrams_keep_a_small_datagram_or_byte_waiting() {
+    let mut pair = pair();
+    let (bulk, quiet) = (pair.mapped(), pair.mapped());
+    let (stream, typing) = (pair.open_accepted(), pair.open_accepted());
+    for _ in 0..4 {
+        pair.write(CLIENT, stream, 8_000);
+        for number in 0..100 {
+            pair.throw(CLIENT, bulk, &numbered(number, 400));
+        }
+        pair.run();
+        pair.read(SERVER, stream);
+        pair.caught(SERVER, bulk);
+        pair.run();
+    }
+    pair.write(CLIENT, stream, 8_000);
+    for number in 0..200 {
+        pair.throw(CLIENT, bulk, &numbered(number, 400));
+    }
+    pair.throw(CLIENT, quiet, b"ping");
+    pair.write(CLIENT, typing, 1);
+
+    let frames = pair.sent(CLIENT, 50_000);
+
+    let flow_of = |frame: &Frame| match frame {
+        Frame::Data(data) => Some(data.flow),
+        Frame::Datagram(datagram) => Some(datagram.head.flow),
+        _ => None,
+    };
+    let order: Vec<FlowId> = frames.iter().filter_map(flow_of).collect();
+    assert_eq!(order[..2], [quiet, typing]);
+    assert!(
+        order.contains(&stream) && order.contains(&bulk),
+        "{order:?}"
+    );
+    let datagrams = order.iter().filter(|flow| **flow == bulk).count();
+    assert!(datagrams < 50, "a turn is 16 KiB: {datagrams}");
+}
+
+#[test]
+fn a_mapping_that_is_stopped_leaves_nothing_at_either_end() {
+    let mut pair = pair();
+    let flow = pair.mapped();
+    pair.cut = true;
+    pair.throw(CLIENT, flow, b"under way");
+    pair.throw(SERVER, flow, &[2; LARGE]);
+    pair.lose_link();
+    pair.throw(CLIENT, flow, b"waits");
+
+    pair.ends[CLIENT].abort(flow, FlowCode::Idle, pair.now);
+    pair.resume();
+
+    let code = FlowCode::Idle;
+    assert!(pair.saw(SERVER, &Event::FlowAborted { flow, code }));
+    let forgotten = Event::FlowForgotten {
+        flow,
+        lost: 5 + 9,
+        dropped: 0,
+    };
+    let waited = Event::FlowForgotten {
+        flow,
+        lost: 5,
+        dropped: 0,
+    };
+    assert!(
+        pair.saw(CLIENT, &forgotten) || pair.saw(CLIENT, &waited),
+        "{:?}",
+        pair.events
+    );
+    assert_eq!([0, 1].map(|end| pair.ends[end].flow_count()), [0, 0]);
+    assert!(!pair.throw(CLIENT, flow, b"late"));
+    pair.is_clean();
+}
+
+#[test]
+fn errors_come_back_in_their_order_and_of_too_many_the_last_are_dropped() {
+    let mut pair = pair();
+    let flow = pair.mapped();
+    let error = |errno| MappingError {
+        remote: remote(),
+        errno,
+        info: 1400,
+    };
+    for errno in 0..20 {
+        pair.ends[SERVER].send_datagram_error(flow, error(errno));
+    }
+    pair.run();
+
+    for errno in 0..16 {
+        assert_eq!(
+            pair.ends[CLIENT].take_datagram_error(flow),
+            Some(error(errno))
+        );
+    }
+    assert_eq!(pair.ends[CLIENT].take_datagram_error(flow), None);
+}
+
+#[test]
+fn a_server_that_carries_no_datagrams_refuses_those_asked_for_before_it_was_known() {
+    let now = pair::START;
+    let mut client = Session::new_client(&able(Role::Client), now);
+    let flow = client.open_flow(&mapping(), now).unwrap();
+    client.send_datagram(flow, remote(), Bytes::from_static(b"x"), now);
+    client.handle_link_up(LinkId(1), pair::secret(1), now);
+    client.poll_transmit(LinkId(1), 1000, &mut Outbox::new(), now);
+
+    let mut bytes = Vec::new();
+    let welcome = Frame::Welcome(Welcome {
+        version: VERSION,
+        capabilities: 0,
+        session: SessionId([7; 16]),
+        instance: Instance([2; 16]),
+        limits: Limits {
+            max_flows: 5,
+            buffer_bytes: 1 << 20,
+            floor_bytes: 1,
+        },
+    });
+    wire::codec::encode(&welcome, &mut bytes);
+    client.handle_bytes(LinkId(1), bytes.into(), now);
+
+    let refused = Event::FlowRefused {
+        flow,
+        error: OpenError::Other(93),
+        remainder: None,
+    };
+    assert_eq!(client.poll_event(), Some(refused));
+    assert_eq!((client.flow_count(), client.buffered()), (0, (0, 0)));
+    let again = client.open_flow(&mapping(), now);
+    assert_eq!(again, Err(OpenRefused::NotAgreed));
+}
+
+use super::pair;
+
+fn datagram(flow: FlowId) -> Frame {
+    let head = DatagramHead {
+        flow,
+        remote: remote(),
+        age: Duration::ZERO,
+    };
+    Frame::Datagram(Datagram {
+        head,
+        payload: Bytes::from_static(b"x"),
+    })
+}
+
+fn violation(pair: &mut Pair, frame: &Frame) -> Option<EndReason> {
+    pair.say(frame);
+    pair.ends[SERVER].end_reason()
+}
+
+#[test]
+fn what_belongs_to_the_other_kind_of_flow_is_a_violation() {
+    let mut pair = pair();
+    let (stream, flow) = (pair.open_accepted(), pair.mapped());
+    let what = "a datagram of a stream";
+    assert_eq!(
+        violation(&mut pair, &datagram(stream)),
+        Some(EndReason::Violation { what })
+    );
+
+    let mut pair = self::pair();
+    let stream = pair.mapped();
+    assert_eq!(stream, FlowId(1));
+    let data = Data {
+        flow: stream,
+        offset: Offset(0),
+        fin: true,
+        payload: Bytes::new(),
+    };
+    let what = "DATA of a mapping";
+    let seen = violation(&mut pair, &Frame::Data(data));
+    assert_eq!(seen, Some(EndReason::Violation { what }));
+    let _ = flow;
+
+    let mut pair = Pair::new();
+    let stream = pair.open_accepted();
+    let what = "a frame of a capability that was not agreed";
+    assert_eq!(
+        violation(&mut pair, &datagram(stream)),
+        Some(EndReason::Violation { what })
+    );
+}
+
+#[test]
+fn a_datagram_ahead_of_its_open_is_dropped_and_harms_nobody() {
+    let mut pair = pair();
+    assert_eq!(violation(&mut pair, &datagram(FlowId(9))), None);
+    let flow = pair.mapped();
+    pair.throw(CLIENT, flow, b"now");
+    pair.run();
+    assert_eq!(pair.caught(SERVER, flow), [b"now"]);
+}
+
+#[test]
+fn pieces_that_continue_nothing_are_dropped() {
+    let mut pair = pair();
+    let flow = pair.mapped();
+    let piece = |offset, whole| {
+        let head = DatagramHead {
+            flow,
+            remote: remote(),
+            age: Duration::ZERO,
+        };
+        Frame::DatagramPiece(DatagramPiece {
+            head,
+            offset,
+            whole,
+            payload: Bytes::from(vec![1; 100]),
+        })
+    };
+    for frame in [
+        piece(100, 200),
+        piece(0, 300),
+        piece(200, 300),
+        piece(0, 300),
+        piece(100, 200),
+    ] {
+        assert_eq!(violation(&mut pair, &frame), None);
+    }
+    assert_eq!(pair.caught(SERVER, flow), [b""; 0]);
+    for frame in [piece(100, 300), piece(200, 300)] {
+        assert_eq!(violation(&mut pair, &frame), None);
+    }
+    assert_eq!(pair.caught(SERVER, flow), [[1; 300]]);
+}
+
+#[test]
+fn an_open_without_the_capability_is_refused() {
+    let mut pair = Pair::with(&config(Role::Client), &config(Role::Server));
+    let open = Control::Open(wire::frame::Open {
+        flow: FlowId(1),
+        protocol: Protocol::Udp,
+        source: remote(),
+        destination: remote(),
+        limit: Offset(0),
+        grace: Duration::from_secs(1),
+        on_expiry: wire::frame::OnExpiry::Reset,
+    });
+    let number = 1;
+    assert_eq!(
+        violation(
+            &mut pair,
+            &Frame::Control {
+                number,
+                message: open
+            }
+        ),
+        None
+    );
+    pair.run();
+    assert_eq!(pair.ends[SERVER].flow_count(), 0);
+    assert!(
+        !pair.events[SERVER]
+            .iter()
+            .any(|e| matches!(e, Event::FlowOpened { .. }))
+    );
+}
