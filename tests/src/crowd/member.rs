@@ -11,7 +11,8 @@ use tund_client_core::netstack::{
     Arena, NetstackConfig, RECEIVE_RING_BYTES, RingMemory, Rings, SEND_RING_BYTES, Sink,
 };
 use tund_client_core::{
-    Client, ClientConfig, ClientEvent, DuringOutage, Path, PathId, Policies, Refused, Rules, State,
+    Client, ClientConfig, ClientEvent, DuringOutage, Filtering, MappingConfig, Path, PathId,
+    Policies, Refused, Rules, State,
 };
 use tund_daemon::identity::PrivateKey;
 use tund_daemon::link::{ClientTls, Link, LinkError, SocketOptions};
@@ -126,6 +127,11 @@ impl Member {
             store: None,
         };
         let config = ClientConfig {
+            mappings: MappingConfig {
+                idle: Duration::from_secs(300),
+                filtering: Filtering::Address,
+                grace: Duration::from_secs(600),
+            },
             session: tund_session::Config {
                 instance: Instance(instance),
                 buffer_bytes: 1 << 20,

@@ -1,10 +1,11 @@
 //! The account of a flow: what it carried, what it lived through, how and by whom it ended.
 
 use crate::flow_table::ClientFlow;
+use crate::mappings::ClientMapping;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tund_session::wire::frame::{CloseCode, FlowCode, OpenError, RejectReason};
+use tund_session::wire::frame::{CloseCode, FlowCode, OpenError, Protocol, RejectReason};
 use tund_session::{EndReason, FlowId, Instant};
 
 /// Accounts kept for whoever asks; of more, the oldest are forgotten.
@@ -67,9 +68,11 @@ pub struct LostBytes {
 pub struct FlowAccount {
     /// Its id within its session.
     pub id: FlowId,
+    /// What it carried.
+    pub protocol: Protocol,
     /// The application's address.
     pub source: SocketAddr,
-    /// The origin's.
+    /// The origin's; of a mapping, the first remote.
     pub destination: SocketAddr,
     /// From the application's asking to the end.
     pub age: Duration,
@@ -101,6 +104,7 @@ impl FlowAccount {
     ) -> Self {
         Self {
             id,
+            protocol: Protocol::Tcp,
             source: flow.source,
             destination: flow.destination,
             age: now.saturating_duration_since(flow.since),
@@ -108,6 +112,31 @@ impl FlowAccount {
             longest_silence: flow.longest_silence(now),
             up_bytes: flow.up_bytes,
             down_bytes: flow.down_bytes,
+            lost,
+            stored_bytes: 0,
+            by,
+            how,
+        }
+    }
+
+    /// Of a mapping; what is lost are datagrams that were dropped at this end.
+    pub(crate) fn of_mapping(
+        id: FlowId,
+        mapping: &ClientMapping,
+        (by, how): End,
+        lost: LostBytes,
+        now: Instant,
+    ) -> Self {
+        Self {
+            id,
+            protocol: Protocol::Udp,
+            source: mapping.source,
+            destination: mapping.destination,
+            age: now.saturating_duration_since(mapping.since),
+            outages: mapping.outages,
+            longest_silence: mapping.longest_silence(now),
+            up_bytes: mapping.up_bytes,
+            down_bytes: mapping.down_bytes,
             lost,
             stored_bytes: 0,
             by,

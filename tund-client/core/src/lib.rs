@@ -4,6 +4,7 @@ mod account;
 pub mod client;
 mod dialer;
 mod flow_table;
+mod mappings;
 pub mod netstack;
 pub mod packet;
 pub mod policy;
@@ -15,5 +16,6 @@ pub use client::{
 };
 pub use dialer::PathId;
 pub use flow_table::{ClientFlow, FlowTable};
+pub use mappings::{ClientMapping, Filtering, MappingConfig, Mappings};
 pub use policy::{DuringOutage, Policies, Policy, Rules, Store};
 pub use spool::{FileId, SpoolOrder};

@@ -66,6 +66,8 @@ pub(crate) struct Config {
     pub(crate) connect_during_outage: ConnectDuringOutage,
     /// Other rules for some destinations, in the order in which they are asked.
     pub(crate) policies: Vec<Policy>,
+    /// Mappings of datagrams.
+    pub(crate) udp: Udp,
     /// Unacknowledged bytes kept per direction.
     pub(crate) buffer_bytes: u64,
     /// The buffers of both directions together.
@@ -115,7 +117,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     let tun = root.table("tun", tun);
     unbuilt::routes(root);
     unbuilt::dns(root);
-    unbuilt::udp(root);
+    let udp = root.table("udp", udp);
     let session = root.table("session", session);
     let policies = policy::policies(root);
     let memory_bytes = root.table("limits", |section| memory(section, session.buffer_bytes));
@@ -145,6 +147,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         grace: session.grace,
         connect_during_outage: session.connect_during_outage,
         policies,
+        udp,
         buffer_bytes: session.buffer_bytes,
         memory_bytes,
         spool,
@@ -303,6 +306,43 @@ fn session(section: &mut Section<'_>) -> Session {
             value::choice(&choices),
         ),
         buffer_bytes: section.or("buffer", 64 << 20, value::size(64 << 10..=64 << 30)),
+    }
+}
+
+/// `[udp]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Udp {
+    /// A mapping ends when nothing has gone by it for so long, outages left out.
+    pub(crate) idle: Duration,
+    /// Datagrams that have waited for longer are dropped.
+    pub(crate) max_age: Duration,
+    /// Who may send to an application.
+    pub(crate) filtering: Filtering,
+}
+
+/// Who may send to an application's UDP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filtering {
+    /// Those that it has sent to.
+    Address,
+    /// Anybody.
+    Endpoint,
+}
+
+fn udp(section: &mut Section<'_>) -> Udp {
+    let filterings = [
+        ("address", Filtering::Address),
+        ("endpoint", Filtering::Endpoint),
+    ];
+    let idle = value::duration(10 * SECOND..=24 * HOUR);
+    Udp {
+        idle: section.or("idle", 5 * MINUTE, idle),
+        max_age: section.or(
+            "max_age",
+            2 * SECOND,
+            value::duration(SECOND / 100..=MINUTE),
+        ),
+        filtering: section.or("filtering", Filtering::Address, value::choice(&filterings)),
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 use tund_client_core::{EndedBy, FlowAccount, HowEnded};
 use tund_daemon::telemetry::Redacted;
 use tund_session::Instant;
+use tund_session::wire::frame::Protocol;
 
 /// Flows that are told one by one in a minute; the others are counted. A browser stays below it, a
 /// load test must not fill the disk.
@@ -61,6 +62,7 @@ impl AccountLog {
         }
         tracing::info!(
             flow = account.id.0,
+            protocol = protocol(account.protocol),
             by = by(account.by),
             how = how(account.how),
             age_ms = super::report::millis(account.age),
@@ -75,6 +77,15 @@ impl AccountLog {
             to = %Redacted(account.destination),
             "flow ended"
         );
+    }
+}
+
+/// What it carried, in one word.
+pub(super) const fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp | Protocol::UdpAny => "udp",
+        Protocol::Icmp => "icmp",
     }
 }
 

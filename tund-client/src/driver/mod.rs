@@ -182,6 +182,7 @@ fn client_config(config: &Config, tun: &TunDevice) -> ClientConfig {
             capabilities: capability::DELIVERY | capability::DATAGRAM,
             datagram_age: config.udp.max_age,
         },
+        mappings: rules::mappings(config),
         netstack: NetstackConfig {
             accept_forwarded: config.accept_forwarded,
             offload: tun.vnet(),

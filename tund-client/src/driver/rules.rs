@@ -2,7 +2,7 @@
 
 use crate::config::{self, Config, ConnectDuringOutage, Protocol};
 use ipnet::IpNet;
-use tund_client_core::{DuringOutage, Policies, Policy, Rules, Store};
+use tund_client_core::{DuringOutage, Filtering, MappingConfig, Policies, Policy, Rules, Store};
 use tund_session::wire::frame::Framing;
 
 /// What holds for which destination of a TCP connection.
@@ -13,6 +13,18 @@ pub(super) fn policies(config: &Config) -> Policies {
         store: None,
     };
     Policies::new(all, config.policies.iter().filter_map(policy).collect())
+}
+
+/// What holds for mappings of datagrams.
+pub(super) const fn mappings(config: &Config) -> MappingConfig {
+    MappingConfig {
+        idle: config.udp.idle,
+        filtering: match config.udp.filtering {
+            config::Filtering::Address => Filtering::Address,
+            config::Filtering::Endpoint => Filtering::Endpoint,
+        },
+        grace: config.grace,
+    }
 }
 
 /// None for a policy that is not for TCP.

@@ -162,12 +162,12 @@ pub struct EndedFlowRow {
     pub protocol: String,
     /// The application's end.
     pub source: SocketAddr,
-    /// The origin.
+    /// The origin; of a UDP mapping, the first it sent to.
     pub destination: SocketAddr,
     /// Who ended it: `application`, `origin`, `client`, `server` or `user`.
     pub ended_by: String,
-    /// How: `closed`, `reset`, `refused`, `cancelled`, `expired`, `disconnected`, `restarted` or
-    /// `failed`.
+    /// How: `closed`, `reset`, `refused`, `cancelled`, `expired`, `idle`, `disconnected`,
+    /// `restarted` or `failed`.
     pub how: String,
     /// Bytes each way that passed between application and client.
     pub bytes: ByteCounts,

@@ -49,6 +49,11 @@ impl Client {
                 self.netstack.reset(known.connection);
             }
         }
+        for (id, mapping, end) in self.mappings.drain(account::of_session(reason)) {
+            let lost = lost_in(&session, id);
+            self.account(FlowAccount::of_mapping(id, &mapping, end, lost, now));
+        }
+        self.mappings.go_on(now);
         if !go_on {
             self.refuse_waiting(Refusal::Reset);
         }

@@ -22,6 +22,7 @@ impl Client {
             Event::Reattached { .. } => self.end_outage(None, now),
             Event::Detached => {
                 self.outage_from = self.last_heard.or(Some(now));
+                self.mappings.pause(now);
                 self.events.push_back(ClientEvent::Detached);
             }
             Event::LinkDead { link, death } => {
@@ -41,6 +42,10 @@ impl Client {
             Event::AttachRefused { retry_after, .. } => self.dialer.wait(Some(retry_after), now),
             Event::Ended { reason } => self.on_ended(reason, now),
             Event::FlowAccepted { flow } => {
+                if let Some(mapping) = self.mappings.get_mut(flow) {
+                    mapping.is_open = true;
+                    return;
+                }
                 // An origin that answers will take what is stored for it, too.
                 if let Some(known) = self.table.get(flow) {
                     self.spool.on_answered(known.destination);
@@ -51,9 +56,16 @@ impl Client {
                 flow,
                 error,
                 remainder,
-            } => self.turn_down(flow, error, remainder, now),
+            } => {
+                if !self.turn_mapping_down(flow, error, now) {
+                    self.turn_down(flow, error, remainder, now);
+                }
+            }
             Event::FlowExpired { flow, remainder } => self.on_expired(flow, remainder, now),
-            Event::FlowReadable { flow } => self.pump_down(flow, now),
+            Event::FlowReadable { flow } => {
+                self.note_mapping_readable(flow);
+                self.pump_down(flow, now);
+            }
             Event::FlowWritable { flow } => self.pump_up(flow, now),
             Event::FlowAborted { flow, code } => self.on_aborted(flow, code),
             Event::FlowForgotten {
@@ -65,7 +77,8 @@ impl Client {
                     up: lost,
                     down: dropped,
                 };
-                if let Some(account) = self.table.settle(flow, lost, now) {
+                let account = self.mappings.settle(flow, lost, now);
+                if let Some(account) = account.or_else(|| self.table.settle(flow, lost, now)) {
                     self.account(account);
                 }
                 self.asking.hurry(now);
@@ -79,6 +92,9 @@ impl Client {
     }
 
     fn on_aborted(&mut self, flow: FlowId, code: FlowCode) {
+        if self.mappings.leave(flow, account::of_abort(code)) {
+            return;
+        }
         let Some(known) = self.table.get_mut(flow).copied() else {
             return;
         };
@@ -137,11 +153,13 @@ impl Client {
 
     fn end_outage(&mut self, by: Option<Attempt>, now: Instant) {
         self.spool.resume(now);
+        self.mappings.go_on(now);
         if let Some(from) = self.outage_from.take() {
             self.outages.count += 1;
             self.outages.last_gap = Some(now.saturating_duration_since(from));
             self.outages.last_resume = by.map(|by| now.saturating_duration_since(by.started));
             self.table.survived();
+            self.mappings.survived();
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod asking;
 mod contract;
+mod datagrams;
 mod delivery;
 mod ends;
 mod events;
@@ -12,6 +13,7 @@ mod tests;
 
 use crate::dialer::{DialOrder, Dialer, Want};
 use crate::flow_table::FlowTable;
+use crate::mappings::Mappings;
 use crate::netstack::{Arena, Netstack, Sink};
 use crate::spool::Spool;
 use asking::Asking;
@@ -45,6 +47,10 @@ pub struct Client {
     pub(crate) netstack: Netstack,
     pub(crate) session: Option<Session>,
     pub(crate) table: FlowTable,
+    pub(crate) mappings: Mappings,
+    /// Mappings for whose applications something has come.
+    readable_mappings: Vec<FlowId>,
+    bounces: Vec<datagrams::PendingBounce>,
     pub(crate) dialer: Dialer,
     /// Applications that ask while no flow can be opened for them.
     asking: Asking,
@@ -89,6 +95,9 @@ impl Client {
             netstack: Netstack::new(&config.netstack, arena, now),
             session: None,
             table: FlowTable::default(),
+            mappings: Mappings::default(),
+            readable_mappings: Vec::new(),
+            bounces: Vec::new(),
             dialer: Dialer::new(config.seed),
             asking: Asking::default(),
             outlook: Outlook::default(),
@@ -116,7 +125,11 @@ impl Client {
 
     /// A packet of the TUN device; its bytes are changed.
     pub fn handle_packet(&mut self, packet: &mut [u8], now: Instant, sink: &mut dyn Sink) {
-        self.netstack.handle_packet(packet, now, sink);
+        if let Some(taken) = self.netstack.handle_packet(packet, now, sink) {
+            let read = packet.get(taken.at..).unwrap_or_default();
+            let whole = taken.whole.as_deref().unwrap_or(read);
+            self.on_datagram(whole, &taken, now, sink);
+        }
     }
 
     /// An attempt's SYN was answered.
@@ -198,6 +211,7 @@ impl Client {
         self.spool.handle_timeout(now);
         self.fail_stalled(now);
         self.expire_behind(now);
+        self.end_idle_mappings(now);
         self.linger(now);
         self.look_if_due(now);
     }
@@ -243,6 +257,7 @@ impl Client {
             self.delivery_stalls_at(),
             self.behind.poll_timeout(),
             self.outlook.poll_timeout(),
+            self.mappings.poll_timeout(),
         ];
         all.into_iter().flatten().min()
     }
@@ -253,6 +268,7 @@ impl Client {
         self.carry(now);
         loop {
             self.netstack.flush(now, sink);
+            self.deliver_datagrams(now, sink);
             self.direct_dialer(now);
             // Sending ends connections, and closing attempts ends links: the session is told.
             if !self.carry(now) {
@@ -295,6 +311,7 @@ impl Client {
         }
         let is_unwanted = !(always || delivers)
             && self.table.is_empty()
+            && self.mappings.is_empty()
             && self.asking.is_empty()
             && self.behind.is_empty()
             && self.session.as_ref().is_some_and(|s| s.id().is_none());

@@ -3,9 +3,11 @@
 
 mod answer;
 mod commands;
+mod datagram;
 mod device;
 mod event;
 mod flush;
+mod fragments;
 mod ingress;
 mod nudge;
 pub mod offload;
@@ -26,12 +28,14 @@ use smoltcp::iface::{Config, Interface};
 use smoltcp::wire::HardwareAddress;
 use tund_session::Instant;
 
+pub use datagram::{Bounce, Taken};
 pub use device::Sink;
 pub use event::{AcceptError, ConnectionId, NetEvent, Refusal, Stats};
 pub use slots::{Arena, RECEIVE_RING_BYTES, RingMemory, Rings, SEND_RING_BYTES};
 
 use crate::packet::FlowKey;
 use device::{Blank, Outlet};
+use fragments::Fragments;
 use slots::Slots;
 use table::Table;
 use timers::Timers;
@@ -116,6 +120,9 @@ pub struct Netstack {
     /// At most eight per connection and per SYN of the current batch.
     events: VecDeque<NetEvent>,
     stats: Stats,
+    fragments: Fragments,
+    /// The name of the last packet that was, or could have been, sent in fragments.
+    fragment_id: u32,
     /// The latest time that was told.
     now: Instant,
     local_addresses: Vec<IpAddr>,
@@ -144,6 +151,10 @@ impl Netstack {
             spare: Vec::new(),
             events: VecDeque::new(),
             stats: Stats::default(),
+            fragments: Fragments::default(),
+            fragment_id: u32::from_le_bytes(
+                *config.seed.to_le_bytes().first_chunk().unwrap_or(&[0; 4]),
+            ),
             now,
             local_addresses: config.local_addresses.clone(),
             link_keys: Vec::new(),

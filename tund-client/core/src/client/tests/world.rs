@@ -5,6 +5,7 @@ use super::disk::Disk;
 use super::server::{Origin, OriginId};
 use crate::client::{self, Client, ClientConfig, ClientEvent, Path, Refused};
 use crate::dialer::PathId;
+use crate::mappings::{Filtering, MappingConfig};
 use crate::netstack::tests::kernel::{Inspector, Kernel};
 use crate::netstack::tests::world::{APP_V4, Collector, ORIGIN_V4};
 use crate::netstack::{
@@ -48,7 +49,7 @@ pub(super) fn session_config(instance: u8) -> Config {
         buffer_bytes: BUFFER,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
-        capabilities: capability::DELIVERY,
+        capabilities: capability::DELIVERY | capability::DATAGRAM,
         datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
@@ -56,6 +57,11 @@ pub(super) fn session_config(instance: u8) -> Config {
 pub(super) fn client_config() -> ClientConfig {
     ClientConfig {
         session: session_config(1),
+        mappings: MappingConfig {
+            idle: SECOND * 300,
+            filtering: Filtering::Address,
+            grace: GRACE,
+        },
         netstack: NetstackConfig {
             local_addresses: vec![APP_V4],
             seed: 4711,

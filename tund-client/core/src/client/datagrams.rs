@@ -1,0 +1,213 @@
+//! Datagrams of applications: into mappings of the session, and back into packets.
+
+use super::{Client, ClientEvent, State};
+use crate::account::{self, EndedBy, FlowAccount, HowEnded};
+use crate::mappings::{Filtering, Mappings};
+use crate::netstack::{Bounce, Sink, Taken};
+use crate::packet::{Datagram, Unreachable};
+use bytes::Bytes;
+use std::net::SocketAddr;
+use tund_session::wire::frame::{DeniedBy, FlowCode, OnExpiry, OpenError};
+use tund_session::{FlowId, Instant, MappingError, OpenRefused, Session, Target};
+
+/// No application is told of a smaller MTU on the server's word: every path of IPv6 has it, and a
+/// smaller one for IPv4 is the server's kernel's to deal with (RFC 8200 §5).
+const MTU_LEAST: u32 = 1280;
+
+/// What errors of datagrams mean to a host (`icmp_err_convert` in Linux, the other way).
+const EACCES: u32 = 13;
+const EMSGSIZE: u32 = 90;
+
+/// Why a datagram finds no mapping.
+enum NoMapping {
+    /// There is no room for another.
+    Full,
+    /// The server carries none.
+    NotCarried,
+}
+
+impl Client {
+    /// Datagrams and errors of mappings that wait for their applications.
+    pub(super) fn note_mapping_readable(&mut self, flow: FlowId) {
+        if self.mappings.get(flow).is_some() {
+            self.readable_mappings.push(flow);
+        }
+    }
+
+    /// A datagram of an application's.
+    pub(super) fn on_datagram(
+        &mut self,
+        packet: &[u8],
+        taken: &Taken,
+        now: Instant,
+        sink: &mut dyn Sink,
+    ) {
+        let datagram = &taken.datagram;
+        self.is_parted = false;
+        if self.state() == State::Refused {
+            self.is_insisted_on = true;
+            self.unwanted_since = None;
+            let kind = Unreachable::Prohibited;
+            self.netstack.refuse_datagram(packet, datagram, kind, sink);
+            return;
+        }
+        let known = self.mappings.find(datagram.source);
+        let flow = match known.map_or_else(|| self.open_mapping(datagram, now), Ok) {
+            Ok(flow) => flow,
+            Err(NoMapping::Full) => return self.netstack.drop_datagram(),
+            Err(NoMapping::NotCarried) => {
+                let kind = Unreachable::Port;
+                self.netstack.refuse_datagram(packet, datagram, kind, sink);
+                return;
+            }
+        };
+        let payload = datagram.payload(packet);
+        let remote = datagram.destination;
+        let sent = (datagram.headers(packet), payload.len());
+        self.mappings.sent(flow, remote, sent, now);
+        if let Some(session) = &mut self.session {
+            session.send_datagram(flow, remote, Bytes::copy_from_slice(payload), now);
+        }
+        self.dialer.hurry(now);
+    }
+
+    fn open_mapping(&mut self, datagram: &Datagram, now: Instant) -> Result<FlowId, NoMapping> {
+        let settings = self.config.mappings;
+        match self.mappings.make_room(settings.idle, now) {
+            Ok(None) => {}
+            Ok(Some(oldest)) => self.end_idle(oldest, now),
+            Err(()) => return Err(NoMapping::Full),
+        }
+        let target = Target {
+            protocol: settings.filtering.protocol(),
+            source: datagram.source,
+            destination: datagram.destination,
+            grace: settings.grace,
+            on_expiry: OnExpiry::Reset,
+            accept_early: false,
+        };
+        let config = &self.config.session;
+        let session = self
+            .session
+            .get_or_insert_with(|| Session::new_client(config, now));
+        match session.open_flow(&target, now) {
+            Ok(flow) => {
+                let ends = (datagram.source, datagram.destination);
+                self.mappings.insert(flow, ends, settings.idle, now);
+                Ok(flow)
+            }
+            Err(OpenRefused::NotAgreed) => Err(NoMapping::NotCarried),
+            Err(OpenRefused::TooManyFlows | OpenRefused::Ended | OpenRefused::NoRoom) => {
+                Err(NoMapping::Full)
+            }
+        }
+    }
+
+    fn end_idle(&mut self, flow: FlowId, now: Instant) {
+        self.mappings.leave(flow, (EndedBy::Client, HowEnded::Idle));
+        if let Some(session) = &mut self.session {
+            session.abort(flow, FlowCode::Idle, now);
+        }
+    }
+
+    /// Ends what nothing has gone by for long enough.
+    pub(super) fn end_idle_mappings(&mut self, now: Instant) {
+        while let Some(flow) = self.mappings.next_idle(self.config.mappings.idle, now) {
+            self.end_idle(flow, now);
+        }
+    }
+
+    /// What has come for applications goes into the device.
+    pub(super) fn deliver_datagrams(&mut self, now: Instant, sink: &mut dyn Sink) {
+        for flow in std::mem::take(&mut self.readable_mappings) {
+            self.deliver_mapping(flow, now, sink);
+        }
+        for (quote, remote, bounce) in std::mem::take(&mut self.bounces) {
+            self.netstack.send_bounce(&quote, remote.ip(), bounce, sink);
+        }
+    }
+
+    fn deliver_mapping(&mut self, flow: FlowId, now: Instant, sink: &mut dyn Sink) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        while let Some((remote, payload)) = session.datagram(flow, now) {
+            let bytes = payload.len();
+            if let Some(mapping) = self.mappings.get(flow)
+                && remote.is_ipv4() == mapping.source.is_ipv4()
+                && remote.port() != 0
+                && self.netstack.may_come_from(remote.ip())
+                && (self.config.mappings.filtering == Filtering::Endpoint
+                    || mapping.has_sent_to(remote))
+            {
+                let to = mapping.source;
+                self.netstack.send_datagram(remote, to, payload, sink);
+                self.mappings.received(flow, bytes, now);
+            }
+            session.datagram_taken(flow);
+        }
+        while let Some(error) = session.take_datagram_error(flow) {
+            if let Some(denied) = denied(&error) {
+                self.events.push_back(denied);
+            }
+            let quote = self.mappings.get(flow).and_then(|m| m.quote(error.remote));
+            if let (Some(quote), Some(bounce)) = (quote, bounce_of(&error)) {
+                self.netstack
+                    .send_bounce(quote, error.remote.ip(), bounce, sink);
+            }
+        }
+    }
+
+    /// The server has no socket for a mapping; true if it was one.
+    pub(super) fn turn_mapping_down(
+        &mut self,
+        flow: FlowId,
+        error: OpenError,
+        now: Instant,
+    ) -> bool {
+        let Some(mapping) = self.mappings.remove(flow) else {
+            return false;
+        };
+        let end = account::of_refusal(error);
+        let lost = account::LostBytes::default();
+        self.account(FlowAccount::of_mapping(flow, &mapping, end, lost, now));
+        // A server that does not carry datagrams: as if nobody listened anywhere.
+        if matches!(error, OpenError::Other(_))
+            && let Some(quote) = mapping.quote(mapping.destination)
+        {
+            let bounce = Bounce::Unreachable(Unreachable::Port);
+            self.bounces
+                .push((quote.to_vec(), mapping.destination, bounce));
+        }
+        true
+    }
+
+    /// Mappings under way.
+    pub fn mappings(&self) -> &Mappings {
+        &self.mappings
+    }
+}
+
+/// A remote that the server does not send to, for the log.
+fn denied(error: &MappingError) -> Option<ClientEvent> {
+    (error.errno == EACCES).then(|| ClientEvent::Denied {
+        destination: error.remote,
+        by: DeniedBy::of_number(error.info),
+    })
+}
+
+/// The one table: what a datagram met at the server → what the application's kernel is told.
+fn bounce_of(error: &MappingError) -> Option<Bounce> {
+    Some(Bounce::Unreachable(match error.errno {
+        111 => Unreachable::Port,               // ECONNREFUSED
+        113 | 112 => Unreachable::Host,         // EHOSTUNREACH, EHOSTDOWN
+        101 | 100 | 64 => Unreachable::Network, // ENETUNREACH, ENETDOWN, ENONET
+        92 | 71 => Unreachable::Protocol,       // ENOPROTOOPT, EPROTO
+        EACCES | 1 => Unreachable::Prohibited,  // EPERM: a firewall of the server's
+        EMSGSIZE => return Some(Bounce::TooBig(error.info.max(MTU_LEAST))),
+        _ => return None,
+    }))
+}
+
+/// A packet's sender is told later, when there is a device to write to.
+pub(super) type PendingBounce = (Vec<u8>, SocketAddr, Bounce);

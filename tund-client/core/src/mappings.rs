@@ -1,0 +1,455 @@
+//! Mappings of the client: which application's address belongs to which flow, and how long each lives.
+
+use crate::account::{End, EndedBy, FlowAccount, HowEnded, LostBytes};
+use crate::packet::UDP_HEADER_BYTES;
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tund_session::wire::frame::Protocol;
+use tund_session::{Contacts, FlowId, Instant};
+
+/// Mappings at once; for one more, the one that has been idle longest ends. Chosen: half of what a
+/// client may have of flows, so that connections have room.
+const MAPPINGS: usize = 8192;
+/// A mapping is not ended for another before it has been idle for so long: its answer may be due.
+const KEPT_AT_LEAST: Duration = Duration::from_secs(30);
+/// Remotes of one mapping of whose last datagram the headers are kept.
+const QUOTES: usize = 4;
+/// The longest headers that are kept: IPv4 with all options, or IPv6, and UDP.
+const QUOTE_BYTES: usize = 60 + UDP_HEADER_BYTES;
+
+/// The headers of the last datagram to one remote, as the application's kernel wrote them.
+#[derive(Clone, Copy, Debug)]
+struct Quote {
+    remote: SocketAddr,
+    bytes: [u8; QUOTE_BYTES],
+    len: usize,
+}
+
+/// One mapping as the client knows it.
+#[derive(Debug)]
+pub struct ClientMapping {
+    /// The application's address.
+    pub source: SocketAddr,
+    /// The first remote.
+    pub destination: SocketAddr,
+    /// When its first datagram came.
+    pub since: Instant,
+    /// The server has a socket for it.
+    pub is_open: bool,
+    /// Outages it has lived through.
+    pub outages: u64,
+    /// Bytes from the application.
+    pub up_bytes: u64,
+    /// Bytes to the application.
+    pub down_bytes: u64,
+    moved_at: Instant,
+    silence: Duration,
+    contacts: Contacts,
+    quotes: Vec<Quote>,
+    /// When something went by it last, by the clock of the mappings.
+    active: Duration,
+    /// Where it stands in the order of deadlines.
+    due: Duration,
+}
+
+impl ClientMapping {
+    fn new(source: SocketAddr, destination: SocketAddr, now: Instant, active: Duration) -> Self {
+        Self {
+            source,
+            destination,
+            since: now,
+            is_open: false,
+            outages: 0,
+            up_bytes: 0,
+            down_bytes: 0,
+            moved_at: now,
+            silence: Duration::ZERO,
+            contacts: Contacts::default(),
+            quotes: Vec::new(),
+            active,
+            due: active,
+        }
+    }
+
+    /// The longest time in which nothing went by it, up to now.
+    pub fn longest_silence(&self, now: Instant) -> Duration {
+        let since = now.saturating_duration_since(self.moved_at);
+        self.silence.max(since)
+    }
+
+    fn moved(&mut self, now: Instant, clock: Duration) {
+        self.silence = self.longest_silence(now);
+        self.moved_at = now;
+        self.active = clock;
+    }
+
+    /// Something was sent to that address.
+    pub(crate) fn has_sent_to(&self, remote: SocketAddr) -> bool {
+        self.contacts.has(remote.ip())
+    }
+
+    /// The headers of the last datagram to `remote`, if they are kept.
+    pub(crate) fn quote(&self, remote: SocketAddr) -> Option<&[u8]> {
+        let quote = self.quotes.iter().find(|quote| quote.remote == remote)?;
+        quote.bytes.get(..quote.len)
+    }
+
+    fn keep_quote(&mut self, remote: SocketAddr, headers: &[u8]) {
+        let known = self.quotes.iter().position(|quote| quote.remote == remote);
+        let place = known.unwrap_or_else(|| {
+            if self.quotes.len() >= QUOTES {
+                // The oldest goes: they are in the order in which their remotes were first met.
+                self.quotes.remove(0);
+            }
+            self.quotes.push(Quote {
+                remote,
+                bytes: [0; QUOTE_BYTES],
+                len: 0,
+            });
+            self.quotes.len() - 1
+        });
+        if let Some(quote) = self.quotes.get_mut(place)
+            && let Some(bytes) = quote.bytes.get_mut(..headers.len())
+        {
+            bytes.copy_from_slice(headers);
+            quote.len = headers.len();
+        }
+    }
+}
+
+/// All mappings of the current session.
+#[derive(Debug, Default)]
+pub struct Mappings {
+    mappings: BTreeMap<FlowId, ClientMapping>,
+    by_source: FxHashMap<SocketAddr, FlowId>,
+    /// When each is to be looked at; later than that if something went by it meanwhile.
+    deadlines: BTreeSet<(Duration, FlowId)>,
+    /// Ended here, and not yet forgotten by the session.
+    leaving: BTreeMap<FlowId, (ClientMapping, End)>,
+    /// The time that outages have taken since the start, which counts for no mapping.
+    paused: Duration,
+    /// The outage that goes on.
+    paused_since: Option<Instant>,
+}
+
+impl Mappings {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.mappings.len()
+    }
+
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.mappings.is_empty()
+    }
+
+    /// All of them, in the order of their ids.
+    pub fn iter(&self) -> impl Iterator<Item = (FlowId, &ClientMapping)> {
+        self.mappings.iter().map(|(id, mapping)| (*id, mapping))
+    }
+
+    pub(crate) fn find(&self, source: SocketAddr) -> Option<FlowId> {
+        self.by_source.get(&source).copied()
+    }
+
+    pub(crate) fn get(&self, id: FlowId) -> Option<&ClientMapping> {
+        self.mappings.get(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<&mut ClientMapping> {
+        self.mappings.get_mut(&id)
+    }
+
+    /// The time that has passed without outages.
+    fn clock(&self, now: Instant) -> Duration {
+        let now = self.paused_since.unwrap_or(now);
+        Duration::from_nanos(now.as_nanos()).saturating_sub(self.paused)
+    }
+
+    /// An outage has begun: the clock stands still.
+    pub(crate) fn pause(&mut self, now: Instant) {
+        self.paused_since.get_or_insert(now);
+    }
+
+    /// It is over, or so is the session.
+    pub(crate) fn go_on(&mut self, now: Instant) {
+        if let Some(since) = self.paused_since.take() {
+            self.paused += now.saturating_duration_since(since);
+        }
+    }
+
+    pub(crate) fn survived(&mut self) {
+        let all = self.mappings.values_mut();
+        all.for_each(|mapping| mapping.outages += 1);
+    }
+
+    pub(crate) fn insert(
+        &mut self,
+        id: FlowId,
+        (source, destination): (SocketAddr, SocketAddr),
+        idle: Duration,
+        now: Instant,
+    ) {
+        let clock = self.clock(now);
+        let mut mapping = ClientMapping::new(source, destination, now, clock);
+        mapping.due = clock + idle;
+        self.deadlines.insert((mapping.due, id));
+        self.by_source.insert(source, id);
+        self.mappings.insert(id, mapping);
+    }
+
+    /// A datagram of the application's, `bytes` long, with these headers.
+    pub(crate) fn sent(
+        &mut self,
+        id: FlowId,
+        remote: SocketAddr,
+        (headers, bytes): (&[u8], usize),
+        now: Instant,
+    ) {
+        let clock = self.clock(now);
+        if let Some(mapping) = self.mappings.get_mut(&id) {
+            mapping.moved(now, clock);
+            mapping.up_bytes += u64::try_from(bytes).unwrap_or(0);
+            mapping.contacts.note(remote.ip());
+            mapping.keep_quote(remote, headers);
+        }
+    }
+
+    /// A datagram for the application.
+    pub(crate) fn received(&mut self, id: FlowId, bytes: usize, now: Instant) {
+        let clock = self.clock(now);
+        if let Some(mapping) = self.mappings.get_mut(&id) {
+            mapping.moved(now, clock);
+            mapping.down_bytes += u64::try_from(bytes).unwrap_or(0);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: FlowId) -> Option<ClientMapping> {
+        let mapping = self.mappings.remove(&id)?;
+        self.by_source.remove(&mapping.source);
+        self.deadlines.remove(&(mapping.due, id));
+        Some(mapping)
+    }
+
+    /// Ends it here; its account stays open until the session has forgotten the flow, too.
+    pub(crate) fn leave(&mut self, id: FlowId, end: End) -> bool {
+        let mapping = self.remove(id);
+        let is_one = mapping.is_some();
+        self.leaving
+            .extend(mapping.map(|mapping| (id, (mapping, end))));
+        is_one
+    }
+
+    /// The account of a mapping that the session has forgotten.
+    pub(crate) fn settle(
+        &mut self,
+        id: FlowId,
+        lost: LostBytes,
+        now: Instant,
+    ) -> Option<FlowAccount> {
+        let (mapping, end) = self.leaving.remove(&id).or_else(|| {
+            let end = (EndedBy::Server, HowEnded::Failed);
+            Some((self.remove(id)?, end))
+        })?;
+        Some(FlowAccount::of_mapping(id, &mapping, end, lost, now))
+    }
+
+    /// All of them end with their session.
+    pub(crate) fn drain(&mut self, end: End) -> Vec<(FlowId, ClientMapping, End)> {
+        self.by_source.clear();
+        self.deadlines.clear();
+        let left = std::mem::take(&mut self.leaving).into_iter();
+        let left = left.map(|(id, (mapping, end))| (id, mapping, end));
+        let live = std::mem::take(&mut self.mappings).into_iter();
+        left.chain(live.map(|(id, mapping)| (id, mapping, end)))
+            .collect()
+    }
+
+    /// The next that has been idle for `idle`, if there is one.
+    pub(crate) fn next_idle(&mut self, idle: Duration, now: Instant) -> Option<FlowId> {
+        let clock = self.clock(now);
+        while let Some((due, id)) = self.deadlines.first().copied()
+            && due <= clock
+        {
+            let mapping = self.mappings.get_mut(&id)?;
+            let true_due = mapping.active + idle;
+            if true_due <= clock {
+                return Some(id);
+            }
+            self.deadlines.remove(&(due, id));
+            mapping.due = true_due;
+            self.deadlines.insert((true_due, id));
+        }
+        None
+    }
+
+    /// Which one has to end so that there is room for another: the one that has been idle longest.
+    /// None if there is room; an error if none has been idle for long enough.
+    pub(crate) fn make_room(&mut self, idle: Duration, now: Instant) -> Result<Option<FlowId>, ()> {
+        if self.mappings.len() < MAPPINGS {
+            return Ok(None);
+        }
+        let clock = self.clock(now);
+        loop {
+            let (due, id) = self.deadlines.first().copied().ok_or(())?;
+            let mapping = self.mappings.get_mut(&id).ok_or(())?;
+            let true_due = mapping.active + idle;
+            if true_due == due {
+                let is_kept = mapping.active + KEPT_AT_LEAST.min(idle) > clock;
+                return if is_kept { Err(()) } else { Ok(Some(id)) };
+            }
+            self.deadlines.remove(&(due, id));
+            mapping.due = true_due;
+            self.deadlines.insert((true_due, id));
+        }
+    }
+
+    /// When the next has to be looked at; never in an outage.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        if self.paused_since.is_some() {
+            return None;
+        }
+        let (due, _) = self.deadlines.first()?;
+        Some(Instant::default() + *due + self.paused)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        let live = self.mappings.len().max(self.by_source.len());
+        live.max(self.deadlines.len()) + self.leaving.len()
+    }
+}
+
+/// Who may send to applications.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filtering {
+    /// Those that they have sent to.
+    Address,
+    /// Anybody.
+    Endpoint,
+}
+
+impl Filtering {
+    /// What mappings are asked for as.
+    pub(crate) const fn protocol(self) -> Protocol {
+        match self {
+            Self::Address => Protocol::Udp,
+            Self::Endpoint => Protocol::UdpAny,
+        }
+    }
+}
+
+/// What holds for mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingConfig {
+    /// One ends when nothing has gone by it for so long, outages left out.
+    pub idle: Duration,
+    /// Who may send to it.
+    pub filtering: Filtering,
+    /// How long an outage it outlives.
+    pub grace: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(300);
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_nanos(seconds * 1_000_000_000)
+    }
+
+    fn source(number: u64) -> SocketAddr {
+        let address = u32::try_from(number).unwrap();
+        (std::net::Ipv4Addr::from(address), 4000).into()
+    }
+
+    fn remote() -> SocketAddr {
+        "192.0.2.53:53".parse().unwrap()
+    }
+
+    fn with(count: u64) -> Mappings {
+        let mut mappings = Mappings::default();
+        for number in 1..=count {
+            let ends = (source(number), remote());
+            mappings.insert(FlowId(number), ends, IDLE, at(1000));
+        }
+        mappings
+    }
+
+    #[test]
+    fn idle_time_stands_still_during_an_outage() {
+        let mut mappings = with(1);
+        mappings.pause(at(1100));
+        assert_eq!(mappings.poll_timeout(), None);
+        assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
+
+        mappings.go_on(at(2100));
+
+        assert_eq!(mappings.poll_timeout(), Some(at(2300)));
+        let just_before = Instant::from_nanos(at(2300).as_nanos() - 1);
+        assert_eq!(mappings.next_idle(IDLE, just_before), None);
+        assert_eq!(mappings.next_idle(IDLE, at(2300)), Some(FlowId(1)));
+    }
+
+    #[test]
+    fn whatever_goes_by_keeps_a_mapping_alive() {
+        let mut mappings = with(2);
+        mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1200));
+        mappings.received(FlowId(2), 6, at(1250));
+
+        assert_eq!(mappings.next_idle(IDLE, at(1499)), None);
+        assert_eq!(mappings.poll_timeout(), Some(at(1500)));
+        assert_eq!(mappings.next_idle(IDLE, at(1500)), Some(FlowId(1)));
+        assert!(mappings.leave(FlowId(1), (EndedBy::Client, HowEnded::Idle)));
+        assert_eq!(mappings.find(source(1)), None);
+        let account = mappings.settle(FlowId(1), LostBytes::default(), at(1501));
+        let account = account.expect("an account");
+        assert_eq!((account.up_bytes, account.how), (5, HowEnded::Idle));
+        assert_eq!(account.longest_silence, Duration::from_secs(301));
+        assert_eq!(mappings.next_idle(IDLE, at(1549)), None);
+        assert_eq!(mappings.next_idle(IDLE, at(1550)), Some(FlowId(2)));
+    }
+
+    #[test]
+    fn of_too_many_the_one_that_was_idle_longest_makes_room_if_it_was_idle_for_a_while() {
+        let most = u64::try_from(MAPPINGS).unwrap();
+        let mut mappings = with(most);
+        assert_eq!(mappings.make_room(IDLE, at(1029)), Err(()));
+        mappings.received(FlowId(1), 1, at(1010));
+
+        assert_eq!(mappings.make_room(IDLE, at(1030)), Ok(Some(FlowId(2))));
+        mappings.remove(FlowId(2));
+        assert_eq!(mappings.make_room(IDLE, at(1030)), Ok(None));
+    }
+
+    #[test]
+    fn the_last_headers_to_a_few_remotes_are_kept() {
+        let mut mappings = with(1);
+        let remotes: Vec<SocketAddr> = (1..=5).map(|port| (remote().ip(), port).into()).collect();
+        for (headers, remote) in (1..).zip(&remotes) {
+            mappings.sent(FlowId(1), *remote, (&[headers; 28], 5), at(1001));
+        }
+        mappings.sent(FlowId(1), remotes[1], (&[9; 48], 5), at(1001));
+
+        let mapping = mappings.get(FlowId(1)).unwrap();
+        assert_eq!(mapping.quote(remotes[0]), None);
+        assert_eq!(mapping.quote(remotes[1]), Some(&[9; 48][..]));
+        assert_eq!(mapping.quote(remotes[4]), Some(&[5; 28][..]));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_has_ended() {
+        let mut mappings = with(3);
+        mappings.leave(FlowId(2), (EndedBy::Client, HowEnded::Idle));
+
+        let end = (EndedBy::User, HowEnded::Disconnected);
+        let ended = mappings.drain(end);
+
+        assert_eq!(ended.len(), 3);
+        assert_eq!(mappings.kept(), 0);
+    }
+}
