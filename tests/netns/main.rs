@@ -9,6 +9,7 @@ mod buffering;
 mod capture;
 mod configuration;
 mod crowd;
+mod datagrams;
 mod deliveries;
 mod endings;
 mod events;

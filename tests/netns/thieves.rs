@@ -106,7 +106,6 @@ fn client_session() -> Session {
         capabilities: 0,
         buffer_bytes: 1 << 20,
         max_flows: 64,
-        capabilities: 0,
         datagram_age: tund_session::limits::DATAGRAM_AGE,
         max_grace: Duration::from_secs(3600),
     };

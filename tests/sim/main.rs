@@ -1,5 +1,6 @@
 //! Stories of both daemons' cores in virtual time, one per file.
 
+mod datagrams;
 mod fairness;
 mod grace;
 mod idle_flows;

@@ -81,7 +81,7 @@ fn policy(section: &mut Section<'_>) -> Option<Policy> {
     if matches!(protocol, Some(Protocol::Icmp | Protocol::Udp)) {
         section.warn(
             "protocol",
-            "has no effect: this version carries TCP only",
+            "has no effect: in this version policies hold for TCP only",
             "remove this [[policy]], or write protocol = \"tcp\"",
         );
     }

@@ -183,3 +183,93 @@ fn ip_address(address: SockaddrStorage) -> Option<SocketAddr> {
         Some((v6.ip(), v6.port()).into())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Failures;
+    use super::*;
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    const DEADLINE: Duration = Duration::from_secs(4);
+
+    fn loopback(is_v4: bool) -> IpAddr {
+        if is_v4 {
+            Ipv4Addr::LOCALHOST.into()
+        } else {
+            Ipv6Addr::LOCALHOST.into()
+        }
+    }
+
+    async fn far(is_v4: bool) -> (UdpSocket, SocketAddr) {
+        let socket = UdpSocket::bind((loopback(is_v4), 0)).await.unwrap();
+        let address = socket.local_addr().unwrap();
+        (socket, address)
+    }
+
+    async fn send(origin: &UdpOrigin, both: (&[u8], &[u8]), to: SocketAddr) -> io::Result<()> {
+        poll_fn(|cx| origin.poll_send(cx, both, to)).await
+    }
+
+    #[tokio::test]
+    async fn one_port_speaks_to_many_and_a_preface_is_part_of_the_datagram() {
+        for is_v4 in [true, false] {
+            let origin = UdpOrigin::open(is_v4).unwrap();
+            let port = origin.local_addr().unwrap().port();
+            for _ in 0..2 {
+                let (far, to) = far(is_v4).await;
+                send(&origin, (b"header ", b"payload"), to).await.unwrap();
+                let mut buffer = [0; 100];
+                let (len, from) = far.recv_from(&mut buffer).await.unwrap();
+                assert_eq!(&buffer[..len], b"header payload");
+                assert_eq!(from, SocketAddr::new(loopback(is_v4), port));
+
+                far.send_to(b"answer", from).await.unwrap();
+                let mut into = ReadBuf::new(&mut buffer);
+                let answered = poll_fn(|cx| origin.poll_recv(cx, &mut into));
+                assert_eq!(answered.await.unwrap(), to);
+                assert_eq!(into.filled(), b"answer");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_names_its_remote_and_harms_no_other() {
+        for is_v4 in [true, false] {
+            let origin = UdpOrigin::open(is_v4).unwrap();
+            let mut failures = Failures::new().unwrap();
+            failures.watch(&origin, 7).unwrap();
+            let (gone, nobody) = far(is_v4).await;
+            drop(gone);
+            let (far, somebody) = far(is_v4).await;
+
+            send(&origin, (b"", b"anybody?"), nobody).await.unwrap();
+            let mut tokens = Vec::new();
+            let failed = poll_fn(|cx| failures.poll_failed(cx, &mut tokens));
+            let told = tokio::time::timeout(DEADLINE, failed).await;
+            told.expect("the kernel tells of it").unwrap();
+            send(&origin, (b"", b"hello"), somebody).await.unwrap();
+
+            assert_eq!(tokens, [7]);
+            let bounced = origin.bounced().expect("it is kept");
+            assert_eq!(bounced.remote, nobody);
+            assert_eq!(bounced.errno, Errno::ECONNREFUSED as u32);
+            assert_eq!(origin.bounced(), None);
+            let mut buffer = [0; 10];
+            assert_eq!(far.recv(&mut buffer).await.unwrap(), 5);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_for_any_datagram_is_said_at_once() {
+        let origin = UdpOrigin::open(true).unwrap();
+        let (_far, to) = far(true).await;
+
+        let error = send(&origin, (b"header", &[0; 65_507]), to)
+            .await
+            .unwrap_err();
+
+        assert_eq!(error.raw_os_error(), Some(Errno::EMSGSIZE as i32));
+        assert_eq!(origin.bounced(), None, "told once");
+    }
+}

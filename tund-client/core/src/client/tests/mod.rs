@@ -4,6 +4,7 @@ mod account;
 mod behind;
 mod budget;
 mod connect;
+mod datagrams;
 mod delivering;
 mod disk;
 mod ending;

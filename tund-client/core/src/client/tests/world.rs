@@ -171,8 +171,28 @@ pub(super) struct World {
     pub(super) journal: BTreeMap<(SessionId, FlowId), u64>,
     /// Bytes of deliveries that are no whole record yet.
     pub(super) half_records: BTreeMap<OriginId, (Deliver, Vec<u8>)>,
+    /// UDP and ICMP packets that applications' kernels got, each behind its virtio-net header.
+    pub(super) datagrams: Vec<Vec<u8>>,
     next_port: u16,
     next_id: u64,
+}
+
+/// What a packet carries: its protocol, or that of its fragment.
+fn protocol(bytes: &[u8]) -> u8 {
+    let packet = &bytes[crate::netstack::offload::VNET_HEADER_BYTES..];
+    match (packet[0] >> 4, packet[6]) {
+        (4, _) => packet[9],
+        (_, 44) => packet[40],
+        (_, next) => next,
+    }
+}
+
+fn is_datagram(bytes: &[u8]) -> bool {
+    protocol(bytes) == 17
+}
+
+fn is_datagram_or_icmp(bytes: &[u8]) -> bool {
+    matches!(protocol(bytes), 1 | 17 | 58)
 }
 
 impl World {
@@ -236,6 +256,7 @@ impl World {
             delivered: Vec::new(),
             journal: BTreeMap::new(),
             half_records: BTreeMap::new(),
+            datagrams: Vec::new(),
             next_port: 10_000,
             next_id: 0,
         }
@@ -382,8 +403,14 @@ impl World {
         assert_eq!(pending, None, "the session has something to tell");
     }
 
-    fn deliver(&mut self, sink: Collector) {
+    pub(super) fn deliver(&mut self, sink: Collector) {
         for bytes in sink.0 {
+            if is_datagram_or_icmp(&bytes) {
+                self.datagrams.push(bytes.clone());
+            }
+            if is_datagram(&bytes) {
+                continue;
+            }
             for segment in self.inspector.inspect(&bytes) {
                 if segment[9] == 1 {
                     self.icmp.push((segment[20], segment[21]));
