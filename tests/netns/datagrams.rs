@@ -67,12 +67,18 @@ impl Drop for Answerer {
 
 fn answer(socket: &UdpSocket, tell: &SyncSender<(SocketAddr, Vec<u8>)>) {
     let mut buffer = vec![0; 65_536];
-    while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-        let payload = &buffer[..len];
-        if payload == STOP || tell.send((from, payload.to_vec())).is_err() {
-            return;
+    loop {
+        match socket.recv_from(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+            Ok((len, from)) => {
+                let payload = &buffer[..len];
+                if payload == STOP || tell.send((from, payload.to_vec())).is_err() {
+                    return;
+                }
+                drop(socket.send_to(payload, from));
+            }
         }
-        drop(socket.send_to(payload, from));
     }
 }
 

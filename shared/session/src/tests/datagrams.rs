@@ -242,6 +242,7 @@ fn a_large_datagram_goes_in_pieces_between_which_others_have_their_turn() {
         .iter()
         .rposition(|frame| matches!(frame, Frame::DatagramPiece(_)));
     assert!(data < last.unwrap(), "{frames:?}");
+    pair.read(SERVER, stream);
     pair.run();
     assert_eq!(pair.caught(SERVER, flow), [large]);
     pair.is_clean();
@@ -301,7 +302,7 @@ fn neither_bulk_streams_nor_bulk_datagrams_keep_a_small_datagram_or_byte_waiting
         "{order:?}"
     );
     let datagrams = order.iter().filter(|flow| **flow == bulk).count();
-    assert!(datagrams < 50, "a turn is 16 KiB: {datagrams}");
+    assert!(datagrams < 80, "a turn is 16 KiB: {datagrams}");
 }
 
 #[test]
