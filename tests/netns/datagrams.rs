@@ -9,12 +9,14 @@ use std::time::Duration;
 use proxy_header::{ParseConfig, ProxyHeader};
 use tund_tests::lab::{Family, Namespace, Settings, TUN, address, wait};
 
-use crate::support::{LATER, SOON, Scene};
+use crate::support::{LATER, SOON, Scene, figure};
 
 const PORT: u16 = 9300;
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
 /// Longer than a daemon keeps a datagram.
 const STALE: Duration = Duration::from_secs(3);
+/// How long a rate is measured.
+const RATE_TIME: Duration = Duration::from_secs(4);
 /// The end of an origin's service.
 const STOP: &[u8] = b"stop";
 
@@ -125,7 +127,10 @@ fn exchange(socket: &UdpSocket, origin: &Answerer, sent: &[u8]) -> SocketAddr {
 }
 
 fn scene(title: &str, settings: &Settings) -> Scene {
-    Scene::new(title, settings)
+    let scene = Scene::new(title, settings);
+    // The first datagram of all would wait for the attach, and not for longer than any other.
+    drop(scene.echo());
+    scene
 }
 
 fn origins(scene: &Scene, port: u16) -> [Answerer; 2] {
@@ -378,4 +383,53 @@ fn an_idle_mapping_ends_and_its_account_says_so() {
         "{sockets}"
     );
     exchange(&socket, &origin, b"again");
+}
+
+/// How many datagrams of 1200 bytes arrive in `RATE_TIME`, and in how many that were sent.
+fn rate(from: &UdpSocket, to: SocketAddr, at: &UdpSocket) -> (usize, usize) {
+    let sender = from.try_clone().unwrap();
+    let until = wait::now() + RATE_TIME;
+    let sending = std::thread::spawn(move || {
+        let payload = [7; 1200];
+        let mut sent = 0;
+        while wait::now() < until {
+            for _ in 0..32 {
+                sent += usize::from(sender.send_to(&payload, to).is_ok());
+            }
+        }
+        sent
+    });
+    at.set_read_timeout(Some(RATE_TIME / 4)).unwrap();
+    let mut buffer = [0; 2000];
+    let mut arrived = 0;
+    while at.recv_from(&mut buffer).is_ok() {
+        arrived += 1;
+    }
+    (arrived, sending.join().unwrap())
+}
+
+#[test]
+#[ignore = "long: a measurement"]
+fn long_datagrams_per_second_beside_a_direct_path() {
+    let scene = scene("datagrams per second", &Settings::new());
+    let near = application(&scene, Family::V4);
+    for (title, to) in [
+        ("through tund", scene.lab.origin_address(Family::V4, PORT)),
+        ("direct", scene.lab.plain_origin_address(Family::V4, PORT)),
+    ] {
+        let far = bind(&scene.lab.origin, to);
+        near.send_to(b"hello", to).unwrap();
+        let (_, port) = far.recv_from(&mut [0; 10]).unwrap();
+        let (up, up_sent) = rate(&near, to, &far);
+        let (down, down_sent) = rate(&far, port, &near);
+        let per_second = |count: usize| count / usize::try_from(RATE_TIME.as_secs()).unwrap();
+        figure(&format!(
+            "datagrams of 1200 bytes per second {title}: up {} of {}, down {} of {}",
+            per_second(up),
+            per_second(up_sent),
+            per_second(down),
+            per_second(down_sent)
+        ));
+        assert!(up > 0 && down > 0);
+    }
 }

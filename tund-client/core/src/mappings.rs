@@ -158,8 +158,16 @@ impl Mappings {
         self.mappings.get(&id)
     }
 
-    pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<&mut ClientMapping> {
-        self.mappings.get_mut(&id)
+    /// It is one, or was one until the session forgets it.
+    pub(crate) fn knows(&self, id: FlowId) -> bool {
+        self.mappings.contains_key(&id) || self.leaving.contains_key(&id)
+    }
+
+    /// The server has a socket for it.
+    pub(crate) fn open(&mut self, id: FlowId) {
+        if let Some(mapping) = self.mappings.get_mut(&id) {
+            mapping.is_open = true;
+        }
     }
 
     /// The time that has passed without outages.
@@ -234,12 +242,10 @@ impl Mappings {
     }
 
     /// Ends it here; its account stays open until the session has forgotten the flow, too.
-    pub(crate) fn leave(&mut self, id: FlowId, end: End) -> bool {
+    pub(crate) fn leave(&mut self, id: FlowId, end: End) {
         let mapping = self.remove(id);
-        let is_one = mapping.is_some();
         self.leaving
             .extend(mapping.map(|mapping| (id, (mapping, end))));
-        is_one
     }
 
     /// The account of a mapping that the session has forgotten.
@@ -404,7 +410,7 @@ mod tests {
         assert_eq!(mappings.next_idle(IDLE, at(1499)), None);
         assert_eq!(mappings.poll_timeout(), Some(at(1500)));
         assert_eq!(mappings.next_idle(IDLE, at(1500)), Some(FlowId(1)));
-        assert!(mappings.leave(FlowId(1), (EndedBy::Client, HowEnded::Idle)));
+        mappings.leave(FlowId(1), (EndedBy::Client, HowEnded::Idle));
         assert_eq!(mappings.find(source(1)), None);
         let account = mappings.settle(FlowId(1), LostBytes::default(), at(1501));
         let account = account.expect("an account");

@@ -205,18 +205,23 @@ impl Server {
             config_file,
         };
         server.index_clients();
-        for address in server.config.listen.clone() {
+        server.listen()?;
+        Ok(server)
+    }
+
+    fn listen(&mut self) -> anyhow::Result<()> {
+        for address in self.config.listen.clone() {
             let socket = links::listen(address).map_err(|error| cannot_listen(address, error))?;
-            let token = server.next_token;
-            let waker = server.register(Source::Listener(server.listeners.len()));
+            let token = self.next_token;
+            let waker = self.register(Source::Listener(self.listeners.len()));
             waker.wake_by_ref();
-            server.listeners.push(Listener {
+            self.listeners.push(Listener {
                 socket,
                 waker,
                 token,
             });
         }
-        Ok(server)
+        Ok(())
     }
 
     fn index_clients(&mut self) {

@@ -290,10 +290,14 @@ fn neither_bulk_streams_nor_bulk_datagrams_keep_a_small_datagram_or_byte_waiting
 
     let frames = pair.sent(CLIENT, 50_000);
 
-    let flow_of = |frame: &Frame| match frame {
-        Frame::Data(data) => Some(data.flow),
-        Frame::Datagram(datagram) => Some(datagram.head.flow),
-        _ => None,
+    let flow_of = |frame: &Frame| {
+        if let Frame::Data(data) = frame {
+            return Some(data.flow);
+        }
+        let Frame::Datagram(datagram) = frame else {
+            return None;
+        };
+        Some(datagram.head.flow)
     };
     let order: Vec<FlowId> = frames.iter().filter_map(flow_of).collect();
     assert_eq!(order[..2], [quiet, typing]);

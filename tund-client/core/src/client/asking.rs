@@ -72,6 +72,11 @@ impl Asking {
 }
 
 impl Client {
+    /// A flow has ended, and leaves room: who waits for some asks at once.
+    pub(super) fn hurry_asking(&mut self, now: Instant) {
+        self.asking.hurry(now);
+    }
+
     /// The one verdict on a SYN.
     pub(crate) fn on_syn(
         &mut self,

@@ -1,14 +1,14 @@
 //! Datagrams of applications: into mappings of the session, and back into packets.
 
 use super::{Client, ClientEvent, State};
-use crate::account::{self, EndedBy, FlowAccount, HowEnded};
+use crate::account::{self, EndedBy, FlowAccount, HowEnded, LostBytes};
 use crate::mappings::{Filtering, Mappings};
 use crate::netstack::{Bounce, Sink, Taken};
 use crate::packet::{Datagram, Unreachable};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use tund_session::wire::frame::{DeniedBy, FlowCode, OnExpiry, OpenError};
-use tund_session::{FlowId, Instant, MappingError, OpenRefused, Session, Target};
+use tund_session::{Event, FlowId, Instant, MappingError, OpenRefused, Session, Target};
 
 /// No application is told of a smaller MTU on the server's word: every path of IPv6 has it, and a
 /// smaller one for IPv4 is the server's kernel's to deal with (RFC 8200 §5).
@@ -27,11 +27,38 @@ enum NoMapping {
 }
 
 impl Client {
-    /// Datagrams and errors of mappings that wait for their applications.
-    pub(super) fn note_mapping_readable(&mut self, flow: FlowId) {
-        if self.mappings.get(flow).is_some() {
-            self.readable_mappings.push(flow);
+    /// What the session tells of mappings; of anything else, the event.
+    pub(super) fn on_mapping_event(&mut self, event: Event, now: Instant) -> Option<Event> {
+        let (Event::FlowAccepted { flow }
+        | Event::FlowRefused { flow, .. }
+        | Event::FlowReadable { flow }
+        | Event::FlowAborted { flow, .. }
+        | Event::FlowForgotten { flow, .. }) = event
+        else {
+            return Some(event);
+        };
+        if !self.mappings.knows(flow) {
+            return Some(event);
         }
+        if let Event::FlowRefused { error, .. } = event {
+            self.turn_mapping_down(flow, error, now);
+        } else if let Event::FlowAborted { code, .. } = event {
+            self.mappings.leave(flow, account::of_abort(code));
+        } else if let Event::FlowForgotten { lost, dropped, .. } = event {
+            let lost = LostBytes {
+                up: lost,
+                down: dropped,
+            };
+            if let Some(account) = self.mappings.settle(flow, lost, now) {
+                self.account(account);
+            }
+            self.hurry_asking(now);
+        } else if let Event::FlowReadable { .. } = event {
+            self.readable_mappings.push(flow);
+        } else {
+            self.mappings.open(flow);
+        }
+        None
     }
 
     /// A datagram of an application's.
@@ -158,18 +185,13 @@ impl Client {
         }
     }
 
-    /// The server has no socket for a mapping; true if it was one.
-    pub(super) fn turn_mapping_down(
-        &mut self,
-        flow: FlowId,
-        error: OpenError,
-        now: Instant,
-    ) -> bool {
+    /// The server has no socket for a mapping.
+    fn turn_mapping_down(&mut self, flow: FlowId, error: OpenError, now: Instant) {
         let Some(mapping) = self.mappings.remove(flow) else {
-            return false;
+            return;
         };
         let end = account::of_refusal(error);
-        let lost = account::LostBytes::default();
+        let lost = LostBytes::default();
         self.account(FlowAccount::of_mapping(flow, &mapping, end, lost, now));
         // A server that does not carry datagrams: as if nobody listened anywhere.
         if matches!(error, OpenError::Other(_))
@@ -179,7 +201,6 @@ impl Client {
             self.bounces
                 .push((quote.to_vec(), mapping.destination, bounce));
         }
-        true
     }
 
     /// Mappings under way.

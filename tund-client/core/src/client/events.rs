@@ -13,6 +13,9 @@ impl Client {
         let Some(event) = self.on_delivery_event(event, now) else {
             return;
         };
+        let Some(event) = self.on_mapping_event(event, now) else {
+            return;
+        };
         match event {
             Event::Attached {
                 link,
@@ -42,10 +45,6 @@ impl Client {
             Event::AttachRefused { retry_after, .. } => self.dialer.wait(Some(retry_after), now),
             Event::Ended { reason } => self.on_ended(reason, now),
             Event::FlowAccepted { flow } => {
-                if let Some(mapping) = self.mappings.get_mut(flow) {
-                    mapping.is_open = true;
-                    return;
-                }
                 // An origin that answers will take what is stored for it, too.
                 if let Some(known) = self.table.get(flow) {
                     self.spool.on_answered(known.destination);
@@ -56,16 +55,9 @@ impl Client {
                 flow,
                 error,
                 remainder,
-            } => {
-                if !self.turn_mapping_down(flow, error, now) {
-                    self.turn_down(flow, error, remainder, now);
-                }
-            }
+            } => self.turn_down(flow, error, remainder, now),
             Event::FlowExpired { flow, remainder } => self.on_expired(flow, remainder, now),
-            Event::FlowReadable { flow } => {
-                self.note_mapping_readable(flow);
-                self.pump_down(flow, now);
-            }
+            Event::FlowReadable { flow } => self.pump_down(flow, now),
             Event::FlowWritable { flow } => self.pump_up(flow, now),
             Event::FlowAborted { flow, code } => self.on_aborted(flow, code),
             Event::FlowForgotten {
@@ -77,8 +69,7 @@ impl Client {
                     up: lost,
                     down: dropped,
                 };
-                let account = self.mappings.settle(flow, lost, now);
-                if let Some(account) = account.or_else(|| self.table.settle(flow, lost, now)) {
+                if let Some(account) = self.table.settle(flow, lost, now) {
                     self.account(account);
                 }
                 self.asking.hurry(now);
@@ -92,9 +83,6 @@ impl Client {
     }
 
     fn on_aborted(&mut self, flow: FlowId, code: FlowCode) {
-        if self.mappings.leave(flow, account::of_abort(code)) {
-            return;
-        }
         let Some(known) = self.table.get_mut(flow).copied() else {
             return;
         };

@@ -154,9 +154,11 @@ impl World {
 
     fn accounts(&self) -> Vec<FlowAccount> {
         let events = self.events.iter();
-        let accounts = events.filter_map(|(_, event)| match event {
-            ClientEvent::FlowEnded(account) => Some(*account),
-            _ => None,
+        let accounts = events.filter_map(|(_, event)| {
+            let ClientEvent::FlowEnded(account) = event else {
+                return None;
+            };
+            Some(*account)
         });
         accounts.collect()
     }
