@@ -61,7 +61,9 @@ impl Session {
         }
         if !flow.detached_socket {
             flow.detached_socket = true;
-            flow.awaits_stranded = self.role == Role::Server && flow.stage == Stage::Open;
+            let has_bytes = flow.mapping.is_none();
+            let is_open = flow.stage == Stage::Open;
+            flow.awaits_stranded = self.role == Role::Server && is_open && has_bytes;
             self.events.push_back(Event::FlowAborted { flow: id, code });
         }
     }
