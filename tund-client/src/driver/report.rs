@@ -9,12 +9,12 @@ use tund_client_core::{
     ClientEvent, ClientFlow, ClientMapping, FlowAccount, NotStored, Refused, State,
 };
 use tund_daemon::control::{
-    ByteCounts, ClientCommand, ClientState, ClientStatus, EndedFlowRow, ErrorReport, FLOW_ROWS_MAX,
-    FlowCounts, FlowRow, LinkReport, OutageReport, Page, Request,
+    ByteCounts, ClientCommand, ClientState, ClientStatus, DatagramReport, EndedFlowRow,
+    ErrorReport, FLOW_ROWS_MAX, FlowCounts, FlowRow, LinkReport, OutageReport, Page, Request,
 };
 use tund_daemon::telemetry::{Redacted, Tally};
 use tund_session::wire::frame::DeniedBy;
-use tund_session::{FlowId, Instant};
+use tund_session::{DatagramCounts, FlowId, Instant};
 
 /// Code and message of an error that needs a person.
 pub(super) const fn refusal(why: Refused) -> (&'static str, &'static str) {
@@ -178,6 +178,7 @@ impl Daemon {
                 last_gap_ms: outages.last_gap.map(millis),
                 last_resume_ms: outages.last_resume.map(millis),
             },
+            datagrams: datagrams(self.client.datagram_counts()),
             spool: self.spool_counts(),
             error: error.map(|(code, message)| ErrorReport {
                 code: code.to_owned(),
@@ -284,6 +285,15 @@ fn report(slot: &LinkSlot, now: Instant) -> Option<LinkReport> {
         up_ms: millis(now.saturating_duration_since(slot.since)),
         congestion_control: slot.link.congestion_control().ok(),
     })
+}
+
+const fn datagrams(counts: DatagramCounts) -> DatagramReport {
+    DatagramReport {
+        up: counts.sent,
+        down: counts.delivered,
+        stale: counts.stale,
+        dropped: counts.crowded_out + counts.abandoned,
+    }
 }
 
 fn count(flows: usize) -> u64 {

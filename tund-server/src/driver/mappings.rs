@@ -61,6 +61,9 @@ impl Server {
 
     /// Moves what can be moved between a mapping and its socket.
     pub(super) fn drive_mapping(&mut self, session: SessionId, flow: FlowId, now: Instant) {
+        if !self.mappings.contains_key(&(session, flow)) {
+            return;
+        }
         self.send_datagrams(session, flow, now);
         self.read_datagrams(session, flow, now);
     }

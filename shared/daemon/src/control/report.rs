@@ -41,6 +41,8 @@ pub struct ClientStatus {
     pub buffered_bytes: ByteCounts,
     /// What was survived, since the daemon's start.
     pub outages: OutageReport,
+    /// What became of UDP datagrams, since the daemon's start.
+    pub datagrams: DatagramReport,
     /// What waits for delivery.
     pub spool: SpoolCounts,
     /// What is wrong; none when all is well.
@@ -97,6 +99,19 @@ pub struct OutageReport {
     pub last_gap_ms: Option<u64>,
     /// Of the last one: from the successful dial's first packet to attached.
     pub last_resume_ms: Option<u64>,
+}
+
+/// UDP datagrams, as the client counts them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatagramReport {
+    /// Sent to the server.
+    pub up: u64,
+    /// Given to applications.
+    pub down: u64,
+    /// Dropped because they had waited for longer than `[udp] max_age`.
+    pub stale: u64,
+    /// Dropped because too many waited, or because their mapping ended.
+    pub dropped: u64,
 }
 
 /// What was stored after an outage that outlasted its grace.

@@ -361,11 +361,19 @@ fn count(bytes: usize) -> u64 {
 }
 
 impl DatagramCounts {
-    fn add(&mut self, more: Self) {
-        self.sent += more.sent;
-        self.delivered += more.delivered;
-        self.stale += more.stale;
-        self.crowded_out += more.crowded_out;
-        self.abandoned += more.abandoned;
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, more: Self) -> Self {
+        Self {
+            sent: self.sent + more.sent,
+            delivered: self.delivered + more.delivered,
+            stale: self.stale + more.stale,
+            crowded_out: self.crowded_out + more.crowded_out,
+            abandoned: self.abandoned + more.abandoned,
+        }
+    }
+
+    const fn add(&mut self, more: Self) {
+        *self = self.plus(more);
     }
 }

@@ -8,7 +8,9 @@ use crate::packet::{Datagram, Unreachable};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use tund_session::wire::frame::{DeniedBy, FlowCode, OnExpiry, OpenError};
-use tund_session::{Event, FlowId, Instant, MappingError, OpenRefused, Session, Target};
+use tund_session::{
+    DatagramCounts, Event, FlowId, Instant, MappingError, OpenRefused, Session, Target,
+};
 
 /// No application is told of a smaller MTU on the server's word: every path of IPv6 has it, and a
 /// smaller one for IPv4 is the server's kernel's to deal with (RFC 8200 §5).
@@ -201,6 +203,13 @@ impl Client {
             self.bounces
                 .push((quote.to_vec(), mapping.destination, bounce));
         }
+    }
+
+    /// What became of datagrams, since the start.
+    pub fn datagram_counts(&self) -> DatagramCounts {
+        let session = self.session.as_ref();
+        let now = session.map(Session::datagram_counts).unwrap_or_default();
+        self.past_datagrams.plus(now)
     }
 
     /// Mappings under way.

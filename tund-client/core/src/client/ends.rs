@@ -16,6 +16,7 @@ impl Client {
         let traffic = session.traffic();
         self.past.taken += traffic.taken;
         self.past.released += traffic.released;
+        self.past_datagrams = self.past_datagrams.plus(session.datagram_counts());
         self.outage_from = None;
         self.home = None;
         self.is_insisted_on = false;

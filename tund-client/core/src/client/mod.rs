@@ -28,7 +28,7 @@ use std::time::Duration;
 use storing::Storing;
 use tund_session::wire::frame::CloseCode;
 use tund_session::{
-    FlowId, Instant, LinkId, Outbox, Progress, Secret, Session, SessionId, Traffic,
+    DatagramCounts, FlowId, Instant, LinkId, Outbox, Progress, Secret, Session, SessionId, Traffic,
 };
 
 pub use storing::NotStored;
@@ -78,6 +78,7 @@ pub struct Client {
     expired: (usize, u64),
     /// Traffic of sessions that are over.
     past: Traffic,
+    past_datagrams: DatagramCounts,
     /// Ended sessions whose last words are still to be sent; each goes with its last link.
     parting: Vec<Session>,
     spool: Spool,
@@ -114,6 +115,7 @@ impl Client {
             outage_from: None,
             expired: (0, 0),
             past: Traffic::default(),
+            past_datagrams: DatagramCounts::default(),
             parting: Vec::new(),
             spool: Spool::new(config.spool_bytes),
             storing: Storing::default(),

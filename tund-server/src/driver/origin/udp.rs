@@ -18,6 +18,10 @@ use tokio::task::unconstrained;
 /// Errors that the kernel made itself, not an ICMP message (`SO_EE_ORIGIN_LOCAL`).
 const ORIGIN_LOCAL: u8 = 1;
 
+/// Errors of earlier datagrams that the kernel may report before it takes the next one: those that
+/// came meanwhile, one call each.
+const ERRORS_BEFORE: usize = 4;
+
 /// An ICMP error that the kernel has kept for a socket (`IP_RECVERR`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounced {
@@ -72,11 +76,16 @@ impl UdpOrigin {
         to: SocketAddr,
     ) -> Poll<io::Result<()>> {
         let mut sent = self.send(preface, payload, to);
-        if sent.is_err_and(|errno| !is_full(errno)) {
+        for _ in 0..ERRORS_BEFORE {
+            if !sent.is_err_and(|errno| !is_full(errno)) {
+                break;
+            }
             sent = self.send(preface, payload, to);
         }
         match sent {
             Err(errno) if is_full(errno) => {}
+            // It can only be another's, whatever this one is to meet.
+            Err(Errno::ECONNREFUSED) => return Poll::Ready(Ok(())),
             other => return Poll::Ready(other.map_err(io::Error::from)),
         }
         loop {
