@@ -208,21 +208,25 @@ impl Mappings {
         self.mappings.insert(id, mapping);
     }
 
-    /// A datagram of the application's, `bytes` long, with these headers.
+    /// A datagram of the application's, `bytes` long, with these headers; returns how long nothing
+    /// had gone by the mapping.
     pub(crate) fn sent(
         &mut self,
         id: FlowId,
         remote: SocketAddr,
         (headers, bytes): (&[u8], usize),
         now: Instant,
-    ) {
+    ) -> Duration {
         let clock = self.clock(now);
-        if let Some(mapping) = self.mappings.get_mut(&id) {
-            mapping.moved(now, clock);
-            mapping.up_bytes += u64::try_from(bytes).unwrap_or(0);
-            mapping.contacts.note(remote.ip());
-            mapping.keep_quote(remote, headers);
-        }
+        let Some(mapping) = self.mappings.get_mut(&id) else {
+            return Duration::ZERO;
+        };
+        let silence = now.saturating_duration_since(mapping.moved_at);
+        mapping.moved(now, clock);
+        mapping.up_bytes += u64::try_from(bytes).unwrap_or(0);
+        mapping.contacts.note(remote.ip());
+        mapping.keep_quote(remote, headers);
+        silence
     }
 
     /// A datagram for the application.

@@ -7,6 +7,7 @@ use crate::netstack::{Bounce, Sink, Taken};
 use crate::packet::{Datagram, Unreachable};
 use bytes::Bytes;
 use std::net::SocketAddr;
+use std::time::Duration;
 use tund_session::wire::frame::{DeniedBy, FlowCode, OnExpiry, OpenError};
 use tund_session::{
     DatagramCounts, Event, FlowId, Instant, MappingError, OpenRefused, Session, Target,
@@ -15,6 +16,9 @@ use tund_session::{
 /// No application is told of a smaller MTU on the server's word: every path of IPv6 has it, and a
 /// smaller one for IPv4 is the server's kernel's to deal with (RFC 8200 §5).
 const MTU_LEAST: u32 = 1280;
+
+/// An application that sends after so long a silence has somebody waiting; chosen.
+const SILENCE_BEFORE_NEWS: Duration = Duration::from_secs(10);
 
 /// What errors of datagrams mean to a host (`icmp_err_convert` in Linux, the other way).
 const EACCES: u32 = 13;
@@ -93,11 +97,14 @@ impl Client {
         let payload = datagram.payload(packet);
         let remote = datagram.destination;
         let sent = (datagram.headers(packet), payload.len());
-        self.mappings.sent(flow, remote, sent, now);
+        let silence = self.mappings.sent(flow, remote, sent, now);
         if let Some(session) = &mut self.session {
             session.send_datagram(flow, remote, Bytes::copy_from_slice(payload), now);
         }
-        self.dialer.hurry(now);
+        // Many applications send again and again to an origin that is silent: that is no news.
+        if known.is_none() || silence >= SILENCE_BEFORE_NEWS {
+            self.dialer.hurry(now);
+        }
     }
 
     fn open_mapping(&mut self, datagram: &Datagram, now: Instant) -> Result<FlowId, NoMapping> {

@@ -461,6 +461,29 @@ fn what_is_sent_in_an_outage_arrives_if_it_is_short_and_not_if_it_is_long() {
 }
 
 #[test]
+fn an_application_that_goes_on_sending_does_not_keep_the_dialer_busy() {
+    let mut config = dual_stack();
+    config.mappings.grace = SECOND * 3600;
+    let mut world = World::with(config, server(capability::DATAGRAM));
+    world.throw(v4(), b"hello");
+    world.fail();
+    world.pass(SECOND * 400);
+
+    // One that was silent has somebody waiting.
+    let before = world.dials.len();
+    world.throw(v4(), b"hello?");
+    world.pass(Duration::from_millis(1));
+    assert!(world.dials.len() > before);
+    let before = world.dials.len();
+    for _ in 0..60 {
+        world.throw(v4(), b"hello?");
+        world.pass(SECOND);
+    }
+    let dials = world.dials.len() - before;
+    assert!((5..40).contains(&dials), "{dials} attempts in a minute");
+}
+
+#[test]
 fn where_the_server_carries_no_datagrams_nobody_listens() {
     let mut world = World::with(dual_stack(), server(0));
     for _ in 0..2 {
