@@ -26,6 +26,11 @@ impl Contacts {
         self.addresses.push_back(address);
     }
 
+    /// All of them, the latest last.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().copied()
+    }
+
     /// Something was sent there.
     pub fn has(&self, address: IpAddr) -> bool {
         self.addresses.back() == Some(&address) || self.addresses.contains(&address)

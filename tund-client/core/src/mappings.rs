@@ -1,7 +1,7 @@
 //! Mappings of the client: which application's address belongs to which flow, and how long each lives.
 
 use crate::account::{End, EndedBy, FlowAccount, HowEnded, LostBytes};
-use crate::packet::UDP_HEADER_BYTES;
+use crate::packet::{UDP_HEADER_BYTES, is_private};
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -85,9 +85,15 @@ impl ClientMapping {
         self.active = clock;
     }
 
-    /// Something was sent to that address.
-    pub(crate) fn has_sent_to(&self, remote: SocketAddr) -> bool {
-        self.contacts.has(remote.ip())
+    /// Whether the application hears what comes from `remote`, whatever the server says. A stranger
+    /// of a private network may be a neighbour of this host's, for whom the server must not speak,
+    /// unless the application speaks to such networks through tund.
+    pub(crate) fn hears(&self, remote: SocketAddr, filtering: Filtering) -> bool {
+        if self.contacts.has(remote.ip()) {
+            return true;
+        }
+        let is_far = !is_private(remote.ip()) || self.contacts.iter().any(is_private);
+        filtering == Filtering::Endpoint && is_far
     }
 
     /// The headers of the last datagram to `remote`, if they are kept.

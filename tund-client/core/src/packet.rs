@@ -431,6 +431,18 @@ fn by_fragment_v6(ip: &Ipv6Slice<'_>, (source, destination): (Ipv6Addr, Ipv6Addr
     })
 }
 
+/// Addresses that mean another host in each network.
+pub fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [first, second, ..] = v4.octets();
+            let is_shared = first == 100 && second & 0xc0 == 64; // RFC 6598
+            v4.is_private() || v4.is_link_local() || is_shared
+        }
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
+}
+
 /// Addresses that no packet on a wire comes from or goes to.
 pub fn is_special(address: IpAddr) -> bool {
     match address {

@@ -2,7 +2,7 @@
 
 use super::{Client, ClientEvent, State};
 use crate::account::{self, EndedBy, FlowAccount, HowEnded, LostBytes};
-use crate::mappings::{Filtering, Mappings};
+use crate::mappings::Mappings;
 use crate::netstack::{Bounce, Sink, Taken};
 use crate::packet::{Datagram, Unreachable};
 use bytes::Bytes;
@@ -173,8 +173,7 @@ impl Client {
                 && remote.is_ipv4() == mapping.source.is_ipv4()
                 && remote.port() != 0
                 && self.netstack.may_come_from(remote.ip())
-                && (self.config.mappings.filtering == Filtering::Endpoint
-                    || mapping.has_sent_to(remote))
+                && mapping.hears(remote, self.config.mappings.filtering)
             {
                 let to = mapping.source;
                 self.netstack.send_datagram(remote, to, payload, sink);

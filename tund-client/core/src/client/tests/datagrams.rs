@@ -403,10 +403,26 @@ fn with_filtering_by_endpoint_strangers_are_shown_but_never_special_addresses() 
 
     world.answer(mapping, "198.51.100.77:1".parse().unwrap(), b"stranger");
     assert_eq!(world.seen().len(), 1);
-    for from in ["127.0.0.1:53", "224.0.0.1:53", "10.111.0.2:53"] {
+    let lan = [
+        "192.168.0.1:53",
+        "10.0.0.1:53",
+        "100.64.0.1:53",
+        "169.254.1.1:53",
+    ];
+    for from in ["127.0.0.1:53", "224.0.0.1:53", "10.111.0.2:53"]
+        .iter()
+        .chain(&lan)
+    {
         world.answer(mapping, from.parse().unwrap(), b"forged");
     }
     assert_eq!(world.seen().len(), 0);
+
+    // Who speaks to a private network through tund hears its strangers, too.
+    world.throw((v4().0, "10.9.9.9:53".parse().unwrap()), b"question");
+    for from in lan {
+        world.answer(mapping, from.parse().unwrap(), b"stranger");
+    }
+    assert_eq!(world.seen().len(), lan.len());
 }
 
 #[test]
