@@ -19,6 +19,7 @@ fn config() -> Config {
         max_flows: 8,
         max_grace: Duration::from_secs(60),
         capabilities: capability::DELIVERY,
+        datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
 
