@@ -10,7 +10,7 @@ use tund_session::wire::codec;
 use tund_session::wire::frame::{FlowCode, Frame, OnExpiry, capability};
 use tund_session::{
     Config, Event, FlowId, Instance, Instant, LinkId, MappingError, Outbox, Secret, Session,
-    SessionId, Target, Timer, limits,
+    SessionId, Strangers, Target, Timer, limits,
 };
 use tund_tests::harness::rng::Rng;
 
@@ -39,6 +39,7 @@ struct World {
     links: u64,
     mappings: BTreeMap<FlowId, Mapping>,
     admission: Admission,
+    strangers: Strangers,
     thrown: BTreeMap<u64, Thrown>,
     numbers: u64,
     arrived: u64,
@@ -88,6 +89,7 @@ impl World {
             links: 1,
             mappings: BTreeMap::new(),
             admission: Admission::new(allow, Vec::new(), Vec::new()),
+            strangers: Strangers::default(),
             thrown: BTreeMap::new(),
             numbers: 0,
             arrived: 0,
@@ -213,9 +215,10 @@ impl World {
             let Some(mapping) = self.mappings.get_mut(&flow) else {
                 return;
             };
-            let heard = mapping.incoming(&self.admission, &[], stranger, self.now);
+            let by = (&self.admission, &[][..]);
+            let heard = mapping.incoming(by, &mut self.strangers, (stranger, 100), self.now);
             assert!(heard.is_err(), "a stranger is heard");
-            let known = mapping.incoming(&self.admission, &[], remote, self.now);
+            let known = mapping.incoming(by, &mut self.strangers, (remote, 100), self.now);
             if known.is_err() {
                 self.meet("stranger");
                 return;

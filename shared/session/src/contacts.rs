@@ -1,6 +1,7 @@
-//! Whom a mapping has sent to: who may answer.
+//! Whom a mapping has sent to: who may answer; and how often strangers may speak.
 
 use crate::limits;
+use crate::time::Instant;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
@@ -37,6 +38,25 @@ impl Contacts {
     }
 }
 
+/// Datagrams of strangers that are heard, where any are: within a rate, and short ones only.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Strangers {
+    /// When the next one would be due, were they to come evenly.
+    next: Instant,
+}
+
+impl Strangers {
+    /// Whether one more is heard; `at_once` is how many may come at once.
+    pub fn admit(&mut self, bytes: usize, at_once: u32, now: Instant) -> bool {
+        let most = limits::STRANGERS_EVERY * at_once.saturating_sub(1);
+        if bytes > limits::STRANGER_BYTES || self.next > now + most {
+            return false;
+        }
+        self.next = self.next.max(now) + limits::STRANGERS_EVERY;
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +79,21 @@ mod tests {
         assert!(contacts.has(address(0)) && contacts.has(address(limits::CONTACTS)));
         assert!(!contacts.has(address(1)));
         assert!(contacts.has(address(2)));
+    }
+
+    #[test]
+    fn strangers_have_a_rate_and_a_size() {
+        let mut strangers = Strangers::default();
+        let mut now = Instant::from_nanos(1 << 40);
+        assert!(!strangers.admit(limits::STRANGER_BYTES + 1, 3, now));
+        for _ in 0..3 {
+            assert!(strangers.admit(limits::STRANGER_BYTES, 3, now));
+        }
+        assert!(!strangers.admit(1, 3, now));
+        now = now + (limits::STRANGERS_EVERY - std::time::Duration::from_nanos(1));
+        assert!(!strangers.admit(1, 3, now));
+        now = now + std::time::Duration::from_nanos(1);
+        assert!(strangers.admit(1, 3, now));
+        assert!(!strangers.admit(1, 3, now));
     }
 }

@@ -56,6 +56,8 @@ pub(crate) struct Flow {
     pub(crate) rx: ReceiveBuffer,
     /// It carries datagrams, and neither half has bytes.
     pub(crate) mapping: Option<Box<Mapping>>,
+    /// OPEN has gone out, or has come: datagrams behind it find the flow.
+    pub(crate) is_asked: bool,
     /// Bytes up to here may be taken from the local socket; share = this − base.
     pub(crate) intake_limit: Offset,
     pub(crate) intake_share: Share,
@@ -133,6 +135,7 @@ impl Flow {
             tx: SendBuffer::default(),
             rx: ReceiveBuffer::default(),
             mapping: None,
+            is_asked: false,
             intake_limit: Offset(0),
             intake_share: Share::default(),
             intake_target: 0,
@@ -265,11 +268,11 @@ impl Flow {
             && !self.send_done
     }
 
-    /// DATA, or datagrams, could be sent at once. Those need not wait for the origin's answer: OPEN
-    /// goes first on any link.
+    /// DATA, or datagrams, could be sent at once. Those need not wait for the origin's answer, but for
+    /// their OPEN to go out; on another link it goes first again.
     pub(crate) fn is_ready(&self) -> bool {
         if let Some(mapping) = &self.mapping {
-            return !self.send_done && mapping.is_ready();
+            return self.is_asked && !self.send_done && mapping.is_ready();
         }
         self.stage == Stage::Open && !self.send_done && self.tx.is_ready()
     }

@@ -19,7 +19,7 @@ mod tests;
 pub mod time;
 pub mod wire;
 
-pub use contacts::Contacts;
+pub use contacts::{Contacts, Strangers};
 pub use framer::Framer;
 pub use id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
 pub use mapping::{DatagramCounts, MappingError};

@@ -60,16 +60,20 @@ pub const DATAGRAM_AGE: Duration = Duration::from_secs(2);
 pub const MAPPING_DATAGRAMS: usize = 256;
 /// Bytes of the same; four datagrams of the largest size fit.
 pub const MAPPING_BYTES: usize = 256 * 1024;
-/// Datagrams of a session that wait in one direction; beyond it the oldest of the same mapping goes.
-pub const DATAGRAMS: usize = 2048;
-/// Bytes of the same: a share of the buffer, as a divisor, in addition to it, within these bounds.
+/// What each datagram that waits counts for beside its bytes, so that a bound of bytes is one of
+/// their number too.
+pub const DATAGRAM_COST: usize = 512;
+/// Bytes of all datagrams of a session that wait in one direction: a share of the buffer, as a
+/// divisor, in addition to it, within the bounds below; beyond it the mapping that holds most loses
+/// its oldest.
 pub const DATAGRAM_SHARE: u64 = 16;
 /// The largest; chosen.
 pub const DATAGRAM_BYTES: usize = 1024 * 1024;
 /// The least: one of the largest size each way, and small ones beside it.
 pub const DATAGRAM_BYTES_LEAST: usize = 128 * 1024;
-/// A mapping that holds no more than this finds the last eighth of that room too.
-pub const DATAGRAM_SMALL: usize = 16 * 1024;
+/// When so many wait for local sockets, their owner takes them before it reads on from its link: one
+/// turn of a link brings thousands. Chosen: with those of one record, fewer than a mapping holds.
+pub const DATAGRAMS_WAITING: usize = 64;
 /// Datagrams that may wait for local sockets in the buffer that a link was read into, 128 KiB each;
 /// while more wait, short ones are copied. Chosen as [`SLICES`].
 pub const DATAGRAM_SLICES: usize = 64;
@@ -79,6 +83,13 @@ pub const SWEEP_LEAST: Duration = Duration::from_millis(100);
 /// Addresses that one mapping remembers as sent to; beyond it the oldest is forgotten, and its answers
 /// are those of a stranger. Chosen: some 5 KiB, and a second of a busy search among peers.
 pub const CONTACTS: usize = 256;
+/// A stranger's datagram is heard so often, in a session. Chosen: enough for hole punching and for
+/// games that are asked by many, too little to fill a link.
+pub const STRANGERS_EVERY: Duration = Duration::from_millis(20);
+/// How many may come at once.
+pub const STRANGERS_AT_ONCE: u32 = 100;
+/// A stranger's datagram is no longer than a packet.
+pub const STRANGER_BYTES: usize = 1472;
 /// Errors of one mapping that wait in one direction; beyond it further ones are dropped.
 pub const MAPPING_ERRORS: usize = 16;
 

@@ -1,12 +1,12 @@
 //! What one end holds of a mapping: datagrams and errors that wait, each way, within bounds.
 
-use crate::id::LinkId;
+use crate::id::{FlowId, LinkId};
 use crate::limits;
 use crate::time::Instant;
-use crate::wire::codec::{MAX_DATAGRAM, MAX_PAYLOAD};
+use crate::wire::codec::MAX_PAYLOAD;
 use crate::wire::frame::DatagramPiece;
 use bytes::{Bytes, BytesMut};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -63,12 +63,15 @@ pub struct MappingError {
     pub info: u32,
 }
 
-/// What all mappings of a session may hold in one direction (INV-9).
+/// What all mappings of a session hold in one direction, and may hold (INV-9).
 #[derive(Debug)]
 pub(crate) struct Room {
     count: usize,
+    /// With what each costs beside its bytes.
     bytes: usize,
     most_bytes: usize,
+    /// What waits in each queue, so that the one that holds most is known.
+    holders: BTreeSet<(usize, FlowId)>,
 }
 
 impl Room {
@@ -80,6 +83,7 @@ impl Room {
             count: 0,
             bytes: 0,
             most_bytes: share.clamp(least, most),
+            holders: BTreeSet::new(),
         }
     }
 
@@ -91,24 +95,36 @@ impl Room {
         self.count
     }
 
-    /// Room for one more; what is left at last is for mappings that hold little, so that those that
-    /// hold much do not keep a question of a few bytes out.
-    fn has(&self, bytes: usize, held: usize) -> bool {
-        let is_small = held + bytes <= limits::DATAGRAM_SMALL;
-        let set_aside = |most: usize| if is_small { 0 } else { most / 8 };
-        let most = self.most_bytes - set_aside(self.most_bytes);
-        let count = limits::DATAGRAMS - set_aside(limits::DATAGRAMS);
-        self.bytes + bytes <= most && self.count < count
+    /// More than half of it is taken.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.bytes > self.most_bytes / 2
     }
 
-    fn add(&mut self, bytes: usize) {
+    /// Room for one more of that length.
+    pub(crate) fn has(&self, len: usize) -> bool {
+        self.bytes + len + limits::DATAGRAM_COST <= self.most_bytes
+    }
+
+    /// The mapping whose queue holds most.
+    pub(crate) fn heaviest(&self) -> Option<FlowId> {
+        self.holders.last().map(|(_, flow)| *flow)
+    }
+
+    fn add(&mut self, len: usize) {
         self.count += 1;
-        self.bytes += bytes;
+        self.bytes += len + limits::DATAGRAM_COST;
     }
 
-    fn remove(&mut self, bytes: usize) {
+    fn remove(&mut self, len: usize) {
         self.count -= 1;
-        self.bytes -= bytes;
+        self.bytes -= len + limits::DATAGRAM_COST;
+    }
+
+    fn weigh(&mut self, flow: FlowId, before: usize, after: usize) {
+        self.holders.remove(&(before, flow));
+        if after > 0 {
+            self.holders.insert((after, flow));
+        }
     }
 }
 
@@ -138,13 +154,22 @@ impl Waiting {
 }
 
 /// Datagrams in the order in which they came; at a bound the oldest goes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Queue {
+    flow: FlowId,
     waiting: VecDeque<Waiting>,
     bytes: usize,
 }
 
 impl Queue {
+    fn new(flow: FlowId) -> Self {
+        Self {
+            flow,
+            waiting: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -157,40 +182,46 @@ impl Queue {
         self.waiting.front()
     }
 
-    /// Keeps one more; false if even its own mapping's oldest made no room for it.
-    pub(crate) fn push(
-        &mut self,
-        datagram: Waiting,
-        room: &mut Room,
-        dropped: &mut Dropped,
-    ) -> bool {
+    fn weight(&self) -> usize {
+        self.bytes + self.waiting.len() * limits::DATAGRAM_COST
+    }
+
+    /// Keeps one more, for which its own mapping's oldest make room; the session has made what room
+    /// there is for it among all.
+    pub(crate) fn push(&mut self, datagram: Waiting, room: &mut Room, dropped: &mut Dropped) {
         let len = datagram.payload.len();
-        if len > MAX_DATAGRAM {
-            dropped.add(len, Drop::CrowdedOut);
-            return false;
-        }
-        while self.waiting.len() >= limits::MAPPING_DATAGRAMS
-            || self.bytes + len > limits::MAPPING_BYTES
-            || !room.has(len, self.bytes)
+        while !self.is_empty()
+            && (self.waiting.len() >= limits::MAPPING_DATAGRAMS
+                || self.bytes + len > limits::MAPPING_BYTES)
         {
-            let Some(oldest) = self.pop(room) else {
-                dropped.add(len, Drop::CrowdedOut);
-                return false;
-            };
-            dropped.add(oldest.payload.len(), Drop::CrowdedOut);
+            self.drop_oldest(room, dropped);
         }
+        if !room.has(len) {
+            dropped.add(len, Drop::CrowdedOut);
+            return;
+        }
+        let before = self.weight();
         room.add(len);
         self.bytes += len;
         self.waiting.push_back(datagram);
-        true
+        room.weigh(self.flow, before, self.weight());
     }
 
     pub(crate) fn pop(&mut self, room: &mut Room) -> Option<Waiting> {
+        let before = self.weight();
         let datagram = self.waiting.pop_front()?;
         let len = datagram.payload.len();
         self.bytes -= len;
         room.remove(len);
+        room.weigh(self.flow, before, self.weight());
         Some(datagram)
+    }
+
+    /// The oldest goes, for others.
+    pub(crate) fn drop_oldest(&mut self, room: &mut Room, dropped: &mut Dropped) {
+        if let Some(oldest) = self.pop(room) {
+            dropped.add(oldest.payload.len(), Drop::CrowdedOut);
+        }
     }
 
     /// Those in front that have waited for too long go.
@@ -247,7 +278,7 @@ pub(crate) enum Out {
 }
 
 /// One end's view of a mapping.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Mapping {
     /// From the local socket.
     pub(crate) tx: Queue,
@@ -260,6 +291,17 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
+    pub(crate) fn new(flow: FlowId) -> Self {
+        Self {
+            tx: Queue::new(flow),
+            rx: Queue::new(flow),
+            tx_errors: VecDeque::new(),
+            rx_errors: VecDeque::new(),
+            going: None,
+            coming: None,
+        }
+    }
+
     /// Something could be sent at once.
     pub(crate) fn is_ready(&self) -> bool {
         self.going.is_some() || !self.tx.is_empty() || !self.tx_errors.is_empty()
@@ -350,7 +392,7 @@ impl Mapping {
         };
         if offset == 0 {
             self.drop_coming(room, dropped);
-            if !room.has(whole, self.rx.bytes) {
+            if !room.has(whole) {
                 dropped.add(whole, Drop::CrowdedOut);
                 return None;
             }

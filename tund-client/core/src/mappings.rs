@@ -7,15 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tund_session::wire::frame::Protocol;
-use tund_session::{Contacts, FlowId, Instant};
+use tund_session::{Contacts, FlowId, Instant, Strangers, limits};
 
-/// Mappings at once; for one more, the one that has been idle longest ends. Chosen: half of what a
-/// client may have of flows, so that connections have room.
-const MAPPINGS: usize = 8192;
 /// A mapping is not ended for another before it has been idle for so long: its answer may be due.
 const KEPT_AT_LEAST: Duration = Duration::from_secs(30);
 /// Remotes of one mapping of whose last datagram the headers are kept.
 const QUOTES: usize = 4;
+/// The clock of mappings runs on for so long after anything was heard of the server, which is asked
+/// every 25 s while there is a flow: a sleep, or an outage that nobody has noticed, is no idle time.
+const UNHEARD: Duration = Duration::from_secs(30);
+/// Strangers' datagrams that may come at once: as many as a server lets pass, and as many again.
+const STRANGERS_AT_ONCE: u32 = 2 * limits::STRANGERS_AT_ONCE;
 /// The longest headers that are kept: IPv4 with all options, or IPv6, and UDP.
 const QUOTE_BYTES: usize = 60 + UDP_HEADER_BYTES;
 
@@ -45,10 +47,12 @@ pub struct ClientMapping {
     /// Bytes to the application.
     pub down_bytes: u64,
     moved_at: Instant,
+    /// When its application sent last.
+    sent_at: Instant,
     silence: Duration,
     contacts: Contacts,
     quotes: Vec<Quote>,
-    /// When something went by it last, by the clock of the mappings.
+    /// When its application sent last, by the clock of the mappings.
     active: Duration,
     /// Where it stands in the order of deadlines.
     due: Duration,
@@ -65,6 +69,7 @@ impl ClientMapping {
             up_bytes: 0,
             down_bytes: 0,
             moved_at: now,
+            sent_at: now,
             silence: Duration::ZERO,
             contacts: Contacts::default(),
             quotes: Vec::new(),
@@ -79,10 +84,14 @@ impl ClientMapping {
         self.silence.max(since)
     }
 
-    fn moved(&mut self, now: Instant, clock: Duration) {
+    fn moved(&mut self, now: Instant) {
         self.silence = self.longest_silence(now);
         self.moved_at = now;
-        self.active = clock;
+    }
+
+    /// Something was sent to that address.
+    pub(crate) fn has_sent_to(&self, remote: SocketAddr) -> bool {
+        self.contacts.has(remote.ip())
     }
 
     /// Whether the application hears what comes from `remote`, whatever the server says. A stranger
@@ -138,6 +147,9 @@ pub struct Mappings {
     paused: Duration,
     /// The outage that goes on.
     paused_since: Option<Instant>,
+    /// When the server was heard last.
+    heard_at: Option<Instant>,
+    strangers: Strangers,
 }
 
 impl Mappings {
@@ -178,13 +190,27 @@ impl Mappings {
 
     /// The time that has passed without outages.
     fn clock(&self, now: Instant) -> Duration {
-        let now = self.paused_since.unwrap_or(now);
+        let heard = self.heard_at.map_or(now, |heard| heard + UNHEARD);
+        let now = self.paused_since.unwrap_or_else(|| now.min(heard));
         Duration::from_nanos(now.as_nanos()).saturating_sub(self.paused)
     }
 
-    /// An outage has begun: the clock stands still.
+    /// Something has come from the server. If that took too long, it was an outage, though nobody
+    /// has noticed.
+    pub(crate) fn heard(&mut self, now: Instant) {
+        if let Some(heard) = self.heard_at
+            && heard + UNHEARD < now
+            && self.paused_since.is_none()
+        {
+            self.paused += now.saturating_duration_since(heard);
+        }
+        self.heard_at = Some(now);
+    }
+
+    /// An outage has begun, when the server was heard last: the clock stands still.
     pub(crate) fn pause(&mut self, now: Instant) {
-        self.paused_since.get_or_insert(now);
+        let since = self.heard_at.unwrap_or(now).min(now);
+        self.paused_since.get_or_insert(since);
     }
 
     /// It is over, or so is the session.
@@ -192,6 +218,7 @@ impl Mappings {
         if let Some(since) = self.paused_since.take() {
             self.paused += now.saturating_duration_since(since);
         }
+        self.heard_at = Some(now);
     }
 
     pub(crate) fn survived(&mut self) {
@@ -228,18 +255,25 @@ impl Mappings {
             return Duration::ZERO;
         };
         let silence = now.saturating_duration_since(mapping.moved_at);
-        mapping.moved(now, clock);
+        mapping.moved(now);
+        mapping.sent_at = now;
+        mapping.active = clock;
         mapping.up_bytes += u64::try_from(bytes).unwrap_or(0);
         mapping.contacts.note(remote.ip());
         mapping.keep_quote(remote, headers);
         silence
     }
 
-    /// A datagram for the application.
+    /// Whether one more datagram of a stranger is heard, whatever the server lets pass.
+    pub(crate) fn hears_stranger(&mut self, bytes: usize, now: Instant) -> bool {
+        self.strangers.admit(bytes, STRANGERS_AT_ONCE, now)
+    }
+
+    /// A datagram for the application. It keeps no mapping alive: the application may be gone, and
+    /// whoever sends then would keep it for ever (RFC 4787 §4.3).
     pub(crate) fn received(&mut self, id: FlowId, bytes: usize, now: Instant) {
-        let clock = self.clock(now);
         if let Some(mapping) = self.mappings.get_mut(&id) {
-            mapping.moved(now, clock);
+            mapping.moved(now);
             mapping.down_bytes += u64::try_from(bytes).unwrap_or(0);
         }
     }
@@ -301,20 +335,15 @@ impl Mappings {
         None
     }
 
-    /// Which one has to end so that there is room for another: the one that has been idle longest.
-    /// None if there is room; an error if none has been idle for long enough.
-    pub(crate) fn make_room(&mut self, idle: Duration, now: Instant) -> Result<Option<FlowId>, ()> {
-        if self.mappings.len() < MAPPINGS {
-            return Ok(None);
-        }
-        let clock = self.clock(now);
+    /// The one whose application has been silent longest, if it has been for a while.
+    pub(crate) fn longest_idle(&mut self, idle: Duration, now: Instant) -> Option<FlowId> {
         loop {
-            let (due, id) = self.deadlines.first().copied().ok_or(())?;
-            let mapping = self.mappings.get_mut(&id).ok_or(())?;
+            let (due, id) = self.deadlines.first().copied()?;
+            let mapping = self.mappings.get_mut(&id)?;
             let true_due = mapping.active + idle;
             if true_due == due {
-                let is_kept = mapping.active + KEPT_AT_LEAST.min(idle) > clock;
-                return if is_kept { Err(()) } else { Ok(Some(id)) };
+                let silence = now.saturating_duration_since(mapping.sent_at);
+                return (silence >= KEPT_AT_LEAST.min(idle)).then_some(id);
             }
             self.deadlines.remove(&(due, id));
             mapping.due = true_due;
@@ -322,13 +351,22 @@ impl Mappings {
         }
     }
 
-    /// When the next has to be looked at; never in an outage.
+    /// Those for which the server is not known to have a socket.
+    pub(crate) fn unopened(&self) -> Vec<FlowId> {
+        let unopened = self.mappings.iter().filter(|(_, mapping)| !mapping.is_open);
+        unopened.map(|(id, _)| *id).collect()
+    }
+
+    /// When the next has to be looked at; never in an outage, nor before the server is heard again.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         if self.paused_since.is_some() {
             return None;
         }
         let (due, _) = self.deadlines.first()?;
-        Some(Instant::default() + *due + self.paused)
+        let at = Instant::default() + *due + self.paused;
+        // Until then the clock does not get there, unless the server is heard.
+        let is_reached = self.heard_at.is_none_or(|heard| at <= heard + UNHEARD);
+        is_reached.then_some(at)
     }
 
     #[cfg(test)]
@@ -412,34 +450,71 @@ mod tests {
     }
 
     #[test]
-    fn whatever_goes_by_keeps_a_mapping_alive() {
+    fn what_the_application_sends_keeps_a_mapping_alive_and_what_it_gets_does_not() {
         let mut mappings = with(2);
         mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1200));
         mappings.received(FlowId(2), 6, at(1250));
 
+        let just_before = Instant::from_nanos(at(1300).as_nanos() - 1);
+        assert_eq!(mappings.next_idle(IDLE, just_before), None);
+        assert_eq!(mappings.next_idle(IDLE, at(1300)), Some(FlowId(2)));
+        mappings.leave(FlowId(2), (EndedBy::Client, HowEnded::Idle));
+        assert_eq!(mappings.find(source(2)), None);
+        assert!(mappings.knows(FlowId(2)));
+        let account = mappings.settle(FlowId(2), LostBytes::default(), at(1301));
+        let account = account.expect("an account");
+        assert_eq!((account.down_bytes, account.how), (6, HowEnded::Idle));
+        assert_eq!(account.longest_silence, Duration::from_secs(250));
         assert_eq!(mappings.next_idle(IDLE, at(1499)), None);
         assert_eq!(mappings.poll_timeout(), Some(at(1500)));
         assert_eq!(mappings.next_idle(IDLE, at(1500)), Some(FlowId(1)));
-        mappings.leave(FlowId(1), (EndedBy::Client, HowEnded::Idle));
-        assert_eq!(mappings.find(source(1)), None);
-        let account = mappings.settle(FlowId(1), LostBytes::default(), at(1501));
-        let account = account.expect("an account");
-        assert_eq!((account.up_bytes, account.how), (5, HowEnded::Idle));
-        assert_eq!(account.longest_silence, Duration::from_secs(301));
-        assert_eq!(mappings.next_idle(IDLE, at(1549)), None);
-        assert_eq!(mappings.next_idle(IDLE, at(1550)), Some(FlowId(2)));
     }
 
     #[test]
-    fn of_too_many_the_one_that_was_idle_longest_makes_room_if_it_was_idle_for_a_while() {
-        let most = u64::try_from(MAPPINGS).unwrap();
-        let mut mappings = with(most);
-        assert_eq!(mappings.make_room(IDLE, at(1029)), Err(()));
-        mappings.received(FlowId(1), 1, at(1010));
+    fn the_clock_runs_only_while_the_server_is_heard() {
+        let mut mappings = with(1);
+        mappings.heard(at(1001));
+        // A sleep, and nobody has noticed.
+        assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
+        assert_eq!(mappings.poll_timeout(), None);
+        mappings.heard(at(9000));
+        assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
 
-        assert_eq!(mappings.make_room(IDLE, at(1030)), Ok(Some(FlowId(2))));
+        for second in (9025..=9299).step_by(25) {
+            mappings.heard(at(second));
+            assert_eq!(mappings.next_idle(IDLE, at(second)), None, "{second}");
+        }
+        assert_eq!(mappings.poll_timeout(), Some(at(9299)));
+        assert_eq!(mappings.next_idle(IDLE, at(9299)), Some(FlowId(1)));
+    }
+
+    #[test]
+    fn an_outage_begins_when_the_server_was_heard_last() {
+        let mut mappings = with(1);
+        mappings.heard(at(1250));
+        mappings.pause(at(1275));
+        mappings.go_on(at(2250));
+        assert_eq!(
+            mappings.poll_timeout(),
+            None,
+            "50 s are left, and 30 s are sure"
+        );
+        mappings.heard(at(2275));
+        assert_eq!(mappings.poll_timeout(), Some(at(2300)));
+    }
+
+    #[test]
+    fn who_was_silent_longest_makes_room_but_not_at_once() {
+        let mut mappings = with(3);
+        mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1010));
+        mappings.received(FlowId(2), 5, at(1029));
+
+        assert_eq!(mappings.longest_idle(IDLE, at(1029)), None);
+        assert_eq!(mappings.longest_idle(IDLE, at(1030)), Some(FlowId(2)));
         mappings.remove(FlowId(2));
-        assert_eq!(mappings.make_room(IDLE, at(1030)), Ok(None));
+        assert_eq!(mappings.longest_idle(IDLE, at(1030)), Some(FlowId(3)));
+        mappings.remove(FlowId(3));
+        assert_eq!(mappings.longest_idle(IDLE, at(1030)), None);
     }
 
     #[test]

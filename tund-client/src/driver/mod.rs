@@ -374,14 +374,19 @@ impl Daemon {
         }
     }
 
+    /// Lets the core write into the device.
+    fn flush(&mut self, now: Instant) {
+        let mut sink = TunSink {
+            tun: &self.tun,
+            refused: &mut self.refused_packets,
+        };
+        self.client.flush(now, &mut sink);
+    }
+
     /// Carries out what the core wants, until it wants nothing.
     fn drain(&mut self, now: Instant) {
         loop {
-            let mut sink = TunSink {
-                tun: &self.tun,
-                refused: &mut self.refused_packets,
-            };
-            self.client.flush(now, &mut sink);
+            self.flush(now);
             let mut moved = false;
             let links: Vec<LinkId> = self.client.links().collect();
             for link in links {

@@ -1,15 +1,81 @@
 //! Mappings at the server: which datagrams go out, and which that come in are handed on.
 
 use crate::admission::{Admission, Denied, Protocol, Rule};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
-use tund_session::{Contacts, Instant};
+use tund_session::wire::frame::OpenError;
+use tund_session::{Contacts, Instant, SessionId, Strangers, limits};
 
-/// Datagrams of strangers that a mapping takes per second, where it takes any. Chosen: enough for
-/// hole punching and for games that are asked by many, too few to fill a link.
-const STRANGERS_EVERY: Duration = Duration::from_millis(20);
-/// How many may come at once.
-const STRANGERS_AT_ONCE: u32 = 100;
+/// Mappings of one session: each has a port of the server's host, which has some 28,000 of them for
+/// all. More than a client's own bound, so that an honest one does not meet it.
+pub const MAPPINGS_OF_SESSION: usize = 4096;
+/// Mappings of all sessions; the rest of the ports is for the host.
+pub const MAPPINGS: usize = 16_384;
+
+/// What all mappings take of the server's ports, and each session of its link.
+#[derive(Debug)]
+pub struct Places {
+    of_session: BTreeMap<SessionId, Place>,
+    all: usize,
+    most: (usize, usize),
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    mappings: usize,
+    strangers: Strangers,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self::new(MAPPINGS_OF_SESSION, MAPPINGS)
+    }
+}
+
+impl Places {
+    /// So many for each session, and so many in all.
+    pub fn new(of_session: usize, all: usize) -> Self {
+        Self {
+            of_session: BTreeMap::new(),
+            all: 0,
+            most: (of_session, all),
+        }
+    }
+
+    /// Takes a place for one more mapping.
+    ///
+    /// # Errors
+    ///
+    /// At either bound.
+    pub fn take(&mut self, session: SessionId) -> Result<(), OpenError> {
+        let taken = self.of_session.get(&session).map_or(0, |of| of.mappings);
+        if taken >= self.most.0 {
+            return Err(OpenError::TooManyFlows);
+        }
+        if self.all >= self.most.1 {
+            return Err(OpenError::Exhausted);
+        }
+        self.all += 1;
+        self.of_session.entry(session).or_default().mappings += 1;
+        Ok(())
+    }
+
+    /// A mapping that had a place has ended.
+    pub fn give_back(&mut self, session: SessionId) {
+        if let Some(of) = self.of_session.get_mut(&session) {
+            self.all -= 1;
+            of.mappings -= 1;
+            if of.mappings == 0 {
+                self.of_session.remove(&session);
+            }
+        }
+    }
+
+    /// What strangers may send to a session.
+    pub fn strangers(&mut self, session: SessionId) -> &mut Strangers {
+        &mut self.of_session.entry(session).or_default().strangers
+    }
+}
 
 /// Who may send to the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +92,6 @@ pub struct Mapping {
     is_v4: bool,
     filtering: Filtering,
     contacts: Contacts,
-    /// When the next stranger's datagram would be due, were they to come evenly.
-    strangers: Instant,
 }
 
 /// Why a datagram is not sent.
@@ -62,7 +126,6 @@ impl Mapping {
             is_v4: source.is_ipv4(),
             filtering,
             contacts: Contacts::default(),
-            strangers: Instant::default(),
         })
     }
 
@@ -92,33 +155,31 @@ impl Mapping {
         Ok(used)
     }
 
-    /// Whether a datagram from `remote` is handed on.
+    /// Whether a datagram of so many bytes from `remote` is handed on.
     ///
     /// # Errors
     ///
     /// Why not.
     pub fn incoming(
         &mut self,
-        admission: &Admission,
-        client_allow: &[Rule],
-        remote: SocketAddr,
+        (admission, client_allow): (&Admission, &[Rule]),
+        strangers: &mut Strangers,
+        (remote, bytes): (SocketAddr, usize),
         now: Instant,
     ) -> Result<(), Unheard> {
-        if self.contacts.has(remote.ip()) {
-            return Ok(());
-        }
-        if self.filtering == Filtering::Address {
+        let is_contact = self.contacts.has(remote.ip());
+        if !is_contact && self.filtering == Filtering::Address {
             return Err(Unheard::Stranger);
         }
-        // What may not be sent to may not send either: its answer could not be answered.
+        // What may not be sent to may not send either: its answer could not be answered, and the
+        // settings may have changed since it was sent to.
         let checked = admission.check(client_allow, remote, Protocol::Udp);
         if checked.is_err() {
             return Err(Unheard::Denied);
         }
-        if self.strangers > now + STRANGERS_EVERY * (STRANGERS_AT_ONCE - 1) {
+        if !is_contact && !strangers.admit(bytes, limits::STRANGERS_AT_ONCE, now) {
             return Err(Unheard::TooMany);
         }
-        self.strangers = self.strangers.max(now) + STRANGERS_EVERY;
         Ok(())
     }
 
@@ -144,13 +205,20 @@ mod tests {
         Mapping::new(protocol, address("10.111.0.2:4000")).unwrap()
     }
 
+    /// What comes from there, a hundred bytes long.
+    fn heard(mapping: &mut Mapping, admission: &Admission, from: &str) -> Result<(), Unheard> {
+        let now = Instant::default();
+        let from = (address(from), 100);
+        mapping.incoming((admission, &[]), &mut Strangers::default(), from, now)
+    }
+
     #[test]
     fn only_addresses_that_were_sent_to_may_answer_and_by_any_port() {
-        let (admission, now) = (open(), Instant::default());
+        let admission = open();
         let mut mapping = mapping(Protocol::Udp);
         let remote = address("1.1.1.1:53");
         let stranger = Err(Unheard::Stranger);
-        assert_eq!(mapping.incoming(&admission, &[], remote, now), stranger);
+        assert_eq!(heard(&mut mapping, &admission, "1.1.1.1:53"), stranger);
 
         assert_eq!(mapping.outgoing(&admission, &[], remote), Ok(remote));
 
@@ -159,23 +227,25 @@ mod tests {
             ("1.1.1.1:5353", Ok(())),
             ("1.1.1.2:53", stranger),
         ] {
-            let from = address(from);
-            assert_eq!(mapping.incoming(&admission, &[], from, now), verdict);
+            assert_eq!(heard(&mut mapping, &admission, from), verdict);
         }
         assert!(mapping.has_sent_to(remote) && !mapping.has_sent_to(address("1.1.1.2:53")));
+        // The settings have changed since.
+        let deny = vec!["1.1.1.1".parse().unwrap()];
+        let closed = Admission::new(Vec::new(), deny, Vec::new());
+        let denied = Err(Unheard::Denied);
+        assert_eq!(heard(&mut mapping, &closed, "1.1.1.1:53"), denied);
     }
 
     #[test]
     fn each_datagram_is_judged_by_the_address_that_is_used() {
         let admission = open();
         let mut mapping = mapping(Protocol::Udp);
-        let now = Instant::default();
 
         for denied in ["127.0.0.1:53", "10.0.0.1:53", "224.0.0.1:53", "0.0.0.0:53"] {
-            let denied = address(denied);
-            let verdict = mapping.outgoing(&admission, &[], denied);
+            let verdict = mapping.outgoing(&admission, &[], address(denied));
             assert!(matches!(verdict, Err(Unsent::Denied(_))), "{denied}");
-            let heard = mapping.incoming(&admission, &[], denied, now);
+            let heard = heard(&mut mapping, &admission, denied);
             assert_eq!(heard, Err(Unheard::Stranger), "{denied}");
         }
         let allow = ["10.0.0.0/8".parse().unwrap()];
@@ -191,28 +261,47 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_heard_where_they_are_wanted_within_a_rate() {
-        let (admission, mut now) = (open(), Instant::default() + Duration::from_secs(9));
-        let mut mapping = mapping(Protocol::UdpAny);
+    fn strangers_of_a_whole_session_are_heard_within_one_rate() {
+        let (admission, now) = (open(), Instant::from_nanos(1 << 40));
+        let mut mappings = [mapping(Protocol::UdpAny), mapping(Protocol::UdpAny)];
         let (friend, stranger) = (address("1.1.1.1:1"), address("8.8.8.8:8"));
-        assert!(mapping.outgoing(&admission, &[], friend).is_ok());
+        let mut strangers = Strangers::default();
+        assert!(mappings[0].outgoing(&admission, &[], friend).is_ok());
+        let mut heard = |mapping: usize, from: SocketAddr, bytes: usize| {
+            let of = &mut mappings[mapping];
+            of.incoming((&admission, &[]), &mut strangers, (from, bytes), now)
+        };
 
-        for _ in 0..STRANGERS_AT_ONCE {
-            assert_eq!(mapping.incoming(&admission, &[], stranger, now), Ok(()));
+        for number in 0..limits::STRANGERS_AT_ONCE {
+            let mapping = usize::from(number % 2 == 0);
+            assert_eq!(heard(mapping, stranger, 100), Ok(()));
         }
         let too_many = Err(Unheard::TooMany);
-        assert_eq!(mapping.incoming(&admission, &[], stranger, now), too_many);
-        assert_eq!(mapping.incoming(&admission, &[], friend, now), Ok(()));
-        now = now + (STRANGERS_EVERY - Duration::from_nanos(1));
-        assert_eq!(mapping.incoming(&admission, &[], stranger, now), too_many);
-        now = now + Duration::from_nanos(1);
-        assert_eq!(mapping.incoming(&admission, &[], stranger, now), Ok(()));
-        assert_eq!(mapping.incoming(&admission, &[], stranger, now), too_many);
+        assert_eq!(heard(0, stranger, 100), too_many);
+        assert_eq!(heard(1, stranger, 100), too_many);
+        assert_eq!(heard(0, friend, 60_000), Ok(()));
+        assert_eq!(
+            heard(0, address("192.168.0.9:9"), 100),
+            Err(Unheard::Denied)
+        );
+    }
 
-        let lan = address("192.168.0.9:9");
-        now = now + Duration::from_secs(9);
-        let heard = mapping.incoming(&admission, &[], lan, now);
-        assert_eq!(heard, Err(Unheard::Denied));
+    #[test]
+    fn no_session_takes_all_ports_and_all_together_leave_some() {
+        let mut places = Places::new(2, 3);
+        let [a, b] = [SessionId([1; 16]), SessionId([2; 16])];
+        assert_eq!([places.take(a), places.take(a)], [Ok(()), Ok(())]);
+        assert_eq!(places.take(a), Err(OpenError::TooManyFlows));
+        assert_eq!(places.take(b), Ok(()));
+        assert_eq!(places.take(b), Err(OpenError::Exhausted));
+
+        places.give_back(a);
+        assert_eq!(places.take(b), Ok(()));
+        for session in [a, b, b] {
+            places.give_back(session);
+        }
+        assert!(places.of_session.is_empty());
+        assert_eq!(places.all, 0);
     }
 
     #[test]

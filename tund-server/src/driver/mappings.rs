@@ -38,7 +38,11 @@ impl Server {
         now: Instant,
     ) -> Result<(), OpenError> {
         let mapping = Mapping::new(open.protocol, open.source).ok_or(OpenError::Other(93))?;
-        let origin = UdpOrigin::open(mapping.is_v4()).map_err(|error| open_error(&error))?;
+        self.places.take(session)?;
+        let origin = UdpOrigin::open(mapping.is_v4()).map_err(|error| {
+            self.places.give_back(session);
+            open_error(&error)
+        })?;
         let token = self.next_token;
         let waker = self.register(Source::Mapping(session, open.flow));
         if let Err(error) = self.failures.watch(&origin, token) {
@@ -118,6 +122,7 @@ impl Server {
             return;
         };
         let (admission, buffer) = (&self.admission, &mut self.datagram);
+        let strangers = self.places.strangers(session);
         let mut unheard = 0;
         self.registry.with(session, now, |s| {
             let mut cx = Context::from_waker(&slot.waker);
@@ -128,7 +133,9 @@ impl Server {
                     // An ICMP error, which is told by the kernel's queue of them.
                     Poll::Ready(Err(_)) => {}
                     Poll::Ready(Ok(remote)) => {
-                        let heard = slot.mapping.incoming(admission, allow, remote, now);
+                        let from = (remote, into.filled().len());
+                        let by = (admission, allow);
+                        let heard = slot.mapping.incoming(by, strangers, from, now);
                         if heard.is_ok() {
                             let payload = bytes::Bytes::copy_from_slice(into.filled());
                             s.send_datagram(flow, remote, payload, now);
@@ -142,6 +149,10 @@ impl Server {
         });
         for _ in 0..unheard {
             self.refusals.add("unsolicited datagram");
+        }
+        let of = self.registry.session(session);
+        if of.is_some_and(tund_session::Session::has_datagrams_backed_up) {
+            self.send_dirty(now);
         }
     }
 
@@ -192,6 +203,7 @@ impl Server {
     pub(super) fn close_mapping(&mut self, session: SessionId, flow: FlowId) {
         if let Some(slot) = self.mappings.remove(&(session, flow)) {
             self.sources.remove(&slot.token);
+            self.places.give_back(session);
         }
     }
 

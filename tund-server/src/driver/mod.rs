@@ -36,6 +36,7 @@ use tund_daemon::telemetry::Tally;
 use tund_server_core::admission::Admission;
 use tund_server_core::delivery::StoredFlow;
 use tund_server_core::gate::Gate;
+use tund_server_core::mapping::Places;
 use tund_server_core::proxy::ProxyProtocol;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
 use tund_session::wire::codec::MAX_DATAGRAM;
@@ -83,6 +84,7 @@ struct Server {
     departed: FxHashMap<LinkId, SocketAddr>,
     origins: BTreeMap<(SessionId, FlowId), flows::OriginSlot>,
     mappings: BTreeMap<(SessionId, FlowId), mappings::MappingSlot>,
+    places: Places,
     /// What datagrams are read into.
     datagram: Vec<u8>,
     opens: opens::Opens,
@@ -183,6 +185,7 @@ impl Server {
             departed: FxHashMap::default(),
             origins: BTreeMap::new(),
             mappings: BTreeMap::new(),
+            places: Places::default(),
             datagram: vec![0; MAX_DATAGRAM],
             opens: opens::Opens::default(),
             denials: opens::Denials::default(),
@@ -354,42 +357,49 @@ impl Server {
 
     /// Carries out what the registry wants, until it wants nothing.
     fn drain(&mut self, now: Instant) {
-        loop {
-            let mut moved = false;
-            while let Some(event) = self.registry.poll_event() {
-                moved = true;
-                match event {
-                    RegistryEvent::Session { session, event } => self.on_event(session, event, now),
-                    RegistryEvent::Final {
-                        key: client,
+        while self.take_events(now) | self.send_dirty(now) {}
+        self.departed.clear();
+    }
+
+    /// Hears what sessions tell; true if there was anything.
+    pub(super) fn take_events(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        while let Some(event) = self.registry.poll_event() {
+            moved = true;
+            match event {
+                RegistryEvent::Session { session, event } => self.on_event(session, event, now),
+                RegistryEvent::Final {
+                    key: client,
+                    session,
+                    flow,
+                    taken,
+                    released,
+                } => {
+                    let of = StoredFlow {
+                        client,
                         session,
                         flow,
-                        taken,
-                        released,
-                    } => {
-                        let of = StoredFlow {
-                            client,
-                            session,
-                            flow,
-                        };
-                        self.note_final(of, (taken, released));
-                    }
-                    RegistryEvent::TurnedAway { link, reason } => {
-                        self.on_turned_away(link, reason, now);
-                    }
+                    };
+                    self.note_final(of, (taken, released));
+                }
+                RegistryEvent::TurnedAway { link, reason } => {
+                    self.on_turned_away(link, reason, now);
                 }
             }
-            let mut dirty = std::mem::take(&mut self.dirty);
-            self.registry.poll_dirty(&mut dirty);
-            for link in dirty.drain(..) {
-                moved |= self.send(link, now);
-            }
-            self.dirty = dirty;
-            if !moved {
-                self.departed.clear();
-                return;
-            }
         }
+        moved
+    }
+
+    /// Sends what is due on every link; true if there was anything.
+    pub(super) fn send_dirty(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        let mut dirty = std::mem::take(&mut self.dirty);
+        self.registry.poll_dirty(&mut dirty);
+        for link in dirty.drain(..) {
+            moved |= self.send(link, now);
+        }
+        self.dirty = dirty;
+        moved
     }
 
     fn on_signal(&mut self, signal: Signal, now: Instant) {

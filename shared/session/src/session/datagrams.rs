@@ -8,13 +8,22 @@ use crate::limits;
 use crate::mapping::{DatagramCounts, Dropped, Mapping, MappingError, Out, Waiting};
 use crate::outbox::Outbox;
 use crate::time::Instant;
-use crate::wire::codec::MAX_PAYLOAD;
+use crate::wire::codec::{MAX_DATAGRAM, MAX_PAYLOAD};
 use crate::wire::frame::{
     Datagram, DatagramError, DatagramHead, DatagramPiece, Frame, OpenError, Protocol, capability,
 };
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// Which way datagrams go that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// To the local socket.
+    In,
+    /// To the peer.
+    Out,
+}
 
 /// EPROTONOSUPPORT: the server knows of no such flows.
 const NOT_SUPPORTED: OpenError = OpenError::Other(93);
@@ -31,29 +40,37 @@ impl Session {
         self.datagrams
     }
 
-    /// A datagram of the local socket's, to or from `remote`; false if there was no room for it.
-    pub fn send_datagram(
-        &mut self,
-        id: FlowId,
-        remote: SocketAddr,
-        payload: Bytes,
-        now: Instant,
-    ) -> bool {
-        self.begin_sweeping(now);
+    /// A datagram of the local socket's, to or from `remote`. Where there is no room for it, the
+    /// mapping that holds most makes some.
+    pub fn send_datagram(&mut self, id: FlowId, remote: SocketAddr, payload: Bytes, now: Instant) {
+        if payload.len() > MAX_DATAGRAM {
+            self.datagrams.crowded_out += 1;
+            return;
+        }
+        self.make_room(Way::Out, payload.len(), now);
         let Some(flow) = self.flows.get_mut(&id).filter(|flow| !flow.send_done) else {
-            return false;
+            return;
         };
         let Some(mapping) = flow.mapping.as_deref_mut() else {
-            return false;
+            return;
         };
         self.traffic.taken += count(payload.len());
         let mut dropped = Dropped::default();
         let datagram = Waiting::new(remote, payload, Duration::ZERO, now);
-        let is_kept = mapping.tx.push(datagram, &mut self.tx_room, &mut dropped);
+        mapping.tx.push(datagram, &mut self.tx_room, &mut dropped);
         flow.lost += dropped.bytes;
         self.datagrams.add(dropped.counts);
         self.schedule(id);
-        is_kept
+    }
+
+    /// So many wait for local sockets that their owner should take them before it reads on.
+    pub fn has_datagrams_waiting(&self) -> bool {
+        self.rx_room.count() >= limits::DATAGRAMS_WAITING
+    }
+
+    /// So much waits to be sent that it should be before more is read.
+    pub fn has_datagrams_backed_up(&self) -> bool {
+        self.tx_room.is_half_full()
     }
 
     /// An error that a datagram of the peer's met at the local socket.
@@ -97,6 +114,11 @@ impl Session {
         flow.mapping.as_deref_mut()?.take_error()
     }
 
+    /// Client: whether OPEN of that flow has gone out, so that the server may know of it.
+    pub fn is_asked(&self, id: FlowId) -> bool {
+        self.flows.get(&id).is_some_and(|flow| flow.is_asked)
+    }
+
     /// Whether the flow is a mapping; a stream, or unknown, if not.
     pub fn is_mapping(&self, id: FlowId) -> bool {
         self.flows
@@ -106,15 +128,66 @@ impl Session {
 
     /// How many of the flows are mappings.
     pub fn mapping_count(&self) -> usize {
-        let flows = self.flows.values();
-        flows.filter(|flow| flow.mapping.is_some()).count()
+        self.mappings
+    }
+
+    /// Flows at once, as far as is known: the smaller of what both ends allow.
+    pub fn most_flows(&self) -> u64 {
+        let peer = self.peer_limits.map_or(u64::MAX, |limits| limits.max_flows);
+        peer.min(self.config.max_flows)
     }
 
     /// What a flow of that protocol has beside its halves.
-    pub(super) fn mapping_for(protocol: Protocol) -> Option<Box<Mapping>> {
+    pub(super) fn mapping_for(protocol: Protocol, flow: FlowId) -> Option<Box<Mapping>> {
         match protocol {
             Protocol::Tcp => None,
-            Protocol::Udp | Protocol::UdpAny | Protocol::Icmp => Some(Box::default()),
+            Protocol::Udp | Protocol::UdpAny | Protocol::Icmp => Some(Box::new(Mapping::new(flow))),
+        }
+    }
+
+    /// Client: OPEN has gone out, and datagrams may follow it.
+    pub(super) fn note_asked(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && !flow.is_asked
+        {
+            flow.is_asked = true;
+            self.schedule(id);
+        }
+    }
+
+    /// Sees to it that a datagram of that length finds room: what is stale goes first, then the
+    /// oldest of the mapping that holds most. So none keeps the others out.
+    fn make_room(&mut self, way: Way, len: usize, now: Instant) {
+        self.begin_sweeping(now);
+        let has = |session: &Self| match way {
+            Way::In => session.rx_room.has(len),
+            Way::Out => session.tx_room.has(len),
+        };
+        if !has(self) && self.swept_at + limits::SWEEP_LEAST <= now {
+            self.sweep(now);
+        }
+        while !has(self) {
+            let room = match way {
+                Way::In => &mut self.rx_room,
+                Way::Out => &mut self.tx_room,
+            };
+            let heaviest = room.heaviest().and_then(|id| self.flows.get_mut(&id));
+            let Some(flow) = heaviest else { return };
+            let Some(mapping) = flow.mapping.as_deref_mut() else {
+                return;
+            };
+            let mut dropped = Dropped::default();
+            match way {
+                Way::In => {
+                    mapping.rx.drop_oldest(room, &mut dropped);
+                    flow.dropped += dropped.bytes;
+                }
+                Way::Out => {
+                    mapping.tx.drop_oldest(room, &mut dropped);
+                    flow.lost += dropped.bytes;
+                }
+            }
+            self.datagrams.add(dropped.counts);
         }
     }
 
@@ -167,9 +240,12 @@ impl Session {
         link: LinkId,
         now: Instant,
     ) -> Taken {
-        self.begin_sweeping(now);
         if self.known_mapping(piece.head.flow)?.is_none() {
             return Ok(());
+        }
+        if piece.offset == 0 {
+            let whole = usize::try_from(piece.whole).unwrap_or(usize::MAX);
+            self.make_room(Way::In, whole, now);
         }
         let Some(flow) = self.flows.get_mut(&piece.head.flow) else {
             return Ok(());
@@ -188,7 +264,7 @@ impl Session {
     }
 
     fn receive_datagram(&mut self, head: &DatagramHead, payload: Bytes, now: Instant) {
-        self.begin_sweeping(now);
+        self.make_room(Way::In, payload.len(), now);
         // Few keep the buffer that their link was read into: datagrams that nobody takes must not
         // hold many times their size.
         let is_slice =
@@ -318,11 +394,15 @@ impl Session {
     }
 
     pub(super) fn sweep_if_due(&mut self, now: Instant) {
-        if self.sweeps_at().is_none_or(|at| at > now) {
-            return;
+        if self.sweeps_at().is_some_and(|at| at <= now) {
+            self.sweep(now);
         }
+    }
+
+    fn sweep(&mut self, now: Instant) {
         let most = self.config.datagram_age;
         self.sweep_at = now + most.max(limits::SWEEP_LEAST);
+        self.swept_at = now;
         for flow in self.flows.values_mut() {
             let Some(mapping) = flow.mapping.as_deref_mut() else {
                 continue;

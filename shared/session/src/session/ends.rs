@@ -28,6 +28,7 @@ impl Session {
         self.dropped_by_flow = dropped.filter(|(_, dropped)| *dropped > 0).collect();
         self.flows.clear();
         self.live_flows = 0;
+        self.mappings = 0;
         self.short_pieces = 0;
         self.slices = 0;
         self.acks.clear();
@@ -151,6 +152,7 @@ impl Session {
         let Some(mut flow) = self.flows.remove(&id) else {
             return;
         };
+        self.mappings -= usize::from(flow.mapping.is_some());
         self.intake.resize(&mut flow.intake_share, 0);
         self.credit.resize(&mut flow.credit_share, 0);
         self.short_pieces -= flow.rx.short_pieces();

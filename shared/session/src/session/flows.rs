@@ -38,7 +38,7 @@ impl Session {
         let on_expiry = self.possible(target.on_expiry);
         let mut flow = self.next_flow(target.grace, now)?;
         let id = flow.id;
-        flow.mapping = Self::mapping_for(target.protocol);
+        flow.mapping = Self::mapping_for(target.protocol, id);
         if flow.mapping.is_some() && !self.has_datagrams() {
             return Err(OpenRefused::NotAgreed);
         }
@@ -99,6 +99,7 @@ impl Session {
             self.expiries.insert((at, flow.id));
         }
         self.live_flows += 1;
+        self.mappings += usize::from(flow.mapping.is_some());
         self.flows.insert(flow.id, flow);
     }
 

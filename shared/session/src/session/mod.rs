@@ -73,6 +73,10 @@ pub struct Session {
     rx_room: Room,
     /// When the next look for stale ones among them is due.
     sweep_at: Instant,
+    /// When the last one was.
+    swept_at: Instant,
+    /// How many of the flows are mappings.
+    mappings: usize,
     datagrams: DatagramCounts,
     /// Bytes taken from local sockets and not released by the peer (INV-5).
     intake: Budget,
@@ -162,6 +166,8 @@ impl Session {
             tx_room: Room::new(config.buffer_bytes),
             rx_room: Room::new(config.buffer_bytes),
             sweep_at: now,
+            swept_at: now,
+            mappings: 0,
             datagrams: DatagramCounts::default(),
             intake: Budget::new(config.buffer_bytes, config.max_flows),
             credit: Budget::new(config.buffer_bytes, config.max_flows),

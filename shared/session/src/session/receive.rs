@@ -309,7 +309,8 @@ impl Session {
         }
         open.grace = open.grace.min(self.config.max_grace);
         let mut flow = Flow::new(open.flow, open.grace, now);
-        flow.mapping = Self::mapping_for(open.protocol);
+        flow.mapping = Self::mapping_for(open.protocol, open.flow);
+        flow.is_asked = true;
         if flow.mapping.is_some() {
             open.on_expiry = OnExpiry::Reset;
         }

@@ -8,7 +8,7 @@ use crate::limits;
 use crate::outbox::Outbox;
 use crate::time::Instant;
 use crate::wire::codec;
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Control, Frame};
 
 impl Session {
     /// Appends frames for `link` to `out` until about `budget` bytes are in it; false if nothing
@@ -64,6 +64,9 @@ impl Session {
             && let Some((number, message)) = self.lane.take(link)
         {
             self.count(link, now);
+            if let Control::Open(open) = &message {
+                self.note_asked(open.flow);
+            }
             out.push(&Frame::Control { number, message });
         }
     }

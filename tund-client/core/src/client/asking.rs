@@ -140,12 +140,13 @@ impl Client {
                     self.accept(flow, now);
                 }
             }
-            Err(
-                OpenRefused::TooManyFlows
-                | OpenRefused::Ended
-                | OpenRefused::NoRoom
-                | OpenRefused::NotAgreed,
-            ) => self.asking.add(waiting, now + AGAIN_AFTER),
+            Err(OpenRefused::TooManyFlows) => {
+                self.make_room_for_flow(now);
+                self.asking.add(waiting, now + AGAIN_AFTER);
+            }
+            Err(OpenRefused::Ended | OpenRefused::NoRoom | OpenRefused::NotAgreed) => {
+                self.asking.add(waiting, now + AGAIN_AFTER)
+            }
         }
     }
 

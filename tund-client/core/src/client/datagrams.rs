@@ -17,12 +17,18 @@ use tund_session::{
 /// smaller one for IPv4 is the server's kernel's to deal with (RFC 8200 §5).
 const MTU_LEAST: u32 = 1280;
 
+/// Mappings at once: a server gives a session as many sockets, and no more than half of the flows that
+/// there may be are mappings, so that connections have room. For one more, the one that has been
+/// idle longest ends.
+const MAPPINGS: usize = 4096;
+
 /// An application that sends after so long a silence has somebody waiting; chosen.
 const SILENCE_BEFORE_NEWS: Duration = Duration::from_secs(10);
 
 /// What errors of datagrams mean to a host (`icmp_err_convert` in Linux, the other way).
 const EACCES: u32 = 13;
 const EMSGSIZE: u32 = 90;
+const EAFNOSUPPORT: u32 = 97;
 
 /// Why a datagram finds no mapping.
 enum NoMapping {
@@ -109,10 +115,10 @@ impl Client {
 
     fn open_mapping(&mut self, datagram: &Datagram, now: Instant) -> Result<FlowId, NoMapping> {
         let settings = self.config.mappings;
-        match self.mappings.make_room(settings.idle, now) {
-            Ok(None) => {}
-            Ok(Some(oldest)) => self.end_idle(oldest, now),
-            Err(()) => return Err(NoMapping::Full),
+        let flows = self.session.as_ref().map_or(u64::MAX, Session::most_flows);
+        let most = usize::try_from(flows / 2).unwrap_or(usize::MAX);
+        if self.mappings.len() >= most.min(MAPPINGS) && !self.make_room_for_flow(now) {
+            return Err(NoMapping::Full);
         }
         let target = Target {
             protocol: settings.filtering.protocol(),
@@ -133,8 +139,40 @@ impl Client {
                 Ok(flow)
             }
             Err(OpenRefused::NotAgreed) => Err(NoMapping::NotCarried),
-            Err(OpenRefused::TooManyFlows | OpenRefused::Ended | OpenRefused::NoRoom) => {
+            Err(OpenRefused::TooManyFlows) => {
+                self.make_room_for_flow(now);
                 Err(NoMapping::Full)
+            }
+            Err(OpenRefused::Ended | OpenRefused::NoRoom) => Err(NoMapping::Full),
+        }
+    }
+
+    /// There is no room for one more flow: the mapping that has been idle longest ends, if it has
+    /// been for a while; true if so.
+    pub(super) fn make_room_for_flow(&mut self, now: Instant) -> bool {
+        let longest = self.mappings.longest_idle(self.config.mappings.idle, now);
+        if let Some(flow) = longest {
+            self.end_idle(flow, now);
+        }
+        longest.is_some()
+    }
+
+    /// So many datagrams wait for applications that they should have them before more is read.
+    pub fn has_datagrams_waiting(&self) -> bool {
+        let session = self.session.as_ref();
+        session.is_some_and(Session::has_datagrams_waiting)
+    }
+
+    /// While there is no link: mappings that the server has not heard of, and whose datagrams have
+    /// waited in vain, are not asked for once there is one.
+    fn end_vain_mappings(&mut self, now: Instant) {
+        let Some(session) = self.session.as_mut().filter(|s| !s.is_attached()) else {
+            return;
+        };
+        for flow in self.mappings.unopened() {
+            if !session.is_asked(flow) && session.flow_buffered(flow).0 == 0 {
+                self.mappings.remove(flow);
+                session.abort(flow, FlowCode::Cancelled, now);
             }
         }
     }
@@ -148,6 +186,7 @@ impl Client {
 
     /// Ends what nothing has gone by for long enough.
     pub(super) fn end_idle_mappings(&mut self, now: Instant) {
+        self.end_vain_mappings(now);
         while let Some(flow) = self.mappings.next_idle(self.config.mappings.idle, now) {
             self.end_idle(flow, now);
         }
@@ -176,8 +215,11 @@ impl Client {
                 && mapping.hears(remote, self.config.mappings.filtering)
             {
                 let to = mapping.source;
-                self.netstack.send_datagram(remote, to, payload, sink);
-                self.mappings.received(flow, bytes, now);
+                let is_contact = mapping.has_sent_to(remote);
+                if is_contact || self.mappings.hears_stranger(bytes, now) {
+                    self.netstack.send_datagram(remote, to, payload, sink);
+                    self.mappings.received(flow, bytes, now);
+                }
             }
             session.datagram_taken(flow);
         }
@@ -201,11 +243,27 @@ impl Client {
         let end = account::of_refusal(error);
         let lost = LostBytes::default();
         self.account(FlowAccount::of_mapping(flow, &mapping, end, lost, now));
-        // A server that does not carry datagrams: as if nobody listened anywhere.
-        if matches!(error, OpenError::Other(_))
+        if matches!(error, OpenError::TooManyFlows | OpenError::Exhausted) {
+            self.make_room_for_flow(now);
+        }
+        // A server that does not carry datagrams: as if nobody listened anywhere. One without that
+        // version of IP has no route.
+        let kind = match error {
+            OpenError::Other(EAFNOSUPPORT) => Some(Unreachable::Network),
+            OpenError::Other(_) => Some(Unreachable::Port),
+            OpenError::Refused
+            | OpenError::NetworkUnreachable
+            | OpenError::HostUnreachable
+            | OpenError::TimedOut
+            | OpenError::Denied(_)
+            | OpenError::Exhausted
+            | OpenError::TooManyFlows
+            | OpenError::Cancelled => None,
+        };
+        if let Some(kind) = kind
             && let Some(quote) = mapping.quote(mapping.destination)
         {
-            let bounce = Bounce::Unreachable(Unreachable::Port);
+            let bounce = Bounce::Unreachable(kind);
             self.bounces
                 .push((quote.to_vec(), mapping.destination, bounce));
         }
@@ -240,6 +298,8 @@ fn bounce_of(error: &MappingError) -> Option<Bounce> {
         101 | 100 | 64 => Unreachable::Network, // ENETUNREACH, ENETDOWN, ENONET
         92 | 71 => Unreachable::Protocol,       // ENOPROTOOPT, EPROTO
         EACCES | 1 => Unreachable::Prohibited,  // EPERM: a firewall of the server's
+        // Without an MTU it was too long for any path.
+        EMSGSIZE if error.info == 0 => return None,
         EMSGSIZE => return Some(Bounce::TooBig(error.info.max(MTU_LEAST))),
         _ => return None,
     }))

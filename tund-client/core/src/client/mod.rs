@@ -166,6 +166,7 @@ impl Client {
     /// Bytes of a link, in any pieces.
     pub fn handle_bytes(&mut self, link: LinkId, bytes: Bytes, now: Instant) {
         self.last_heard = Some(now);
+        self.mappings.heard(now);
         if let Some(session) = &mut self.session {
             session.handle_bytes(link, bytes, now);
         }

@@ -91,7 +91,9 @@ impl Netstack {
         payload: &[u8],
         sink: &mut dyn Sink,
     ) {
-        self.fragment_id = self.fragment_id.wrapping_add(1);
+        // IPv4 has 16 bits for it: whole packets use none up.
+        let is_large = payload.len() + 48 > self.outlet.mtu();
+        self.fragment_id = self.fragment_id.wrapping_add(u32::from(is_large));
         let datagram = Outgoing {
             from,
             to,

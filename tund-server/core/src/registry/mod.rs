@@ -199,6 +199,16 @@ impl Registry {
         }
     }
 
+    /// So many datagrams have come by this link that their sockets should have them before it is read
+    /// on from.
+    pub fn has_datagrams_waiting(&self, link: LinkId) -> bool {
+        let Some(LinkState::Member(id)) = self.links.get(&link) else {
+            return false;
+        };
+        let entry = self.entries.get(id);
+        entry.is_some_and(|entry| entry.session.has_datagrams_waiting())
+    }
+
     /// The transport connection is gone.
     pub fn handle_link_down(&mut self, link: LinkId, now: Instant) {
         match self.links.remove(&link) {

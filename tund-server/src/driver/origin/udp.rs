@@ -75,34 +75,49 @@ impl UdpOrigin {
         (preface, payload): (&[u8], &[u8]),
         to: SocketAddr,
     ) -> Poll<io::Result<()>> {
+        loop {
+            match self.send_past_errors(preface, payload, to) {
+                Err(Errno::EAGAIN) => {}
+                // With IP_RECVERR the kernel tells that a queue of its own was full. Other programs
+                // do not hear of it either: it was sent, and lost on its way.
+                Err(Errno::ENOBUFS) => return Poll::Ready(Ok(())),
+                other => return Poll::Ready(other.map_err(io::Error::from)),
+            }
+            ready!(self.socket.poll_send_ready(cx))?;
+            // Readiness is taken back, unless there is room again.
+            let full = self.socket.try_io(tokio::io::Interest::WRITABLE, || {
+                match self.send_past_errors(preface, payload, to) {
+                    Err(Errno::EAGAIN) => Err(io::ErrorKind::WouldBlock.into()),
+                    other => Ok(other),
+                }
+            });
+            match full {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(Err(Errno::ENOBUFS) | Ok(())) => return Poll::Ready(Ok(())),
+                Ok(Err(errno)) => return Poll::Ready(Err(errno.into())),
+            }
+        }
+    }
+
+    /// Sends it; what the kernel reports of earlier datagrams is not about this one.
+    fn send_past_errors(
+        &self,
+        preface: &[u8],
+        payload: &[u8],
+        to: SocketAddr,
+    ) -> Result<(), Errno> {
         let mut sent = self.send(preface, payload, to);
         for _ in 0..ERRORS_BEFORE {
-            if !sent.is_err_and(|errno| !is_full(errno)) {
+            if !sent.is_err_and(|errno| !matches!(errno, Errno::EAGAIN | Errno::ENOBUFS)) {
                 break;
             }
             sent = self.send(preface, payload, to);
         }
         match sent {
-            Err(errno) if is_full(errno) => {}
             // It can only be another's, whatever this one is to meet.
-            Err(Errno::ECONNREFUSED) => return Poll::Ready(Ok(())),
-            other => return Poll::Ready(other.map_err(io::Error::from)),
-        }
-        loop {
-            ready!(self.socket.poll_send_ready(cx))?;
-            let again = self.socket.try_io(tokio::io::Interest::WRITABLE, || {
-                self.send(preface, payload, to).map_err(|errno| {
-                    if is_full(errno) {
-                        io::ErrorKind::WouldBlock.into()
-                    } else {
-                        io::Error::from(errno)
-                    }
-                })
-            });
-            match again {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                other => return Poll::Ready(other),
-            }
+            Err(Errno::ECONNREFUSED) => Ok(()),
+            other => other,
         }
     }
 
@@ -177,10 +192,6 @@ impl AsFd for UdpOrigin {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-}
-
-fn is_full(errno: Errno) -> bool {
-    matches!(errno, Errno::EAGAIN | Errno::ENOBUFS)
 }
 
 fn ip_address(address: SockaddrStorage) -> Option<SocketAddr> {

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use etherparse::{IpFragOffset, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, PacketBuilder};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use tund_session::MappingError;
-use tund_session::wire::frame::{DeniedBy, Protocol, capability};
+use tund_session::wire::frame::{DeniedBy, OpenError, Protocol, capability};
+use tund_session::{MappingError, Outbox};
 
 const APP_PORT: u16 = 4000;
 const IP_NUMBER_UDP: u8 = 17;
@@ -273,17 +273,32 @@ fn fragments_come_in_any_order_and_those_of_nonsense_are_counted() {
     let mapping = world.mapping();
     assert_eq!(world.at_server(mapping), [(origin, sent)]);
 
-    // Of a packet of which a part never comes, and of one that is longer than any may be.
+    let dropped = |world: &mut World| world.client.netstack().stats().untaken(Reason::Fragment);
+    assert_eq!(dropped(&mut world), 0);
+    // Of a packet of which the rest never comes.
     world.put(&pieces[0]);
     world.pass(SECOND * 6);
-    let huge = cut(&packet(app, origin, &payload(65_507)), 1480);
-    for piece in &huge[1..] {
-        world.put(piece);
+    world.put(&pieces[0]);
+    assert_eq!(dropped(&mut world), 1);
+    // Longer than any packet may be: the last piece lies beyond the end.
+    let (mut last, _) = Ipv4Header::from_slice(&pieces[0]).unwrap();
+    last.identification = 78;
+    last.fragment_offset = IpFragOffset::try_new(8191).unwrap();
+    last.header_checksum = last.calc_header_checksum();
+    let mut beyond = last.to_bytes().to_vec();
+    beyond.extend_from_slice(&pieces[0][20..]);
+    world.put(&beyond);
+    assert_eq!(dropped(&mut world), 2);
+    // Of too many packets at once the oldest goes.
+    for id in 0..16 {
+        let (mut header, _) = Ipv4Header::from_slice(&pieces[0]).unwrap();
+        header.identification = 100 + id;
+        header.header_checksum = header.calc_header_checksum();
+        let mut piece = header.to_bytes().to_vec();
+        piece.extend_from_slice(&pieces[0][20..]);
+        world.put(&piece);
     }
-    let mut first = huge[0].clone();
-    first[3] = 0;
-    world.put(&first);
-    assert!(world.client.netstack().stats().untaken(Reason::Fragment) >= 1);
+    assert_eq!(dropped(&mut world), 3);
     assert_eq!(world.at_server(mapping), []);
 }
 
@@ -593,4 +608,157 @@ fn without_offload_checksums_are_whole() {
         }
         assert!(sink.0.len() > 5);
     }
+}
+
+#[test]
+fn a_sleep_is_no_idle_time() {
+    let mut world = world();
+    world.throw(v4(), b"hello");
+    let mapping = world.mapping();
+    world.at_server(mapping);
+    world.pass(SECOND * 100);
+
+    // Nothing happens here for ten minutes, and then everything is due at once.
+    let before = world.now;
+    world.now = world.now + SECOND * 600;
+    let mut sink = Collector::default();
+    world.client.handle_woken(world.now);
+    world.client.handle_timeout(world.now, &mut sink);
+    assert_eq!(world.client.mappings().len(), 1);
+    world.now = before + SECOND * 600;
+    world.run();
+    world.pass(SECOND * 150);
+    assert_eq!(
+        world.client.mappings().len(),
+        1,
+        "100 s and 150 s are less than 300 s"
+    );
+    world.pass(SECOND * 120);
+    assert_eq!(world.client.mappings().len(), 0);
+}
+
+#[test]
+fn where_there_are_few_flows_mappings_leave_half_of_them_and_make_room() {
+    // Both ends allow 64 flows.
+    let mut world = world();
+    let (app, origin) = v4();
+    let from = |port: u16| SocketAddr::new(app.ip(), 5000 + port);
+    for port in 0..32 {
+        world.throw((from(port), origin), b"hello");
+    }
+    assert_eq!(world.client.mappings().len(), 32);
+    world.throw((from(32), origin), b"no room");
+    assert_eq!(world.client.mappings().len(), 32);
+    assert_eq!(
+        world.client.netstack().stats().untaken(Reason::TableFull),
+        1
+    );
+
+    world.pass(SECOND * 29);
+    world.throw((from(0), origin), b"still here");
+    world.pass(SECOND);
+    world.throw((from(33), origin), b"room");
+
+    assert_eq!(world.client.mappings().len(), 32);
+    let has = |world: &World, port| world.client.mappings().find(from(port)).is_some();
+    assert!(has(&world, 0) && has(&world, 33) && !has(&world, 1));
+    // Connections find the other half, and one more makes room of the same kind.
+    for _ in 0..32 {
+        world.connect(80);
+    }
+    assert_eq!(world.client.flows().len(), 32);
+    world.connect(80);
+    world.pass(SECOND * 3);
+    assert_eq!(world.client.flows().len(), 33);
+    assert_eq!(world.client.mappings().len(), 31);
+}
+
+#[test]
+fn mappings_that_the_server_never_heard_of_are_not_asked_for_in_vain() {
+    let mut config = dual_stack();
+    config.mappings.grace = SECOND * 3600;
+    let mut world = World::with(config, server(capability::DATAGRAM));
+    let (app, origin) = v4();
+    world.throw((app, origin), b"before");
+    world.fail();
+    for port in 0..100 {
+        let from = SocketAddr::new(app.ip(), 5000 + port);
+        world.throw((from, origin), b"question");
+        world.pass(SECOND);
+    }
+    assert!(
+        world.client.mappings().len() <= 5,
+        "{}",
+        world.client.mappings().len()
+    );
+    let asked = world.opened.len();
+
+    world.heal();
+    world.until("attached", |world| world.client.state() == State::Attached);
+    world.run();
+
+    assert!(world.opened.len() - asked <= 4);
+    assert!(world.client.mappings().find(app).is_some());
+}
+
+#[test]
+fn a_burst_that_comes_in_one_turn_of_a_link_is_shown_whole() {
+    let mut world = world();
+    let (app, origin) = v4();
+    world.throw((app, origin), b"question");
+    let (session, flow) = world.mapping();
+    let link = world.client.links().next().unwrap();
+    let now = world.now;
+    let mut shown = 0;
+    let mut records: Vec<Bytes> = Vec::new();
+    for burst in 0..10 {
+        world.registry.with(session, now, |s| {
+            for number in 0..100_u64 {
+                let payload = (burst * 100 + number).to_be_bytes().to_vec();
+                s.send_datagram(flow, origin, payload.into(), now);
+            }
+        });
+        let mut out = Outbox::new();
+        while world.registry.poll_transmit(link, 16_000, &mut out, now) {
+            records.push(out.to_vec().into());
+            out.clear();
+        }
+    }
+
+    // As the driver does it.
+    let mut sink = Collector::default();
+    for record in records {
+        world.client.handle_bytes(link, record, now);
+        if world.client.has_datagrams_waiting() {
+            world.client.flush(now, &mut sink);
+        }
+    }
+    world.client.flush(now, &mut sink);
+    for bytes in &sink.0 {
+        let (_, _, payload) = read(std::slice::from_ref(bytes));
+        assert_eq!(payload, u64::to_be_bytes(shown).to_vec());
+        shown += 1;
+    }
+    assert_eq!(shown, 1000);
+}
+
+#[test]
+fn a_server_without_that_version_of_ip_has_no_route_and_one_without_room_is_asked_again() {
+    let mut world = world();
+    let (app, origin) = both()[1];
+    world.answers.insert(53, OpenError::Other(97));
+    world.throw((app, origin), b"six");
+    let seen = world.seen();
+    assert_eq!(seen.len(), 1);
+    let message = &seen[0][VNET_HEADER_BYTES..];
+    assert_eq!((message[40], message[41]), (1, 0));
+    assert_eq!(world.accounts().len(), 1);
+
+    world.answers.insert(53, OpenError::Exhausted);
+    world.throw((app, origin), b"again");
+    assert_eq!(world.seen().len(), 0);
+    world.answers.clear();
+    world.throw((app, origin), b"and again");
+    let mapping = world.mapping();
+    assert_eq!(world.at_server(mapping), [(origin, b"and again".to_vec())]);
 }
