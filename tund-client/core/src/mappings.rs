@@ -434,6 +434,13 @@ mod tests {
         mappings
     }
 
+    /// The server is heard as often as it is asked.
+    fn hear(mappings: &mut Mappings, from: u64, to: u64) {
+        for second in (from..=to).step_by(25) {
+            mappings.heard(at(second));
+        }
+    }
+
     #[test]
     fn idle_time_stands_still_during_an_outage() {
         let mut mappings = with(1);
@@ -442,6 +449,7 @@ mod tests {
         assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
 
         mappings.go_on(at(2100));
+        hear(&mut mappings, 2125, 2275);
 
         assert_eq!(mappings.poll_timeout(), Some(at(2300)));
         let just_before = Instant::from_nanos(at(2300).as_nanos() - 1);
@@ -480,10 +488,8 @@ mod tests {
         mappings.heard(at(9000));
         assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
 
-        for second in (9025..=9299).step_by(25) {
-            mappings.heard(at(second));
-            assert_eq!(mappings.next_idle(IDLE, at(second)), None, "{second}");
-        }
+        hear(&mut mappings, 9025, 9275);
+        assert_eq!(mappings.next_idle(IDLE, at(9275)), None);
         assert_eq!(mappings.poll_timeout(), Some(at(9299)));
         assert_eq!(mappings.next_idle(IDLE, at(9299)), Some(FlowId(1)));
     }
