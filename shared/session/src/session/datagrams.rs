@@ -155,18 +155,21 @@ impl Session {
         }
     }
 
+    fn has_room(&self, way: Way, len: usize) -> bool {
+        match way {
+            Way::In => self.rx_room.has(len),
+            Way::Out => self.tx_room.has(len),
+        }
+    }
+
     /// Sees to it that a datagram of that length finds room: what is stale goes first, then the
     /// oldest of the mapping that holds most. So none keeps the others out.
     fn make_room(&mut self, way: Way, len: usize, now: Instant) {
         self.begin_sweeping(now);
-        let has = |session: &Self| match way {
-            Way::In => session.rx_room.has(len),
-            Way::Out => session.tx_room.has(len),
-        };
-        if !has(self) && self.swept_at + limits::SWEEP_LEAST <= now {
+        if !self.has_room(way, len) && self.swept_at + limits::SWEEP_LEAST <= now {
             self.sweep(now);
         }
-        while !has(self) {
+        while !self.has_room(way, len) {
             let room = match way {
                 Way::In => &mut self.rx_room,
                 Way::Out => &mut self.tx_room,

@@ -73,10 +73,7 @@ impl Session {
         if self.ended.is_some() {
             return Err(OpenRefused::Ended);
         }
-        let most = self
-            .peer_limits
-            .map_or(u64::MAX, |l| l.max_flows)
-            .min(self.config.max_flows);
+        let most = self.most_flows();
         if u64::try_from(self.flows.len()).is_ok_and(|n| n >= most) {
             return Err(OpenRefused::TooManyFlows);
         }
