@@ -10,6 +10,8 @@ use tund_session::{EndReason, FlowId, Instant};
 
 /// Accounts kept for whoever asks; of more, the oldest are forgotten.
 const RECENT_MAX: usize = 1024;
+/// The same of mappings.
+const RECENT_MAPPINGS_MAX: usize = 512;
 
 /// Who brought a flow to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,23 +147,36 @@ impl FlowAccount {
     }
 }
 
-/// Accounts of flows that ended of late.
+/// Accounts of flows that ended of late. Mappings have their own: there are many of them, one for
+/// each question to a name server.
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
-    accounts: VecDeque<FlowAccount>,
+    streams: VecDeque<(u64, FlowAccount)>,
+    mappings: VecDeque<(u64, FlowAccount)>,
+    /// How many there have been.
+    count: u64,
 }
 
 impl Recent {
     pub(crate) fn add(&mut self, account: FlowAccount) {
-        if self.accounts.len() >= RECENT_MAX {
-            self.accounts.pop_front();
+        self.count += 1;
+        let (ring, most) = match account.protocol {
+            Protocol::Tcp => (&mut self.streams, RECENT_MAX),
+            Protocol::Udp | Protocol::UdpAny | Protocol::Icmp => {
+                (&mut self.mappings, RECENT_MAPPINGS_MAX)
+            }
+        };
+        if ring.len() >= most {
+            ring.pop_front();
         }
-        self.accounts.push_back(account);
+        ring.push_back((self.count, account));
     }
 
     /// The oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &FlowAccount> {
-        self.accounts.iter()
+        let mut all: Vec<_> = self.streams.iter().chain(&self.mappings).collect();
+        all.sort_by_key(|(number, _)| *number);
+        all.into_iter().map(|(_, account)| account)
     }
 }
 
@@ -254,7 +269,18 @@ mod tests {
             ));
         }
 
-        assert_eq!(recent.iter().count(), RECENT_MAX);
+        let mut of_mapping = *recent.iter().next().expect("an account");
+        of_mapping.protocol = Protocol::Udp;
+        for id in 2000..=2512 {
+            of_mapping.id = FlowId(id);
+            recent.add(of_mapping);
+        }
+
+        assert_eq!(recent.iter().count(), RECENT_MAX + RECENT_MAPPINGS_MAX);
+        let last = recent.iter().last().map(|account| account.id);
+        assert_eq!(last, Some(FlowId(2512)));
+        let ids = || recent.iter().map(|account| account.id);
+        assert!(!ids().any(|id| id == FlowId(2000)));
         assert_eq!(
             recent.iter().next().map(|account| account.id),
             Some(FlowId(1))

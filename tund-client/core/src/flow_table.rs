@@ -207,7 +207,7 @@ impl FlowTable {
         self.leaving.keys().copied().collect()
     }
 
-    /// Accounts of flows that ended of late, the oldest first: at most 1,024.
+    /// Accounts of flows that ended of late, the oldest first: at most 1,024, and 512 of mappings.
     pub fn ended(&self) -> impl Iterator<Item = &FlowAccount> {
         self.recent.iter()
     }
