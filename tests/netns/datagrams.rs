@@ -297,6 +297,27 @@ fn a_mapping_keeps_its_port_through_an_outage_and_a_switch() {
 }
 
 #[test]
+#[ignore = "long: an outage of 20 s, and as much before it"]
+fn long_a_mapping_that_is_nearly_idle_outlives_an_outage_with_a_switch() {
+    let settings = Settings::new().client("udp", "idle", "\"30s\"");
+    let mut scene = scene("a quiet mapping's outage", &settings);
+    let origin = Answerer::start(&scene, scene.lab.origin_address(Family::V4, PORT));
+    let socket = application(&scene, Family::V4);
+    let before = exchange(&socket, &origin, b"before");
+    let length = Duration::from_secs(20);
+
+    wait::let_pass(length);
+    scene.lab.cut();
+    scene.lab.forget();
+    wait::let_pass(length);
+    scene.lab.switch();
+    scene.lab.heal();
+    scene.tund.client.wait_attached(LATER);
+
+    assert_eq!(exchange(&socket, &origin, b"after"), before);
+}
+
+#[test]
 fn strangers_are_heard_only_where_they_are_wanted() {
     for (filtering, is_heard) in [("address", false), ("endpoint", true)] {
         let settings = Settings::new().client("udp", "filtering", &format!("\"{filtering}\""));
