@@ -391,11 +391,8 @@ fn classify_v6(packet: &[u8]) -> Verdict {
     if is_special_v6(source) || source.is_multicast() {
         return Verdict::Drop(Reason::SpecialAddress);
     }
-    if ip.is_payload_fragmented() {
-        return by_fragment_v6(&ip, (source, destination));
-    }
     if !ip.extensions().is_empty() {
-        return Verdict::Drop(Reason::ExtensionHeader);
+        return by_fragment_v6(&ip, (source, destination));
     }
     if header.payload_length() == 0 {
         return Verdict::Drop(Reason::Malformed);
@@ -409,7 +406,7 @@ fn classify_v6(packet: &[u8]) -> Verdict {
     by_protocol(ip.payload().ip_number, ip.payload().payload, &end)
 }
 
-/// A piece of an IPv6 packet that has no other extension header.
+/// A piece of an IPv6 packet that has no other extension header, or all of one in one piece (RFC 6946).
 fn by_fragment_v6(ip: &Ipv6Slice<'_>, (source, destination): (Ipv6Addr, Ipv6Addr)) -> Verdict {
     let mut extensions = ip.extensions().clone().into_iter();
     let (Some(Ipv6ExtensionSlice::Fragment(piece)), None) = (extensions.next(), extensions.next())

@@ -303,6 +303,19 @@ fn fragments_come_in_any_order_and_those_of_nonsense_are_counted() {
 }
 
 #[test]
+fn a_packet_in_one_fragment_is_whole() {
+    let mut world = world();
+    let (app, origin) = both()[1];
+    let pieces = cut(&packet(app, origin, b"whole"), 1480);
+    assert_eq!(pieces.len(), 1);
+    world.put(&pieces[0]);
+    world.run();
+
+    let mapping = world.mapping();
+    assert_eq!(world.at_server(mapping), [(origin, b"whole".to_vec())]);
+}
+
+#[test]
 fn a_datagram_with_a_wrong_checksum_is_dropped_and_one_without_is_not() {
     let mut world = world();
     let (app, origin) = v4();
