@@ -406,7 +406,8 @@ fn classify_v6(packet: &[u8]) -> Verdict {
     by_protocol(ip.payload().ip_number, ip.payload().payload, &end)
 }
 
-/// A piece of an IPv6 packet that has no other extension header, or all of one in one piece (RFC 6946).
+/// A piece of an IPv6 packet that has no other extension header, or all of it in one piece (RFC
+/// 6946).
 fn by_fragment_v6(ip: &Ipv6Slice<'_>, (source, destination): (Ipv6Addr, Ipv6Addr)) -> Verdict {
     let mut extensions = ip.extensions().clone().into_iter();
     let (Some(Ipv6ExtensionSlice::Fragment(piece)), None) = (extensions.next(), extensions.next())
