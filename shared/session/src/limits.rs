@@ -69,8 +69,12 @@ pub const DATAGRAM_COST: usize = 512;
 pub const DATAGRAM_SHARE: u64 = 16;
 /// The largest; chosen.
 pub const DATAGRAM_BYTES: usize = 1024 * 1024;
-/// The least: one of the largest size each way, and small ones beside it.
+/// The least, which is theirs whatever else the daemon holds: one of the largest size each way, and
+/// small ones beside it.
 pub const DATAGRAM_BYTES_LEAST: usize = 128 * 1024;
+/// What datagrams may borrow of the daemon's memory beyond that, as a divisor of what a session may in
+/// one direction; streams have the rest. Chosen: they are worth less.
+pub const DATAGRAM_GROWTH: u64 = 8;
 /// When so many wait for local sockets, their owner takes them before it reads on from its link: one
 /// turn of a link brings thousands. Chosen: with those of one record, fewer than a mapping holds.
 pub const DATAGRAMS_WAITING: usize = 64;

@@ -70,6 +70,8 @@ pub(crate) struct Room {
     /// With what each costs beside its bytes.
     bytes: usize,
     most_bytes: usize,
+    /// An outer bound on what it holds beyond its floor: the daemon's memory is shared.
+    bound: usize,
     /// What waits in each queue, so that the one that holds most is known.
     holders: BTreeSet<(usize, FlowId)>,
 }
@@ -83,6 +85,7 @@ impl Room {
             count: 0,
             bytes: 0,
             most_bytes: share.clamp(least, most),
+            bound: usize::MAX,
             holders: BTreeSet::new(),
         }
     }
@@ -95,14 +98,29 @@ impl Room {
         self.count
     }
 
+    pub(crate) fn set_bound(&mut self, bytes: u64) {
+        self.bound = usize::try_from(bytes).unwrap_or(usize::MAX);
+    }
+
+    /// What it holds beyond its floor, in bytes.
+    pub(crate) fn lent(&self) -> u64 {
+        let beyond = self.bytes.saturating_sub(limits::DATAGRAM_BYTES_LEAST);
+        u64::try_from(beyond).unwrap_or(u64::MAX)
+    }
+
+    fn most(&self) -> usize {
+        let bound = limits::DATAGRAM_BYTES_LEAST.saturating_add(self.bound);
+        self.most_bytes.min(bound)
+    }
+
     /// More than half of it is taken.
     pub(crate) fn is_half_full(&self) -> bool {
-        self.bytes > self.most_bytes / 2
+        self.bytes > self.most() / 2
     }
 
     /// Room for one more of that length.
     pub(crate) fn has(&self, len: usize) -> bool {
-        self.bytes + len + limits::DATAGRAM_COST <= self.most_bytes
+        self.bytes + len + limits::DATAGRAM_COST <= self.most()
     }
 
     /// The mapping whose queue holds most.
@@ -224,6 +242,13 @@ impl Queue {
         }
     }
 
+    /// Those that wait do so from now on.
+    fn begin(&mut self, now: Instant) {
+        for datagram in &mut self.waiting {
+            (datagram.age, datagram.at) = (Duration::ZERO, now);
+        }
+    }
+
     /// Those in front that have waited for too long go.
     pub(crate) fn drop_stale(
         &mut self,
@@ -305,6 +330,12 @@ impl Mapping {
     /// Something could be sent at once.
     pub(crate) fn is_ready(&self) -> bool {
         self.going.is_some() || !self.tx.is_empty() || !self.tx_errors.is_empty()
+    }
+
+    /// There is a link for the first time: what waits to be sent was not kept waiting by anything
+    /// that has failed.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        self.tx.begin(now);
     }
 
     /// Keeps an error for the peer; of too many the later ones are dropped, as they are hints.

@@ -25,6 +25,7 @@ impl World {
                     self.open(Duration::from_secs(grace));
                 }
             }
+            Kind::Datagrams => self.some_datagrams(rng),
             Kind::Dial => self.some_dial(rng),
             Kind::Run => self.run_a_while(rng),
             Kind::Finish => {
@@ -240,6 +241,7 @@ impl World {
     }
 
     fn serve_all(&mut self, rng: &mut Rng) {
+        self.catch_due();
         for who in self.ends() {
             for flow in self.flows(who) {
                 self.serve(who, flow, rng);

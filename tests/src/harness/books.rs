@@ -46,6 +46,8 @@ pub struct Books {
     pub uid: u64,
     /// Flows not forgotten.
     pub locals: BTreeMap<FlowId, Local>,
+    /// Mappings not forgotten, and which of the world they are.
+    pub mappings: BTreeMap<FlowId, usize>,
     /// Transport connections open here.
     pub links: BTreeSet<LinkId>,
     /// When the last frame came.
@@ -62,6 +64,7 @@ impl Books {
         Self {
             uid,
             locals: BTreeMap::new(),
+            mappings: BTreeMap::new(),
             links: BTreeSet::new(),
             heard_at: now,
             expired_at: None,

@@ -108,6 +108,18 @@ situations! {
     ClientRestart = "client restarted with flows",
     LongSleep = "sleep of more than 15 s with flows",
     EarlyTimeout = "timeout called early",
+    LostDatagram = "DATAGRAM of a client lost",
+    LostAnswer = "DATAGRAM of a server lost",
+    LostPiece = "DATAGRAM_PIECE lost",
+    DatagramInPieces = "datagram caught that came in pieces",
+    DatagramStale = "datagram dropped because it had waited too long",
+    DatagramCrowdedOut = "datagram dropped because too many waited",
+    DatagramAbandoned = "datagram dropped with its mapping or link",
+    ErrorOfDatagram = "error of a datagram heard",
+    MappingOutlived = "datagram caught by a mapping that outlived an outage",
+    MappingExpired = "mapping expired",
+    MappingLetGo = "mapping let go by its client",
+    MappingRefused = "mapping refused",
 }
 
 impl Situation {
@@ -131,6 +143,24 @@ impl Situation {
         Self::MessageDoubled,
         Self::NotRecorded,
         Self::ClientRestartStored,
+    ];
+}
+
+impl Situation {
+    /// Those that datagrams are about.
+    pub const DATAGRAMS: &[Self] = &[
+        Self::LostDatagram,
+        Self::LostAnswer,
+        Self::LostPiece,
+        Self::DatagramInPieces,
+        Self::DatagramStale,
+        Self::DatagramCrowdedOut,
+        Self::DatagramAbandoned,
+        Self::ErrorOfDatagram,
+        Self::MappingOutlived,
+        Self::MappingExpired,
+        Self::MappingLetGo,
+        Self::MappingRefused,
     ];
 }
 

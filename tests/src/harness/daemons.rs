@@ -63,6 +63,7 @@ impl World {
     /// The local sockets of a session that is no more are reset at once; those that have ended
     /// already only when their daemon itself is gone.
     pub fn abandon_sockets(&mut self, books: &Books, side: usize, crash: Option<&'static str>) {
+        self.end_mappings(books.mappings.values().copied(), side);
         for local in books
             .locals
             .values()

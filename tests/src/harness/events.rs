@@ -62,6 +62,9 @@ impl World {
 
     fn on_event(&mut self, who: Who, event: Event) {
         self.tell(|| format!("{who:?}: {event:?}"));
+        if self.on_mapping_event(who, &event) {
+            return;
+        }
         let of_delivery = match who {
             Who::Client => self.on_shelf_event(&event),
             Who::Server(id) => self.on_desk_event(id, &event),
@@ -322,12 +325,15 @@ impl World {
             return;
         };
         let locals = std::mem::take(&mut books.locals);
+        let mappings = std::mem::take(&mut books.mappings);
         let silence = now.saturating_duration_since(heard_at);
-        let live = locals.values().any(|local| !local.is_complete());
+        let live = locals.values().any(|local| !local.is_complete())
+            || self.has_live_mapping(mappings.values().copied());
         let quiet = !live && silence >= Duration::from_secs(600);
         // Some flow has expired just now, or one that nothing is said of any more, since its socket
         // is gone. If none did, rule 15 has its say.
-        let expired = expired_at == Some(now) || locals.values().any(Local::is_complete);
+        let is_mute = !live && !mappings.is_empty();
+        let expired = expired_at == Some(now) || locals.values().any(Local::is_complete) || is_mute;
         let legitimate = match reason {
             EndReason::Local(CloseCode::Superseded) => {
                 self.met(Situation::Superseded);
@@ -357,6 +363,7 @@ impl World {
         }
         let books = Books {
             locals,
+            mappings,
             ..Books::new(0, now)
         };
         self.abandon_sockets(&books, who.side(), None);

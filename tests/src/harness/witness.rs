@@ -209,6 +209,8 @@ impl World {
             Frame::Ack(_) | Frame::FlowState(_) => Situation::LostAck,
             Frame::Data(data) if data.fin => Situation::LostFin,
             Frame::Data(_) => Situation::LostData,
+            Frame::Datagram(_) => return self.saw_datagram_lost(false, side),
+            Frame::DatagramPiece(_) => return self.saw_datagram_lost(true, side),
             Frame::Control { message, .. } => match message {
                 Control::Open(_) => Situation::LostOpen,
                 Control::Deliver(_) => Situation::LostDeliver,

@@ -3,6 +3,7 @@
 use super::books::{Books, Local};
 use super::coverage::{Coverage, Situation};
 use super::desk::Desk;
+use super::mappings::Mappings;
 use super::pipe::Pipe;
 use super::rng::Rng;
 use super::shelf::Shelf;
@@ -58,6 +59,8 @@ pub struct Knobs {
     pub memory: u64,
     /// Every other flow may be stored.
     pub stored: bool,
+    /// There are mappings.
+    pub datagrams: bool,
     /// The longest grace that either end grants.
     pub max_grace: Duration,
 }
@@ -145,6 +148,8 @@ pub struct World {
     pub(super) shelf: Shelf,
     /// What the server does with deliveries.
     pub(super) desk: Desk,
+    /// Datagrams.
+    pub(super) mappings: Mappings,
     /// Bytes that waited for each stuck reader before that.
     pub(super) held: BTreeMap<(Who, FlowId), u64>,
     pub(super) client_instance: u8,
@@ -165,12 +170,17 @@ pub(super) fn registry(knobs: &Knobs, instance: u8) -> Registry {
 fn config(knobs: &Knobs, side: usize, instance: u8) -> Config {
     let mut name = [u8::try_from(side).unwrap_or(0) + 1; 16];
     name[0] = instance;
+    let datagrams = if knobs.datagrams {
+        capability::DATAGRAM
+    } else {
+        0
+    };
     Config {
         instance: Instance(name),
         buffer_bytes: knobs.buffer[side],
         max_flows: knobs.max_flows[side],
         max_grace: knobs.max_grace,
-        capabilities: capability::DELIVERY,
+        capabilities: capability::DELIVERY | datagrams,
         datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
@@ -198,6 +208,7 @@ impl World {
             given_up: Vec::new(),
             shelf: Shelf::default(),
             desk: Desk::default(),
+            mappings: Mappings::default(),
             held: BTreeMap::new(),
             client_instance: 1,
             server_instance: 1,

@@ -20,6 +20,10 @@ pub(crate) const CONTROL_SOCKET: &str = "/run/tund/client.sock";
 /// what costs; network managers do, each in its own way.
 const METERED: [&str; 3] = ["ww*", "ppp*", "rmnet*"];
 
+/// What datagrams that wait take of `[limits] memory`, both ways together.
+const DATAGRAMS: u64 = 2 << 20;
+const _: () = assert!(tund_session::limits::DATAGRAM_BYTES == 1 << 20);
+
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -352,15 +356,20 @@ fn memory(section: &mut Section<'_>, buffer_bytes: u64) -> u64 {
         value::memory_share(10),
         value::memory(16 << 20..=1 << 50),
     );
-    let half = memory_bytes / 2;
+    let half = buffer_most(memory_bytes);
     if section.has("memory") && half < buffer_bytes {
         section.warn(
             "memory",
             format!("leaves only {} for each direction", format_size(half)),
-            "raise it to twice [session] buffer, or lower [session] buffer",
+            "raise it to twice [session] buffer and 2 MiB, or lower [session] buffer",
         );
     }
     memory_bytes
+}
+
+/// The largest buffer of one direction in so much memory: datagrams that wait have their own.
+pub(crate) const fn buffer_most(memory_bytes: u64) -> u64 {
+    memory_bytes.saturating_sub(DATAGRAMS) / 2
 }
 
 #[cfg(test)]

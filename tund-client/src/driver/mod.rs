@@ -9,7 +9,7 @@ mod report;
 mod rules;
 mod spool;
 
-use crate::config::{Config, Connect};
+use crate::config::{Config, Connect, buffer_most};
 use crate::sys::address::InterfaceAddress;
 use crate::sys::tun::{Offload, READ_BYTES, TunDevice, TunName, TunOptions};
 use crate::sys::watch::NetworkWatch;
@@ -176,7 +176,7 @@ fn client_config(config: &Config, tun: &TunDevice) -> ClientConfig {
     ClientConfig {
         session: tund_session::Config {
             instance: Instance(random()),
-            buffer_bytes: config.buffer_bytes.min(config.memory_bytes / 2),
+            buffer_bytes: config.buffer_bytes.min(buffer_most(config.memory_bytes)),
             max_flows: MAX_FLOWS,
             max_grace: config.grace,
             capabilities: capability::DELIVERY | capability::DATAGRAM,

@@ -155,6 +155,27 @@ impl Session {
         }
     }
 
+    /// How long datagrams wait. The first link of a session takes its time, and the first datagram of
+    /// an application is often the reason for it: until then they wait for as long as an attach may.
+    fn datagram_age(&self) -> Duration {
+        if self.agreed.is_none() {
+            self.config.datagram_age.max(limits::UNCONFIRMED)
+        } else {
+            self.config.datagram_age
+        }
+    }
+
+    /// Client: the first attach is done. What waited for it is as good as new.
+    fn begin_datagrams(&mut self) {
+        let now = self.heard_at;
+        for flow in self.flows.values_mut() {
+            if let Some(mapping) = flow.mapping.as_deref_mut() {
+                mapping.begin(now);
+            }
+        }
+        self.sweep_at = now + self.datagram_age();
+    }
+
     fn has_room(&self, way: Way, len: usize) -> bool {
         match way {
             Way::In => self.rx_room.has(len),
@@ -194,9 +215,10 @@ impl Session {
         }
     }
 
-    /// Client: a server that carries no datagrams was asked for mappings before that was known.
-    pub(super) fn refuse_mappings(&mut self) {
+    /// Client: it is known whether the server carries datagrams, and it was asked for mappings before.
+    pub(super) fn begin_mappings(&mut self) {
         if self.has_datagrams() {
+            self.begin_datagrams();
             return;
         }
         let mappings = self.flows.values().filter(|flow| flow.mapping.is_some());
@@ -385,7 +407,7 @@ impl Session {
 
     fn begin_sweeping(&mut self, now: Instant) {
         if self.tx_room.is_empty() && self.rx_room.is_empty() {
-            self.sweep_at = now + self.config.datagram_age;
+            self.sweep_at = now + self.datagram_age();
         }
     }
 
@@ -403,7 +425,7 @@ impl Session {
     }
 
     fn sweep(&mut self, now: Instant) {
-        let most = self.config.datagram_age;
+        let most = self.datagram_age();
         self.sweep_at = now + most.max(limits::SWEEP_LEAST);
         self.swept_at = now;
         for flow in self.flows.values_mut() {

@@ -67,7 +67,7 @@ impl Session {
         let mut lane = std::mem::take(&mut self.lane);
         lane.unstore(|framing| self.possible(OnExpiry::Store(framing)) != OnExpiry::Reset);
         self.lane = lane;
-        self.refuse_mappings();
+        self.begin_mappings();
     }
 
     /// What can be done of what is wanted: to store, both ends must know how, and have buffers

@@ -23,6 +23,7 @@ use crate::budget::Budget;
 use crate::control_lane::ControlLane;
 use crate::flow::Flow;
 use crate::id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
+use crate::limits;
 use crate::link::Link;
 use crate::mapping::{DatagramCounts, Room};
 use crate::time::Instant;
@@ -391,15 +392,24 @@ impl Session {
         &self.released_at_end
     }
 
-    /// Bytes of the two pools that flows hold beyond their floors.
+    /// Bytes that flows hold beyond their floors, and datagrams beyond theirs.
     pub fn lent(&self) -> u64 {
-        self.intake.lent() + self.credit.lent()
+        let streams = self.intake.lent() + self.credit.lent();
+        streams + self.tx_room.lent() + self.rx_room.lent()
     }
 
-    /// An outer bound on growth: the daemon's memory is shared. What is held stays held.
+    /// An outer bound on growth in each direction: the daemon's memory is shared. What is held stays
+    /// held.
     pub fn set_growth_bound(&mut self, bytes: u64) {
-        self.intake.set_bound(bytes);
-        self.credit.set_bound(bytes);
+        let datagrams = if self.has_datagrams() {
+            bytes / limits::DATAGRAM_GROWTH
+        } else {
+            0
+        };
+        self.tx_room.set_bound(datagrams);
+        self.rx_room.set_bound(datagrams);
+        self.intake.set_bound(bytes - datagrams);
+        self.credit.set_bound(bytes - datagrams);
     }
 
     fn limits(&self) -> Limits {

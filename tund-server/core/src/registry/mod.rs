@@ -60,7 +60,8 @@ pub struct RegistryConfig {
     /// Sessions at once. A key that has one already may have provisional ones beside it.
     pub max_sessions: usize,
     /// Bytes that all sessions together may hold beyond the floors of their flows (INV-5). The
-    /// floors are at most a 32nd of the buffer for each session and direction.
+    /// floors are at most a 32nd of the buffer for each session and direction, and 128 KiB for
+    /// datagrams.
     pub memory_bytes: u64,
 }
 

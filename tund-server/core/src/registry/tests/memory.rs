@@ -1,10 +1,11 @@
 //! One bound on the memory of all sessions, shared fairly.
 
-use super::world::{World, config, key};
+use super::world::{GRACE, World, config, key};
 use crate::registry::RegistryConfig;
 use bytes::Bytes;
-use tund_session::wire::frame::CloseCode;
-use tund_session::{Config, FlowId, Session, SessionId};
+use std::time::Duration;
+use tund_session::wire::frame::{CloseCode, OnExpiry, Protocol};
+use tund_session::{Config, FlowId, Session, SessionId, Target};
 
 const MEBIBYTE: u64 = 1 << 20;
 const MEMORY: u64 = MEBIBYTE;
@@ -167,5 +168,62 @@ fn an_upload_is_granted_no_more_than_the_memory() {
         .sum();
     assert!(held > 0 && held <= MEMORY, "{held}");
     assert!(sent.iter().all(|bytes| *bytes > MEMORY / 8), "{sent:?}");
+    world.expect_nothing_kept();
+}
+
+/// A mapping that the server has a socket for.
+fn mapping(world: &mut World, client: usize) -> FlowId {
+    let target = Target {
+        protocol: Protocol::Udp,
+        source: "10.0.0.1:1000".parse().unwrap(),
+        destination: "192.0.2.1:53".parse().unwrap(),
+        grace: GRACE,
+        on_expiry: OnExpiry::Reset,
+        accept_early: false,
+    };
+    let now = world.now;
+    let flow = world.clients[client].open_flow(&target, now).unwrap();
+    world.accept(client, flow);
+    flow
+}
+
+#[test]
+fn datagrams_that_wait_borrow_of_the_same_memory() {
+    const FLOOR: u64 = 128 * 1024;
+    let base = config();
+    let mut world = World::new(RegistryConfig {
+        session: Config {
+            buffer_bytes: 32 * MEBIBYTE,
+            ..base.session
+        },
+        memory_bytes: 2 * MEMORY,
+        ..base
+    });
+    let mut held = Vec::new();
+    for n in 1..=8 {
+        let (client, id) = world.attached(n, key(n));
+        let flows = [(); 3].map(|()| mapping(&mut world, client));
+        world.lose(client);
+        let now = world.now;
+        for flow in flows.iter().cycle().take(1500) {
+            let payload = Bytes::from_static(&[7; 1000]);
+            let remote = "192.0.2.1:53".parse().unwrap();
+            world.registry.with(id, now, |s| {
+                s.send_datagram(*flow, remote, payload, now);
+            });
+        }
+        let session = world.registry.session(id).unwrap();
+        held.push((session.lent(), session.buffered().0));
+    }
+
+    let lent: u64 = held.iter().map(|(lent, _)| lent).sum();
+    assert_eq!(world.registry.lent(), lent);
+    let (first, _) = held[0];
+    assert!(first > FLOOR / 2 && first <= 2 * MEMORY / 16, "{held:?}");
+    assert!(held.iter().all(|(_, bytes)| *bytes > FLOOR / 2), "{held:?}");
+    assert!(held.is_sorted_by(|a, b| a.0 >= b.0), "{held:?}");
+    // What has gone stale is given back.
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.registry.lent(), 0);
     world.expect_nothing_kept();
 }

@@ -28,7 +28,7 @@ pub(super) fn session_config(instance: u8) -> Config {
         buffer_bytes: 1 << 20,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
-        capabilities: capability::DELIVERY,
+        capabilities: capability::DELIVERY | capability::DATAGRAM,
         datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
