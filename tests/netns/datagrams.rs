@@ -126,13 +126,6 @@ fn exchange(socket: &UdpSocket, origin: &Answerer, sent: &[u8]) -> SocketAddr {
     from
 }
 
-fn scene(title: &str, settings: &Settings) -> Scene {
-    let scene = Scene::new(title, settings);
-    // The first datagram of all would wait for the attach, and not for longer than any other.
-    drop(scene.echo());
-    scene
-}
-
 fn origins(scene: &Scene, port: u16) -> [Answerer; 2] {
     BOTH.map(|family| Answerer::start(scene, scene.lab.origin_address(family, port)))
 }
@@ -152,7 +145,7 @@ fn flows(scene: &Scene, ended: bool) -> Vec<serde_json::Value> {
 
 #[test]
 fn datagrams_of_all_sizes_go_there_and_back_by_one_port() {
-    let scene = scene("datagrams", &Settings::new());
+    let scene = Scene::new("datagrams", &Settings::new());
     for origin in origins(&scene, PORT) {
         let (family, most) = match origin.address() {
             SocketAddr::V4(_) => (Family::V4, 65_507),
@@ -185,8 +178,39 @@ fn datagrams_of_all_sizes_go_there_and_back_by_one_port() {
 }
 
 #[test]
+fn a_burst_in_one_go_arrives_each_way() {
+    const BURST: usize = 1000;
+    let scene = Scene::new("a burst", &Settings::new());
+    let near = application(&scene, Family::V4);
+    let to = scene.lab.origin_address(Family::V4, PORT);
+    let far = bind(&scene.lab.origin, to);
+    near.send_to(b"hello", to).unwrap();
+    let (_, port) = far.recv_from(&mut [0; 10]).unwrap();
+    for (from, to, at) in [(&near, to, &far), (&far, port, &near)] {
+        // Longer than all of it takes on a crowded machine, and asked for once: the end.
+        at.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let sender = from.try_clone().unwrap();
+        let sending = std::thread::spawn(move || {
+            for number in 0..BURST {
+                sender.send_to(&payload(100, number), to).unwrap();
+            }
+        });
+        let mut buffer = [0; 200];
+        let mut arrived = 0;
+        while arrived < BURST
+            && let Ok((len, _)) = at.recv_from(&mut buffer)
+        {
+            assert_eq!(len, 100);
+            arrived += 1;
+        }
+        sending.join().unwrap();
+        assert!(arrived >= BURST * 95 / 100, "{arrived} of {BURST}");
+    }
+}
+
+#[test]
 fn one_mapping_speaks_to_many_remotes() {
-    let scene = scene("one mapping", &Settings::new());
+    let scene = Scene::new("one mapping", &Settings::new());
     let socket = application(&scene, Family::V4);
     let remotes: Vec<Answerer> = (0..5)
         .map(|n| Answerer::start(&scene, scene.lab.origin_address(Family::V4, PORT + n)))
@@ -203,7 +227,7 @@ fn one_mapping_speaks_to_many_remotes() {
 
 #[test]
 fn a_port_that_nobody_listens_at_is_refused() {
-    let scene = scene("refused datagrams", &Settings::new());
+    let scene = Scene::new("refused datagrams", &Settings::new());
     for family in BOTH {
         let socket = connected(&scene, scene.lab.origin_address(family, PORT));
         socket.send(b"anybody?").unwrap();
@@ -216,7 +240,7 @@ fn a_port_that_nobody_listens_at_is_refused() {
 
 #[test]
 fn a_remote_that_is_denied_is_told_of_and_others_answer_still() {
-    let scene = scene("denied datagrams", &Settings::new());
+    let scene = Scene::new("denied datagrams", &Settings::new());
     let origin = Answerer::start(&scene, scene.lab.origin_address(Family::V4, PORT));
     let denied: SocketAddr = "10.77.6.1:53".parse().unwrap();
     let route = format!("ip route add {} dev {TUN}", denied.ip());
@@ -236,7 +260,7 @@ fn a_remote_that_is_denied_is_told_of_and_others_answer_still() {
 
 #[test]
 fn a_datagram_too_big_for_the_path_is_told_of_with_its_size() {
-    let scene = scene("path MTU", &Settings::new());
+    let scene = Scene::new("path MTU", &Settings::new());
     for origin in origins(&scene, PORT) {
         let family = match origin.address() {
             SocketAddr::V4(_) => Family::V4,
@@ -269,7 +293,7 @@ fn a_datagram_too_big_for_the_path_is_told_of_with_its_size() {
 
 #[test]
 fn a_mapping_keeps_its_port_through_an_outage_and_a_switch() {
-    let mut scene = scene("a mapping's outage", &Settings::new());
+    let mut scene = Scene::new("a mapping's outage", &Settings::new());
     let origin = Answerer::start(&scene, scene.lab.origin_address(Family::V4, PORT));
     let socket = application(&scene, Family::V4);
     let before = exchange(&socket, &origin, b"before");
@@ -300,7 +324,7 @@ fn a_mapping_keeps_its_port_through_an_outage_and_a_switch() {
 #[ignore = "long: an outage of 20 s, and as much before it"]
 fn long_a_mapping_that_is_nearly_idle_outlives_an_outage_with_a_switch() {
     let settings = Settings::new().client("udp", "idle", "\"30s\"");
-    let mut scene = scene("a quiet mapping's outage", &settings);
+    let mut scene = Scene::new("a quiet mapping's outage", &settings);
     let origin = Answerer::start(&scene, scene.lab.origin_address(Family::V4, PORT));
     let socket = application(&scene, Family::V4);
     let before = exchange(&socket, &origin, b"before");
@@ -321,7 +345,7 @@ fn long_a_mapping_that_is_nearly_idle_outlives_an_outage_with_a_switch() {
 fn strangers_are_heard_only_where_they_are_wanted() {
     for (filtering, is_heard) in [("address", false), ("endpoint", true)] {
         let settings = Settings::new().client("udp", "filtering", &format!("\"{filtering}\""));
-        let scene = scene("strangers", &settings);
+        let scene = Scene::new("strangers", &settings);
         let origin = Answerer::start(&scene, scene.lab.origin_address(Family::V4, PORT));
         let socket = application(&scene, Family::V4);
         let port = exchange(&socket, &origin, b"hello");
@@ -352,7 +376,7 @@ fn strangers_are_heard_only_where_they_are_wanted() {
 fn each_datagram_to_a_listed_origin_bears_a_header() {
     let listed = format!("[\"10.77.4.0/24:{PORT}\"]");
     let settings = Settings::new().server("origin", "proxy_protocol", &listed);
-    let scene = scene("PROXY for datagrams", &settings);
+    let scene = Scene::new("PROXY for datagrams", &settings);
     let origin = bind(
         &scene.lab.origin,
         scene.lab.origin_address(Family::V4, PORT),
@@ -385,7 +409,7 @@ fn each_datagram_to_a_listed_origin_bears_a_header() {
 #[test]
 fn an_idle_mapping_ends_and_its_account_says_so() {
     let settings = Settings::new().client("udp", "idle", "\"10s\"");
-    let scene = scene("an idle mapping", &settings);
+    let scene = Scene::new("an idle mapping", &settings);
     let origin = Answerer::start(&scene, scene.lab.origin_address(Family::V4, PORT));
     let socket = application(&scene, Family::V4);
     let first = exchange(&socket, &origin, b"hello");
@@ -438,7 +462,7 @@ fn rate(from: &UdpSocket, to: SocketAddr, at: &UdpSocket) -> (usize, usize) {
 #[test]
 #[ignore = "long: a measurement"]
 fn long_datagrams_per_second_beside_a_direct_path() {
-    let scene = scene("datagrams per second", &Settings::new());
+    let scene = Scene::new("datagrams per second", &Settings::new());
     let near = application(&scene, Family::V4);
     for (title, to) in [
         ("through tund", scene.lab.origin_address(Family::V4, PORT)),

@@ -79,7 +79,7 @@ pub const DATAGRAM_GROWTH: u64 = 8;
 /// turn of a link brings thousands. Chosen: with those of one record, fewer than a mapping holds.
 pub const DATAGRAMS_WAITING: usize = 64;
 /// Datagrams that may wait for local sockets in the buffer that a link was read into, 128 KiB each;
-/// while more wait, short ones are copied. Chosen as [`SLICES`].
+/// while more wait, further ones are copied. Chosen as [`SLICES`].
 pub const DATAGRAM_SLICES: usize = 64;
 /// Datagrams that wait are looked through for stale ones no more often than this, whatever the
 /// longest age: each look costs a step per flow.

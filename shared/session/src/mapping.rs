@@ -23,6 +23,8 @@ pub struct DatagramCounts {
     pub crowded_out: u64,
     /// Dropped with the end of their mapping, or because a part of them was lost with a link.
     pub abandoned: u64,
+    /// Not given to the local socket, since their sender or remote is not allowed.
+    pub unwanted: u64,
 }
 
 /// Why a datagram is dropped.
@@ -72,7 +74,7 @@ pub(crate) struct Room {
     most_bytes: usize,
     /// An outer bound on what it holds beyond its floor: the daemon's memory is shared.
     bound: usize,
-    /// What waits in each queue, so that the one that holds most is known.
+    /// What each mapping holds, so that the one that holds most is known.
     holders: BTreeSet<(usize, FlowId)>,
 }
 
@@ -123,7 +125,7 @@ impl Room {
         self.bytes + len + limits::DATAGRAM_COST <= self.most()
     }
 
-    /// The mapping whose queue holds most.
+    /// The mapping that holds most.
     pub(crate) fn heaviest(&self) -> Option<FlowId> {
         self.holders.last().map(|(_, flow)| *flow)
     }
@@ -177,6 +179,8 @@ pub(crate) struct Queue {
     flow: FlowId,
     waiting: VecDeque<Waiting>,
     bytes: usize,
+    /// The length of one more that is under way in pieces.
+    pieces: Option<usize>,
 }
 
 impl Queue {
@@ -185,6 +189,7 @@ impl Queue {
             flow,
             waiting: VecDeque::new(),
             bytes: 0,
+            pieces: None,
         }
     }
 
@@ -201,7 +206,21 @@ impl Queue {
     }
 
     fn weight(&self) -> usize {
-        self.bytes + self.waiting.len() * limits::DATAGRAM_COST
+        let pieces = self.pieces.map_or(0, |len| len + limits::DATAGRAM_COST);
+        self.bytes + self.waiting.len() * limits::DATAGRAM_COST + pieces
+    }
+
+    /// One of that length is under way in pieces from here on, or none any more. It takes room like
+    /// those that wait.
+    fn set_pieces(&mut self, len: Option<usize>, room: &mut Room) {
+        let before = self.weight();
+        if let Some(len) = std::mem::replace(&mut self.pieces, len) {
+            room.remove(len);
+        }
+        if let Some(len) = len {
+            room.add(len);
+        }
+        room.weigh(self.flow, before, self.weight());
     }
 
     /// Keeps one more, for which its own mapping's oldest make room; the session has made what room
@@ -235,8 +254,7 @@ impl Queue {
         Some(datagram)
     }
 
-    /// The oldest goes, for others.
-    pub(crate) fn drop_oldest(&mut self, room: &mut Room, dropped: &mut Dropped) {
+    fn drop_oldest(&mut self, room: &mut Room, dropped: &mut Dropped) {
         if let Some(oldest) = self.pop(room) {
             dropped.add(oldest.payload.len(), Drop::CrowdedOut);
         }
@@ -375,7 +393,7 @@ impl Mapping {
                     payload: datagram.payload,
                 });
             }
-            room.add(datagram.payload.len());
+            self.tx.set_pieces(Some(datagram.payload.len()), room);
             self.going = Some(Going {
                 datagram,
                 offset: 0,
@@ -402,7 +420,7 @@ impl Mapping {
         };
         going.offset = end;
         if end == payload.len() {
-            room.remove(payload.len());
+            self.tx.set_pieces(None, room);
             self.going = None;
         }
         Some(out)
@@ -422,12 +440,12 @@ impl Mapping {
             return None;
         };
         if offset == 0 {
-            self.drop_coming(room, dropped);
+            self.drop_coming(Drop::Abandoned, room, dropped);
             if !room.has(whole) {
                 dropped.add(whole, Drop::CrowdedOut);
                 return None;
             }
-            room.add(whole);
+            self.rx.set_pieces(Some(whole), room);
             self.coming = Some(Coming {
                 remote: piece.head.remote,
                 bytes: BytesMut::with_capacity(whole),
@@ -448,14 +466,39 @@ impl Mapping {
         if coming.bytes.len() < whole {
             return None;
         }
-        room.remove(whole);
+        self.rx.set_pieces(None, room);
         self.coming.take().map(|coming| coming.bytes.freeze())
     }
 
-    fn drop_coming(&mut self, room: &mut Room, dropped: &mut Dropped) {
+    fn drop_coming(&mut self, why: Drop, room: &mut Room, dropped: &mut Dropped) {
         if let Some(coming) = self.coming.take() {
-            room.remove(coming.whole);
-            dropped.add(coming.whole, Drop::Abandoned);
+            self.rx.set_pieces(None, room);
+            dropped.add(coming.whole, why);
+        }
+    }
+
+    fn drop_going(&mut self, why: Drop, room: &mut Room, dropped: &mut Dropped) {
+        if let Some(going) = self.going.take() {
+            self.tx.set_pieces(None, room);
+            dropped.add(going.datagram.payload.len(), why);
+        }
+    }
+
+    /// The oldest for the peer goes, for others; that which is under way is the last.
+    pub(crate) fn shed_out(&mut self, room: &mut Room, dropped: &mut Dropped) {
+        if self.tx.is_empty() {
+            self.drop_going(Drop::CrowdedOut, room, dropped);
+        } else {
+            self.tx.drop_oldest(room, dropped);
+        }
+    }
+
+    /// The same for the local socket.
+    pub(crate) fn shed_in(&mut self, room: &mut Room, dropped: &mut Dropped) {
+        if self.rx.is_empty() {
+            self.drop_coming(Drop::CrowdedOut, room, dropped);
+        } else {
+            self.rx.drop_oldest(room, dropped);
         }
     }
 
@@ -471,13 +514,11 @@ impl Mapping {
         self.rx.drop_stale((most, now), rx, &mut down);
         let is_old = |coming: &Coming| now.saturating_duration_since(coming.at) > most;
         if self.coming.as_ref().is_some_and(is_old) {
-            self.drop_coming(rx, &mut down);
+            self.drop_coming(Drop::Abandoned, rx, &mut down);
         }
         let is_stale = |going: &Going| going.datagram.age(now) > most;
-        if let Some(going) = self.going.take_if(|going| is_stale(going)) {
-            let len = going.datagram.payload.len();
-            tx.remove(len);
-            up.add(len, Drop::Stale);
+        if self.going.as_ref().is_some_and(is_stale) {
+            self.drop_going(Drop::Stale, tx, &mut up);
         }
         (up, down)
     }
@@ -487,12 +528,8 @@ impl Mapping {
         let (mut up, mut down) = (Dropped::default(), Dropped::default());
         self.tx.clear(tx, &mut up);
         self.rx.clear(rx, &mut down);
-        self.drop_coming(rx, &mut down);
-        if let Some(going) = self.going.take() {
-            let len = going.datagram.payload.len();
-            tx.remove(len);
-            up.add(len, Drop::Abandoned);
-        }
+        self.drop_coming(Drop::Abandoned, rx, &mut down);
+        self.drop_going(Drop::Abandoned, tx, &mut up);
         self.tx_errors.clear();
         self.rx_errors.clear();
         (up, down)

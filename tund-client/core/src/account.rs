@@ -43,7 +43,7 @@ pub enum HowEnded {
     Failed,
     /// The origin could not be had, or is not allowed.
     Refused,
-    /// Nothing had gone by it for long enough.
+    /// Its application had sent nothing for long enough.
     Idle,
     /// One side reset its connection.
     Reset,

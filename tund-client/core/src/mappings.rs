@@ -1,7 +1,7 @@
 //! Mappings of the client: which application's address belongs to which flow, and how long each lives.
 
 use crate::account::{End, EndedBy, FlowAccount, HowEnded, LostBytes};
-use crate::packet::{UDP_HEADER_BYTES, is_private};
+use crate::packet::UDP_HEADER_BYTES;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -89,20 +89,9 @@ impl ClientMapping {
         self.moved_at = now;
     }
 
-    /// Something was sent to that address.
+    /// Something was sent to that address, so that it may answer, whatever the server says.
     pub(crate) fn has_sent_to(&self, remote: SocketAddr) -> bool {
         self.contacts.has(remote.ip())
-    }
-
-    /// Whether the application hears what comes from `remote`, whatever the server says. A stranger
-    /// of a private network may be a neighbour of this host's, for whom the server must not speak,
-    /// unless the application speaks to such networks through tund.
-    pub(crate) fn hears(&self, remote: SocketAddr, filtering: Filtering) -> bool {
-        if self.contacts.has(remote.ip()) {
-            return true;
-        }
-        let is_far = !is_private(remote.ip()) || self.contacts.iter().any(is_private);
-        filtering == Filtering::Endpoint && is_far
     }
 
     /// The headers of the last datagram to `remote`, if they are kept.
@@ -179,6 +168,11 @@ impl Mappings {
     /// It is one, or was one until the session forgets it.
     pub(crate) fn knows(&self, id: FlowId) -> bool {
         self.mappings.contains_key(&id) || self.leaving.contains_key(&id)
+    }
+
+    /// One has been ended here, and the session has not forgotten it.
+    pub(crate) fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
     }
 
     /// The server has a socket for it.
@@ -398,7 +392,7 @@ impl Filtering {
 /// What holds for mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingConfig {
-    /// One ends when nothing has gone by it for so long, outages left out.
+    /// One ends when its application has sent nothing for so long, outages left out.
     pub idle: Duration,
     /// Who may send to it.
     pub filtering: Filtering,

@@ -316,7 +316,7 @@ fn session(section: &mut Section<'_>) -> Session {
 /// `[udp]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Udp {
-    /// A mapping ends when nothing has gone by it for so long, outages left out.
+    /// A mapping ends when its application has sent nothing for so long, outages left out.
     pub(crate) idle: Duration,
     /// Datagrams that have waited for longer are dropped.
     pub(crate) max_age: Duration,

@@ -90,7 +90,7 @@ pub(super) fn dns(root: &mut Section<'_>) {
             section.reject(
                 "mode",
                 format!("\"stub\" {NOT_BUILT}"),
-                "write mode = \"off\", and use a resolver that is reached over TCP",
+                "write mode = \"off\"; questions to resolvers are carried like other datagrams",
             );
         }
         let address = IpAddr::V4(Ipv4Addr::new(10, 111, 0, 1));

@@ -292,7 +292,7 @@ const fn datagrams(counts: DatagramCounts) -> DatagramReport {
         up: counts.sent,
         down: counts.delivered,
         stale: counts.stale,
-        dropped: counts.crowded_out + counts.abandoned,
+        dropped: counts.crowded_out + counts.abandoned + counts.unwanted,
     }
 }
 

@@ -7,7 +7,7 @@ use tund_session::wire::frame::OpenError;
 use tund_session::{Contacts, Instant, SessionId, Strangers, limits};
 
 /// Mappings of one session: each has a port of the server's host, which has some 28,000 of them for
-/// all. More than a client's own bound, so that an honest one does not meet it.
+/// all. As many as a client asks for.
 pub const MAPPINGS_OF_SESSION: usize = 4096;
 /// Mappings of all sessions; the rest of the ports is for the host.
 pub const MAPPINGS: usize = 16_384;
@@ -42,7 +42,8 @@ impl Places {
         }
     }
 
-    /// Takes a place for one more mapping.
+    /// Takes a place for one more mapping. Of what nobody has, a session leaves as much as it has
+    /// itself: a greedy one leaves room for the next, and many share alike.
     ///
     /// # Errors
     ///
@@ -52,7 +53,8 @@ impl Places {
         if taken >= self.most.0 {
             return Err(OpenError::TooManyFlows);
         }
-        if self.all >= self.most.1 {
+        let left = self.most.1 - self.all;
+        if left == 0 || taken >= left.max(1) {
             return Err(OpenError::Exhausted);
         }
         self.all += 1;
@@ -287,18 +289,29 @@ mod tests {
     }
 
     #[test]
-    fn no_session_takes_all_ports_and_all_together_leave_some() {
-        let mut places = Places::new(2, 3);
-        let [a, b] = [SessionId([1; 16]), SessionId([2; 16])];
-        assert_eq!([places.take(a), places.take(a)], [Ok(()), Ok(())]);
-        assert_eq!(places.take(a), Err(OpenError::TooManyFlows));
-        assert_eq!(places.take(b), Ok(()));
-        assert_eq!(places.take(b), Err(OpenError::Exhausted));
+    fn no_session_takes_all_ports_and_newcomers_find_some() {
+        let mut places = Places::new(4, 8);
+        let of: Vec<SessionId> = (1..=5).map(|n| SessionId([n; 16])).collect();
+        let mut had = Vec::new();
+        let mut refused = Vec::new();
+        for session in &of {
+            let mut count = 0;
+            refused.push(loop {
+                match places.take(*session) {
+                    Ok(()) => count += 1,
+                    Err(why) => break why,
+                }
+            });
+            had.push(count);
+        }
+        assert_eq!(had, [4, 2, 1, 1, 0]);
+        let (full, none) = (OpenError::TooManyFlows, OpenError::Exhausted);
+        assert_eq!(refused, [full, none, none, none, none]);
 
-        places.give_back(a);
-        assert_eq!(places.take(b), Ok(()));
-        for session in [a, b, b] {
-            places.give_back(session);
+        places.give_back(of[0]);
+        assert_eq!(places.take(of[4]), Ok(()));
+        for (session, had) in of.iter().zip([3, 2, 1, 1, 1]) {
+            (0..had).for_each(|_| places.give_back(*session));
         }
         assert!(places.of_session.is_empty());
         assert_eq!(places.all, 0);

@@ -81,7 +81,9 @@ impl Server {
         let mut denials: Vec<(SocketAddr, Denied)> = Vec::new();
         self.registry.with(session, now, |s| {
             while let Some((remote, payload)) = s.datagram(flow, now) {
-                let error = match slot.mapping.outgoing(admission, allow, remote) {
+                let outgoing = slot.mapping.outgoing(admission, allow, remote);
+                let is_sent = outgoing.is_ok();
+                let error = match outgoing {
                     Ok(to) => {
                         let header = proxy.header(session, slot.source, to, Protocol::Udp);
                         let mut cx = Context::from_waker(&slot.waker);
@@ -98,7 +100,11 @@ impl Server {
                     }
                     Err(Unsent::Impossible) => Some((Errno::ENETUNREACH as u32, 0)),
                 };
-                s.datagram_taken(flow);
+                if is_sent {
+                    s.datagram_taken(flow);
+                } else {
+                    s.datagram_refused(flow);
+                }
                 if let Some((errno, info)) = error {
                     s.send_datagram_error(
                         flow,

@@ -110,7 +110,8 @@ pub struct DatagramReport {
     pub down: u64,
     /// Dropped because they had waited for longer than `[udp] max_age`.
     pub stale: u64,
-    /// Dropped because too many waited, or because their mapping ended.
+    /// Dropped because too many waited, because their mapping ended, or because they came from where
+    /// nobody had been asked.
     pub dropped: u64,
 }
 

@@ -108,6 +108,18 @@ impl Session {
         }
     }
 
+    /// The local socket is not given what [`datagram`](Self::datagram) yielded.
+    pub fn datagram_refused(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        let mapping = flow.mapping.as_deref_mut();
+        if let Some(datagram) = mapping.and_then(|mapping| mapping.rx.pop(&mut self.rx_room)) {
+            flow.dropped += count(datagram.payload.len());
+            self.datagrams.unwanted += 1;
+        }
+    }
+
     /// The next error that a datagram of ours met.
     pub fn take_datagram_error(&mut self, id: FlowId) -> Option<MappingError> {
         let flow = self.flows.get_mut(&id)?;
@@ -117,6 +129,12 @@ impl Session {
     /// Client: whether OPEN of that flow has gone out, so that the server may know of it.
     pub fn is_asked(&self, id: FlowId) -> bool {
         self.flows.get(&id).is_some_and(|flow| flow.is_asked)
+    }
+
+    /// Something of that mapping waits to be sent, if only an empty datagram.
+    pub fn has_datagram_to_send(&self, id: FlowId) -> bool {
+        let mapping = self.flows.get(&id).and_then(|flow| flow.mapping.as_deref());
+        mapping.is_some_and(Mapping::is_ready)
     }
 
     /// Whether the flow is a mapping; a stream, or unknown, if not.
@@ -166,8 +184,7 @@ impl Session {
     }
 
     /// Client: the first attach is done. What waited for it is as good as new.
-    fn begin_datagrams(&mut self) {
-        let now = self.heard_at;
+    fn begin_datagrams(&mut self, now: Instant) {
         for flow in self.flows.values_mut() {
             if let Some(mapping) = flow.mapping.as_deref_mut() {
                 mapping.begin(now);
@@ -203,11 +220,11 @@ impl Session {
             let mut dropped = Dropped::default();
             match way {
                 Way::In => {
-                    mapping.rx.drop_oldest(room, &mut dropped);
+                    mapping.shed_in(room, &mut dropped);
                     flow.dropped += dropped.bytes;
                 }
                 Way::Out => {
-                    mapping.tx.drop_oldest(room, &mut dropped);
+                    mapping.shed_out(room, &mut dropped);
                     flow.lost += dropped.bytes;
                 }
             }
@@ -216,16 +233,16 @@ impl Session {
     }
 
     /// Client: it is known whether the server carries datagrams, and it was asked for mappings before.
-    pub(super) fn begin_mappings(&mut self) {
+    pub(super) fn begin_mappings(&mut self, now: Instant) {
         if self.has_datagrams() {
-            self.begin_datagrams();
+            self.begin_datagrams(now);
             return;
         }
         let mappings = self.flows.values().filter(|flow| flow.mapping.is_some());
         let mappings: Vec<FlowId> = mappings.map(|flow| flow.id).collect();
         for flow in mappings {
             self.lane.unsay_open(flow);
-            self.forget(flow, self.heard_at);
+            self.forget(flow, now);
             self.events.push_back(Event::FlowRefused {
                 flow,
                 error: NOT_SUPPORTED,
@@ -294,10 +311,15 @@ impl Session {
         // hold many times their size.
         let is_slice =
             payload.len() <= MAX_PAYLOAD && self.rx_room.count() >= limits::DATAGRAM_SLICES;
-        let payload = if is_slice && payload.len() < limits::COPY_BELOW {
+        let payload = if is_slice {
             Bytes::copy_from_slice(&payload)
         } else {
             payload
+        };
+        // How long datagrams of applications may wait at the client is the client's to say.
+        let age = match self.role {
+            Role::Client => head.age,
+            Role::Server => Duration::ZERO,
         };
         let Some(flow) = self.flows.get_mut(&head.flow) else {
             return;
@@ -306,7 +328,7 @@ impl Session {
             return;
         };
         let mut dropped = Dropped::default();
-        let datagram = Waiting::new(head.remote, payload, head.age, now);
+        let datagram = Waiting::new(head.remote, payload, age, now);
         mapping.rx.push(datagram, &mut self.rx_room, &mut dropped);
         flow.dropped += dropped.bytes;
         self.datagrams.add(dropped.counts);
@@ -475,6 +497,7 @@ impl DatagramCounts {
             stale: self.stale + more.stale,
             crowded_out: self.crowded_out + more.crowded_out,
             abandoned: self.abandoned + more.abandoned,
+            unwanted: self.unwanted + more.unwanted,
         }
     }
 

@@ -49,7 +49,7 @@ impl Session {
     }
 
     /// Client: what the server knows, too.
-    pub(super) fn agree(&mut self, capabilities: u64) {
+    pub(super) fn agree(&mut self, capabilities: u64, now: Instant) {
         self.agreed = Some(capabilities & self.config.capabilities);
         let impossible = |framing| self.possible(OnExpiry::Store(framing)) == OnExpiry::Reset;
         let stored = self
@@ -67,7 +67,7 @@ impl Session {
         let mut lane = std::mem::take(&mut self.lane);
         lane.unstore(|framing| self.possible(OnExpiry::Store(framing)) != OnExpiry::Reset);
         self.lane = lane;
-        self.begin_mappings();
+        self.begin_mappings(now);
     }
 
     /// What can be done of what is wanted: to store, both ends must know how, and have buffers

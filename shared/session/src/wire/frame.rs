@@ -447,7 +447,7 @@ pub enum FlowCode {
     Asked,
     /// A stored record does not open, or is none.
     Unsealable,
-    /// A mapping that nothing has come or gone by for long enough.
+    /// A mapping by which its application has sent nothing for long enough.
     Idle,
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Client, ClientEvent, State};
 use crate::account::{self, EndedBy, FlowAccount, HowEnded, LostBytes};
-use crate::mappings::Mappings;
+use crate::mappings::{Filtering, Mappings};
 use crate::netstack::{Bounce, Sink, Taken};
 use crate::packet::{Datagram, Unreachable};
 use bytes::Bytes;
@@ -117,7 +117,7 @@ impl Client {
         let settings = self.config.mappings;
         let flows = self.session.as_ref().map_or(u64::MAX, Session::most_flows);
         let most = usize::try_from(flows / 2).unwrap_or(usize::MAX);
-        if self.mappings.len() >= most.min(MAPPINGS) && !self.make_room_for_flow(now) {
+        if self.mappings.len() >= most.min(MAPPINGS) && !self.end_longest_idle(now) {
             return Err(NoMapping::Full);
         }
         let target = Target {
@@ -148,8 +148,19 @@ impl Client {
     }
 
     /// There is no room for one more flow: the mapping that has been idle longest ends, if it has
-    /// been for a while; true if so.
-    pub(super) fn make_room_for_flow(&mut self, now: Instant) -> bool {
+    /// been for a while. In an outage none would be gone before its end, and where one
+    /// goes already there will be room.
+    pub(super) fn make_room_for_flow(&mut self, now: Instant) {
+        if !self.mappings.has_leaving() {
+            self.end_longest_idle(now);
+        }
+    }
+
+    fn end_longest_idle(&mut self, now: Instant) -> bool {
+        let is_attached = self.session.as_ref().is_some_and(Session::is_attached);
+        if !is_attached {
+            return false;
+        }
         let longest = self.mappings.longest_idle(self.config.mappings.idle, now);
         if let Some(flow) = longest {
             self.end_idle(flow, now);
@@ -169,9 +180,15 @@ impl Client {
         let Some(session) = self.session.as_mut().filter(|s| !s.is_attached()) else {
             return;
         };
+        let counts = session.datagram_counts();
+        let waited = counts.stale + counts.crowded_out;
+        if std::mem::replace(&mut self.waited_in_vain, waited) == waited {
+            return;
+        }
         for flow in self.mappings.unopened() {
-            if !session.is_asked(flow) && session.flow_buffered(flow).0 == 0 {
-                self.mappings.remove(flow);
+            if !session.is_asked(flow) && !session.has_datagram_to_send(flow) {
+                let end = (EndedBy::Client, HowEnded::Cancelled);
+                self.mappings.leave(flow, end);
                 session.abort(flow, FlowCode::Cancelled, now);
             }
         }
@@ -184,7 +201,7 @@ impl Client {
         }
     }
 
-    /// Ends what nothing has gone by for long enough.
+    /// Ends mappings whose applications have sent nothing for long enough.
     pub(super) fn end_idle_mappings(&mut self, now: Instant) {
         self.end_vain_mappings(now);
         while let Some(flow) = self.mappings.next_idle(self.config.mappings.idle, now) {
@@ -208,20 +225,24 @@ impl Client {
         };
         while let Some((remote, payload)) = session.datagram(flow, now) {
             let bytes = payload.len();
-            if let Some(mapping) = self.mappings.get(flow)
-                && remote.is_ipv4() == mapping.source.is_ipv4()
-                && remote.port() != 0
-                && self.netstack.may_come_from(remote.ip())
-                && mapping.hears(remote, self.config.mappings.filtering)
+            let heard = self.mappings.get(flow).filter(|mapping| {
+                remote.is_ipv4() == mapping.source.is_ipv4()
+                    && remote.port() != 0
+                    && self.netstack.may_come_from(remote.ip())
+                    && (mapping.has_sent_to(remote)
+                        || self.config.mappings.filtering == Filtering::Endpoint
+                            && self.netstack.is_from_afar(remote.ip()))
+            });
+            let heard = heard.map(|mapping| (mapping.source, mapping.has_sent_to(remote)));
+            if let Some((to, is_contact)) = heard
+                && (is_contact || self.mappings.hears_stranger(bytes, now))
             {
-                let to = mapping.source;
-                let is_contact = mapping.has_sent_to(remote);
-                if is_contact || self.mappings.hears_stranger(bytes, now) {
-                    self.netstack.send_datagram(remote, to, payload, sink);
-                    self.mappings.received(flow, bytes, now);
-                }
+                self.netstack.send_datagram(remote, to, payload, sink);
+                self.mappings.received(flow, bytes, now);
+                session.datagram_taken(flow);
+            } else {
+                session.datagram_refused(flow);
             }
-            session.datagram_taken(flow);
         }
         while let Some(error) = session.take_datagram_error(flow) {
             if let Some(denied) = denied(&error) {
@@ -243,7 +264,8 @@ impl Client {
         let end = account::of_refusal(error);
         let lost = LostBytes::default();
         self.account(FlowAccount::of_mapping(flow, &mapping, end, lost, now));
-        if matches!(error, OpenError::TooManyFlows | OpenError::Exhausted) {
+        // Not where others have taken everything: they would have that place, too.
+        if error == OpenError::TooManyFlows {
             self.make_room_for_flow(now);
         }
         // A server that does not carry datagrams: as if nobody listened anywhere. One without that

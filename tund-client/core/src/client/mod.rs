@@ -51,6 +51,8 @@ pub struct Client {
     /// Mappings for whose applications something has come.
     readable_mappings: Vec<FlowId>,
     bounces: Vec<datagrams::PendingBounce>,
+    /// So many datagrams had waited in vain when mappings were last looked through for that.
+    waited_in_vain: u64,
     pub(crate) dialer: Dialer,
     /// Applications that ask while no flow can be opened for them.
     asking: Asking,
@@ -99,6 +101,7 @@ impl Client {
             mappings: Mappings::default(),
             readable_mappings: Vec::new(),
             bounces: Vec::new(),
+            waited_in_vain: 0,
             dialer: Dialer::new(config.seed),
             asking: Asking::default(),
             outlook: Outlook::default(),

@@ -83,6 +83,16 @@ impl Netstack {
             && !self.local_addresses.contains(&address)
     }
 
+    /// Whether a stranger of that address can be one of the server's world: it is no neighbour of
+    /// this host's, and not of a private network, for none of which the server may speak.
+    pub fn is_from_afar(&self, address: IpAddr) -> bool {
+        !crate::packet::is_private(address)
+            && !self
+                .local_networks
+                .iter()
+                .any(|network| network.contains(&address))
+    }
+
     /// Shows an application a datagram, in fragments if it is larger than the device's MTU.
     pub fn send_datagram(
         &mut self,

@@ -34,6 +34,18 @@ struct Partial {
     since: Instant,
 }
 
+impl Partial {
+    /// Some of that piece is here already. No kernel sends such, and what two hosts make of it may
+    /// differ (RFC 5722).
+    fn has_some_of(&self, piece: &Fragment, len: usize) -> bool {
+        let start = usize::from(piece.offset.byte_offset());
+        let mut sections = self.buf.sections().iter();
+        sections.any(|section| {
+            start < usize::from(section.end) && usize::from(section.start) < start + len
+        })
+    }
+}
+
 /// Packets that are not complete.
 #[derive(Debug, Default)]
 pub(super) struct Fragments {
@@ -59,6 +71,11 @@ impl Fragments {
             self.partial.pop_front();
             self.dropped += 1;
         }
+        let payload = packet.get(piece.payload_at..piece.packet_bytes)?;
+        if piece.offset.value() == 0 && !piece.has_more {
+            // All of it, whatever else has that name (RFC 6946 §4).
+            return rebuild(packet.get(..piece.ip_header_bytes)?, piece, payload);
+        }
         let name = Name {
             source: piece.source,
             destination: piece.destination,
@@ -70,12 +87,9 @@ impl Fragments {
             None => self.begin(name, piece, now),
         };
         let partial = self.partial.get_mut(place)?;
-        let payload = packet.get(piece.payload_at..piece.packet_bytes)?;
-        if partial
-            .buf
-            .add(piece.offset, piece.has_more, payload)
-            .is_err()
-        {
+        let is_doubled = piece.source.is_ipv6() && partial.has_some_of(piece, payload.len());
+        let added = partial.buf.add(piece.offset, piece.has_more, payload);
+        if is_doubled || added.is_err() {
             self.partial.remove(place);
             self.dropped += 1;
             return None;

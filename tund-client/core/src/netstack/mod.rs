@@ -24,6 +24,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use smoltcp::iface::{Config, Interface};
 use smoltcp::wire::HardwareAddress;
 use tund_session::Instant;
@@ -126,6 +127,7 @@ pub struct Netstack {
     /// The latest time that was told.
     now: Instant,
     local_addresses: Vec<IpAddr>,
+    local_networks: Vec<IpNet>,
     link_keys: Vec<FlowKey>,
     accept_forwarded: bool,
     offload: bool,
@@ -157,6 +159,7 @@ impl Netstack {
             ),
             now,
             local_addresses: config.local_addresses.clone(),
+            local_networks: Vec::new(),
             link_keys: Vec::new(),
             accept_forwarded: config.accept_forwarded,
             offload: config.offload,
@@ -168,6 +171,11 @@ impl Netstack {
     /// This host's addresses have changed. Connections from others go on.
     pub fn set_local_addresses(&mut self, addresses: Vec<IpAddr>) {
         self.local_addresses = addresses;
+    }
+
+    /// The networks that this host is on have changed.
+    pub fn set_local_networks(&mut self, networks: Vec<IpNet>) {
+        self.local_networks = networks;
     }
 
     /// The daemon's own link connections, each from here to the server: packets of theirs that

@@ -544,6 +544,7 @@ impl World {
         let network = client::Network {
             running: interfaces.iter().copied().collect(),
             addresses: sources.chain([APP_V4]).collect(),
+            networks: BTreeSet::new(),
         };
         self.client.handle_network(network, true, self.now);
         self.run();

@@ -101,6 +101,22 @@ fn a_packet_in_one_fragment_is_whole() {
 }
 
 #[test]
+fn pieces_of_ipv6_that_overlap_spoil_their_packet() {
+    let mut world = world();
+    let (app, origin) = both()[1];
+    let packet = packet(app, origin, &payload(4000));
+    let pieces = cut(&packet, 1480);
+    let finer = cut(&packet, 800);
+    for piece in [&pieces[0], &finer[1], &pieces[1], &pieces[2]] {
+        world.put(piece);
+    }
+    world.run();
+    assert!(world.opened.is_empty());
+    let dropped = world.client.netstack().stats().untaken(Reason::Fragment);
+    assert_eq!(dropped, 1);
+}
+
+#[test]
 fn a_datagram_with_a_wrong_checksum_is_dropped_and_one_without_is_not() {
     let mut world = world();
     let (app, origin) = v4();

@@ -2,7 +2,7 @@
 
 use super::super::world::{SECOND, World};
 use super::{both, dual_stack, packet, server, v4, world};
-use crate::client::ClientEvent;
+use crate::client::{ClientEvent, Network};
 use crate::netstack::offload::VNET_HEADER_BYTES;
 use crate::netstack::tests::world::{APP_V4, ORIGIN_V4, ORIGIN_V6};
 use crate::packet::Reason;
@@ -101,12 +101,15 @@ fn with_filtering_by_endpoint_strangers_are_shown_but_never_special_addresses() 
     }
     assert_eq!(world.seen().len(), 0);
 
-    // Who speaks to a private network through tund hears its strangers, too.
+    // Who speaks to one host of a private network hears no other.
     world.throw((v4().0, "10.9.9.9:53".parse().unwrap()), b"question");
     for from in lan {
-        world.answer(mapping, from.parse().unwrap(), b"stranger");
+        world.answer(mapping, from.parse().unwrap(), b"forged");
     }
-    assert_eq!(world.seen().len(), lan.len());
+    assert_eq!(world.seen().len(), 0);
+    world.answer(mapping, "10.9.9.9:54".parse().unwrap(), b"friend");
+    assert_eq!(world.seen().len(), 1);
+    assert_eq!(world.client.datagram_counts().unwanted, 11);
 }
 
 #[test]
@@ -161,4 +164,26 @@ fn a_server_without_that_version_of_ip_has_no_route_and_one_without_room_is_aske
     world.throw((app, origin), b"and again");
     let mapping = world.mapping();
     assert_eq!(world.at_server(mapping), [(origin, b"and again".to_vec())]);
+}
+
+#[test]
+fn neighbours_with_public_addresses_are_not_the_servers_to_speak_for() {
+    let mut config = dual_stack();
+    config.mappings.filtering = crate::mappings::Filtering::Endpoint;
+    let mut world = World::with(config, server(capability::DATAGRAM));
+    let (app, origin) = both()[1];
+    let network = Network {
+        running: [2].into(),
+        addresses: [APP_V4, app.ip()].into(),
+        networks: ["2001:db8:7::/64".parse().unwrap()].into(),
+    };
+    world.client.handle_network(network, false, world.now);
+    world.throw((app, origin), b"question");
+    let mapping = world.mapping();
+
+    world.answer(mapping, "[2001:db8:7::1]:1900".parse().unwrap(), b"forged");
+    assert_eq!(world.seen().len(), 0);
+    let afar = "[2606:4700::1111]:53".parse().unwrap();
+    world.answer(mapping, afar, b"stranger");
+    assert_eq!(world.seen().len(), 1);
 }

@@ -8,7 +8,7 @@ use crate::netstack::tests::world::Collector;
 use crate::packet::Reason;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tund_session::wire::frame::{Protocol, capability};
+use tund_session::wire::frame::{OpenError, Protocol, capability};
 
 #[test]
 fn a_mapping_lives_for_its_idle_time_and_outages_do_not_count() {
@@ -230,4 +230,66 @@ fn the_first_datagram_waits_for_a_slow_first_link_but_not_for_ever() {
     world.throw(v4(), b"question");
     world.pass(SECOND * 17);
     assert_eq!(world.client.mappings().len(), 0);
+}
+
+#[test]
+fn an_empty_datagram_waits_like_any_other() {
+    let mut world = world();
+    world.throw(v4(), b"before");
+    world.fail();
+    let other = SocketAddr::new(v4().0.ip(), 4001);
+    world.throw((other, v4().1), b"");
+    world.pass(Duration::from_millis(600));
+    world.heal();
+    world.until("attached", |world| world.client.state() == State::Attached);
+    world.run();
+
+    let mapping = world.mapping();
+    assert_eq!(world.at_server(mapping), [(v4().1, Vec::new())]);
+}
+
+#[test]
+fn in_an_outage_no_mapping_makes_room_for_another_flow() {
+    let mut config = dual_stack();
+    config.mappings.grace = SECOND * 3600;
+    // Both ends allow 64 flows.
+    let mut world = World::with(config, server(capability::DATAGRAM));
+    let from = |port: u16| SocketAddr::new(v4().0.ip(), 5000 + port);
+    for port in 0..32 {
+        world.throw((from(port), v4().1), b"hello");
+    }
+    for _ in 0..32 {
+        world.connect(80);
+    }
+    assert_eq!(world.client.flows().len(), 32);
+    world.fail();
+    world.pass(SECOND * 31);
+
+    world.connect(80);
+    for port in 32..40 {
+        world.throw((from(port), v4().1), b"hello?");
+        world.pass(SECOND * 2);
+    }
+    assert_eq!(world.client.mappings().len(), 32);
+    world.heal();
+    world.until("attached", |world| world.client.state() == State::Attached);
+    let lives = |world: &World, port| world.client.mappings().find(from(port)).is_some();
+    assert!((1..32).filter(|port| lives(&world, *port)).count() >= 30);
+}
+
+#[test]
+fn a_server_without_places_costs_no_mapping_its_own() {
+    let mut world = world();
+    for port in 0..3 {
+        let from = SocketAddr::new(v4().0.ip(), 5000 + port);
+        world.throw((from, v4().1), b"hello");
+    }
+    world.pass(SECOND * 40);
+    world.answers.insert(99, OpenError::Exhausted);
+    let elsewhere = SocketAddr::new(v4().1.ip(), 99);
+    for _ in 0..5 {
+        world.throw((v4().0, elsewhere), b"hello");
+        world.pass(SECOND);
+    }
+    assert_eq!(world.client.mappings().len(), 3);
 }
