@@ -4,6 +4,7 @@
 mod budget;
 mod contacts;
 mod control_lane;
+mod datagram_queue;
 mod flow;
 pub mod framer;
 pub mod id;
@@ -20,9 +21,10 @@ pub mod time;
 pub mod wire;
 
 pub use contacts::{Contacts, Strangers};
+pub use datagram_queue::DatagramCounts;
 pub use framer::Framer;
 pub use id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
-pub use mapping::{DatagramCounts, MappingError};
+pub use mapping::MappingError;
 pub use outbox::Outbox;
 pub use session::{
     Config, DeliverTarget, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Remainder,

@@ -23,5 +23,6 @@ mod shelf;
 pub mod socket;
 pub mod story;
 mod talkers;
+mod throws;
 pub mod witness;
 pub mod world;

@@ -2,10 +2,11 @@
 
 use super::receive::Taken;
 use super::{Event, Role, Session};
+use crate::datagram_queue::{DatagramCounts, Dropped, Room, Waiting};
 use crate::flow::Flow;
 use crate::id::{FlowId, LinkId};
 use crate::limits;
-use crate::mapping::{DatagramCounts, Dropped, Mapping, MappingError, Out, Waiting};
+use crate::mapping::{Mapping, MappingError, Out};
 use crate::outbox::Outbox;
 use crate::time::Instant;
 use crate::wire::codec::{MAX_DATAGRAM, MAX_PAYLOAD};
@@ -469,11 +470,7 @@ impl Session {
     }
 }
 
-fn abandon(
-    flow: &mut Flow,
-    (tx, rx): (&mut crate::mapping::Room, &mut crate::mapping::Room),
-    counts: &mut DatagramCounts,
-) {
+fn abandon(flow: &mut Flow, (tx, rx): (&mut Room, &mut Room), counts: &mut DatagramCounts) {
     if let Some(mapping) = flow.mapping.as_deref_mut() {
         let (up, down) = mapping.abandon(tx, rx);
         flow.lost += up.bytes;
@@ -485,23 +482,4 @@ fn abandon(
 
 fn count(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
-}
-
-impl DatagramCounts {
-    /// Both together.
-    #[must_use]
-    pub const fn plus(self, more: Self) -> Self {
-        Self {
-            sent: self.sent + more.sent,
-            delivered: self.delivered + more.delivered,
-            stale: self.stale + more.stale,
-            crowded_out: self.crowded_out + more.crowded_out,
-            abandoned: self.abandoned + more.abandoned,
-            unwanted: self.unwanted + more.unwanted,
-        }
-    }
-
-    const fn add(&mut self, more: Self) {
-        *self = self.plus(more);
-    }
 }

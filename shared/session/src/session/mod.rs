@@ -21,11 +21,11 @@ pub use flows::Target;
 
 use crate::budget::Budget;
 use crate::control_lane::ControlLane;
+use crate::datagram_queue::{DatagramCounts, Room};
 use crate::flow::Flow;
 use crate::id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
 use crate::limits;
 use crate::link::Link;
-use crate::mapping::{DatagramCounts, Room};
 use crate::time::Instant;
 use crate::wire::frame::Limits;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
