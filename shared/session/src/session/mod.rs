@@ -398,8 +398,8 @@ impl Session {
         streams + self.tx_room.lent() + self.rx_room.lent()
     }
 
-    /// An outer bound on growth in each direction: the daemon's memory is shared. What is held stays
-    /// held.
+    /// An outer bound on growth in each direction: the daemon's memory is shared. What streams hold
+    /// stays held; datagrams beyond it make room for newer ones.
     pub fn set_growth_bound(&mut self, bytes: u64) {
         let datagrams = if self.has_datagrams() {
             bytes / limits::DATAGRAM_GROWTH
