@@ -48,10 +48,13 @@ impl World {
                 let Some(flow) = self.some_mapping(who, rng) else {
                     return;
                 };
-                let lengths = [8, 100, 1400, MAX_PAYLOAD, MAX_PAYLOAD + 1, 40_000, 65_507];
+                let lengths = match rng.below(10) {
+                    0 => [MAX_PAYLOAD, MAX_PAYLOAD + 1, 40_000, 65_507],
+                    _ => [8, 100, 1400, 1400],
+                };
                 let len = rng.pick(&lengths);
-                let count = rng.pick(&[1, 1, 1, 4, 40]);
-                for _ in 0..count.min(1 + 200_000 / len) {
+                let count = rng.pick(&[1, 1, 1, 1, 1, 1, 4, 40]);
+                for _ in 0..count.min(1 + 60_000 / len) {
                     self.throw(who, flow, len, rng.below(3));
                 }
             }

@@ -184,8 +184,9 @@ impl Session {
         }
     }
 
-    /// Client: the first attach is done. What waited for it is as good as new.
+    /// Client: the first attach is done. What waited for it, and not for too long, is as good as new.
     fn begin_datagrams(&mut self, now: Instant) {
+        self.sweep((self.config.datagram_age.max(limits::UNCONFIRMED), now));
         for flow in self.flows.values_mut() {
             if let Some(mapping) = flow.mapping.as_deref_mut() {
                 mapping.begin(now);
@@ -206,7 +207,7 @@ impl Session {
     fn make_room(&mut self, way: Way, len: usize, now: Instant) {
         self.begin_sweeping(now);
         if !self.has_room(way, len) && self.swept_at + limits::SWEEP_LEAST <= now {
-            self.sweep(now);
+            self.sweep((self.datagram_age(), now));
         }
         while !self.has_room(way, len) {
             let room = match way {
@@ -443,12 +444,11 @@ impl Session {
 
     pub(super) fn sweep_if_due(&mut self, now: Instant) {
         if self.sweeps_at().is_some_and(|at| at <= now) {
-            self.sweep(now);
+            self.sweep((self.datagram_age(), now));
         }
     }
 
-    fn sweep(&mut self, now: Instant) {
-        let most = self.datagram_age();
+    fn sweep(&mut self, (most, now): (Duration, Instant)) {
         self.sweep_at = now + most.max(limits::SWEEP_LEAST);
         self.swept_at = now;
         for flow in self.flows.values_mut() {
