@@ -350,12 +350,20 @@ fn strangers_are_heard_only_where_they_are_wanted() {
         let socket = application(&scene, Family::V4);
         let port = exchange(&socket, &origin, b"hello");
         let other_port = bind(&scene.lab.origin, scene.lab.origin_address(Family::V4, 0));
-        let stranger = bind(
+        // Strangers of private networks are never heard: this one has a public address.
+        let public = "9.9.9.9:0";
+        let at = scene.lab.origin_address(Family::V4, 0).ip();
+        scene.lab.origin.run("ip addr add 9.9.9.9/32 dev lo");
+        let route = format!("ip route add 9.9.9.9/32 via {at}");
+        scene.lab.router.run(&route);
+        let stranger = bind(&scene.lab.origin, public.parse().unwrap());
+        let private = bind(
             &scene.lab.origin,
             scene.lab.plain_origin_address(Family::V4, 0),
         );
 
         stranger.send_to(b"stranger", port).unwrap();
+        private.send_to(b"private", port).unwrap();
         other_port.send_to(b"friend", port).unwrap();
 
         let mut heard = Vec::new();
@@ -369,6 +377,7 @@ fn strangers_are_heard_only_where_they_are_wanted() {
             is_heard,
             "{filtering}"
         );
+        assert!(!heard.contains(&b"private".to_vec()), "{filtering}");
     }
 }
 
