@@ -3,7 +3,7 @@
 use super::super::pair::{self, CLIENT, Pair, SERVER, config};
 use super::{able, mapping, pair, remote, welcome};
 use crate::wire::frame::{
-    Control, Data, Datagram, DatagramHead, DatagramPiece, Frame, OpenError, Protocol, capability,
+    Control, Data, Datagram, DatagramHead, DatagramPiece, Frame, OpenError, Protocol,
 };
 use crate::*;
 use bytes::Bytes;
