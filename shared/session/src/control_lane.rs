@@ -82,6 +82,19 @@ impl ControlLane {
         }
     }
 
+    /// The same of what is to be held where the peer cannot; gives back of which flows.
+    pub(crate) fn keep_nothing(&mut self, can_hold: impl Fn(Framing) -> bool) -> Vec<FlowId> {
+        let mut plain = Vec::new();
+        for message in &mut self.fresh {
+            if let Control::Open(open) = message
+                && open.hand_off.take_if(|h| !can_hold(h.framing)).is_some()
+            {
+                plain.push(open.flow);
+            }
+        }
+        plain
+    }
+
     /// Something said is not acknowledged.
     pub(crate) fn is_outstanding(&self) -> bool {
         !(self.said.is_empty() && self.fresh.is_empty())

@@ -4,9 +4,11 @@ use crate::budget::Share;
 use crate::id::{FlowId, LinkId, Offset};
 use crate::receive_buffer::ReceiveBuffer;
 use crate::send_buffer::SendBuffer;
-use crate::session::{Delivery, Remainder};
+use crate::session::{Delivery, HandedOff, Remainder};
 use crate::time::Instant;
 use crate::wire::frame::{Ack, Framing};
+use bytes::Bytes;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Has the origin answered?
@@ -53,6 +55,10 @@ pub(crate) struct Flow {
     born: Instant,
     pub(crate) tx: SendBuffer,
     pub(crate) rx: ReceiveBuffer,
+    /// Server: what the application does not get is held for its user's next connection.
+    pub(crate) handed_off: Option<Box<HandedOff>>,
+    /// Server: goes out before anything that the local socket says.
+    pub(crate) prologue: VecDeque<Bytes>,
     /// Bytes up to here may be taken from the local socket; share = this − base.
     pub(crate) intake_limit: Offset,
     pub(crate) intake_share: Share,
@@ -121,6 +127,8 @@ impl Flow {
             born: now,
             tx: SendBuffer::default(),
             rx: ReceiveBuffer::default(),
+            handed_off: None,
+            prologue: VecDeque::new(),
             intake_limit: Offset(0),
             intake_share: Share::default(),
             intake_target: 0,
@@ -169,7 +177,7 @@ impl Flow {
         if self.send_done || self.purpose == Purpose::Delivery {
             return 0;
         }
-        self.tx.unreleased()
+        self.tx.unreleased() + self.prologue_bytes()
     }
 
     /// Nothing more is sent: what the peer has not released goes to the owner, from the last

@@ -21,7 +21,7 @@ pub use framer::Framer;
 pub use id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
 pub use outbox::Outbox;
 pub use session::{
-    Config, DeliverTarget, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Remainder,
-    Role, Session, Target, Timer, Traffic,
+    Config, DeliverTarget, Delivery, EndReason, Event, Held, LinkDeath, OpenRefused, Progress,
+    Remainder, Role, Session, Target, Timer, Traffic,
 };
 pub use time::Instant;

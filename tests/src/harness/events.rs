@@ -33,6 +33,9 @@ impl World {
                         released,
                         ..
                     } => self.note_final(session, flow, (taken, released)),
+                    RegistryEvent::Held { .. } => {
+                        self.fault("something is held that nobody asked for");
+                    }
                     RegistryEvent::TurnedAway { link, reason } => {
                         self.tell(|| format!("server turns {link} away: {reason:?}"));
                         self.hang_up(link, SERVER, true);
@@ -119,7 +122,10 @@ impl World {
                 self.check_remainder(flow, &remainder);
                 self.on_aborted(who, flow, FlowCode::Expired);
             }
-            Event::FlowReleased { .. } | Event::FlowFinal { .. } | Event::DeliverOpened { .. } => {
+            Event::FlowReleased { .. }
+            | Event::FlowFinal { .. }
+            | Event::FlowHeld { .. }
+            | Event::DeliverOpened { .. } => {
                 self.fault("an event of a delivery that nobody began");
             }
             Event::FlowForgotten { flow, .. } => {

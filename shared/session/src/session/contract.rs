@@ -1,5 +1,6 @@
 //! What an owner gives a session and learns from it: configuration, events, answers.
 
+use super::Held;
 use crate::id::{FlowId, Instance, LinkId, LinkNumber, Offset};
 use crate::limits;
 use crate::wire::frame::{CloseCode, Deliver, FlowCode, Open, OpenError, RejectReason};
@@ -31,8 +32,7 @@ pub struct Config {
     pub capabilities: u64,
 }
 
-/// Client: what is held of a half that its server has not released, from the last message boundary
-/// on.
+/// What is held of a half that the other end has not released, from the last message boundary on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remainder {
     /// The place of the first byte.
@@ -231,6 +231,15 @@ pub enum Event {
         taken: Offset,
         /// Everything before it is known to have been acknowledged by the origin.
         released: Offset,
+    },
+    /// Server: a flow has expired, or its session, and what its application did not get is to be held
+    /// for the next one of its user. Comes before the event that has the socket reset: what that
+    /// still has to read belongs behind it.
+    FlowHeld {
+        /// Which.
+        flow: FlowId,
+        /// What is left of it.
+        held: Box<Held>,
     },
     /// `readable` or `delivery` has changed.
     FlowReadable {

@@ -18,6 +18,7 @@ impl Session {
             return;
         }
         self.ended = Some(reason);
+        self.hold_all(reason);
         self.keep_remainders(reason);
         let dropped = self
             .flows
@@ -25,6 +26,7 @@ impl Session {
             .map(|flow| (flow.id, flow.dropped + flow.rx.abandon()));
         self.dropped_by_flow = dropped.filter(|(_, dropped)| *dropped > 0).collect();
         self.flows.clear();
+        self.prologue_bytes = 0;
         self.live_flows = 0;
         self.short_pieces = 0;
         self.slices = 0;
@@ -96,6 +98,7 @@ impl Session {
         flow.abandon_sending();
         flow.receive_done = true;
         flow.reset_due = false;
+        self.drop_prologue(id);
         self.drop_received(id);
         self.extend_intake(id);
         self.extend_credit(id);
@@ -141,6 +144,7 @@ impl Session {
 
     /// Lets go of all that is kept of a flow.
     pub(super) fn forget(&mut self, id: FlowId, now: Instant) {
+        self.drop_prologue(id);
         let Some(mut flow) = self.flows.remove(&id) else {
             return;
         };

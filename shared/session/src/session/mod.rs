@@ -5,6 +5,7 @@ mod contract;
 mod delivery;
 mod ends;
 mod flows;
+mod hand_off;
 mod outage;
 mod receive;
 mod shares;
@@ -17,6 +18,8 @@ pub use contract::{
 };
 pub use delivery::DeliverTarget;
 pub use flows::Target;
+pub(crate) use hand_off::HandedOff;
+pub use hand_off::Held;
 
 use crate::budget::Budget;
 use crate::control_lane::ControlLane;
@@ -72,6 +75,8 @@ pub struct Session {
     credit: Budget,
     intake_starved: VecDeque<FlowId>,
     credit_starved: VecDeque<FlowId>,
+    /// Server: bytes of all flows that wait for intake, ahead of those of their origins.
+    prologue_bytes: u64,
 
     links: BTreeMap<LinkId, Link>,
     /// Client: the one to be proved at the next RESUME. Server: all that count (rule 8).
@@ -155,6 +160,7 @@ impl Session {
             credit: Budget::new(config.buffer_bytes, config.max_flows),
             intake_starved: VecDeque::new(),
             credit_starved: VecDeque::new(),
+            prologue_bytes: 0,
             links: BTreeMap::new(),
             secrets: BTreeMap::new(),
             next_number: LinkNumber(1),
@@ -210,6 +216,7 @@ impl Session {
             | Event::DeliverOpened { .. }
             | Event::FlowExpired { .. }
             | Event::FlowFinal { .. }
+            | Event::FlowHeld { .. }
             | Event::FlowReleased { .. }
             | Event::FlowAccepted { .. }
             | Event::FlowRefused { .. }
@@ -373,9 +380,10 @@ impl Session {
         &self.released_at_end
     }
 
-    /// Bytes of the two pools that flows hold beyond their floors.
+    /// Bytes of the two pools that flows hold beyond their floors, and what waits to go out ahead of
+    /// origins' bytes.
     pub fn lent(&self) -> u64 {
-        self.intake.lent() + self.credit.lent()
+        self.intake.lent() + self.credit.lent() + self.prologue_bytes
     }
 
     /// An outer bound on growth: the daemon's memory is shared. What is held stays held.

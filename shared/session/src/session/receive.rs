@@ -198,6 +198,10 @@ impl Session {
             Control::Reset { flow, end, code } => self.on_reset(flow, end, code, now),
             Control::Stop { flow, code } => {
                 if self.known(flow)?.is_some() {
+                    // Who cancels may have been given something ahead of the answer.
+                    if !client && matches!(code, FlowCode::Expired | FlowCode::Cancelled) {
+                        self.hold(flow);
+                    }
                     self.abort_socket(flow, code);
                     self.drop_both(flow);
                     self.settle(flow, now);
@@ -293,6 +297,9 @@ impl Session {
         if !self.has_delivery() {
             open.on_expiry = OnExpiry::Reset;
         }
+        if open.hand_off.is_some() && !self.has_hand_off() {
+            return Err("OPEN_HAND_OFF without the capability");
+        }
         open.grace = open.grace.min(self.config.max_grace);
         let mut flow = Flow::new(open.flow, open.grace, now);
         if let OnExpiry::Store(framing) = open.on_expiry {
@@ -300,6 +307,7 @@ impl Session {
             flow.credit_reserve = longest_message(framing) + 2;
             flow.rx.be_told(Some(Framer::new(framing)));
         }
+        self.note_hand_off(&mut flow, &mut open);
         self.admit(flow, open.limit, Event::FlowOpened { open, link })
     }
 
@@ -319,10 +327,7 @@ impl Session {
         let full = u64::try_from(self.flows.len()).is_ok_and(|n| n >= self.config.max_flows);
         let refused = if full {
             Some(OpenError::TooManyFlows)
-        } else if !self
-            .credit
-            .reserve(&mut flow.credit_share, flow.credit_reserve)
-        {
+        } else if !self.reserve(&mut flow) {
             Some(OpenError::Exhausted)
         } else {
             None
@@ -335,6 +340,19 @@ impl Session {
         self.add_flow(flow);
         self.events.push_back(event);
         Ok(())
+    }
+
+    /// Room for the longest message each way, where such are kept whole; all or nothing.
+    fn reserve(&mut self, flow: &mut Flow) -> bool {
+        let (credit, intake) = (flow.credit_reserve, flow.intake_reserve);
+        if !self.credit.reserve(&mut flow.credit_share, credit) {
+            return false;
+        }
+        let has_room = self.intake.reserve(&mut flow.intake_share, intake);
+        if !has_room {
+            self.credit.resize(&mut flow.credit_share, 0);
+        }
+        has_room
     }
 
     /// How many messages may be without acknowledgement before the peer's are acknowledged no

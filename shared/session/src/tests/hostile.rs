@@ -160,6 +160,7 @@ fn resets_whose_bytes_are_not_here_are_not_looked_at() {
             limit: Offset(1),
             grace: Duration::from_secs(60),
             on_expiry: OnExpiry::Reset,
+            hand_off: None,
         });
         let reset = Control::Reset {
             flow,
@@ -197,6 +198,7 @@ fn who_has_not_agreed_to_deliver_has_nothing_stored() {
         limit: Offset(1),
         grace: Duration::from_secs(60),
         on_expiry: OnExpiry::Store(wire::frame::Framing::Line),
+        hand_off: None,
     });
     say(&mut pair, &Frame::Control { number: 1, message });
     pair.ends[SERVER].accept_flow(flow, pair.now);

@@ -2,6 +2,7 @@
 
 mod crowded;
 mod delivery;
+mod hand_off;
 mod hostile;
 mod noticing;
 mod records;
@@ -710,6 +711,7 @@ fn who_opens_and_never_acknowledges_breaks_the_protocol() {
             limit: Offset(1),
             grace: Duration::from_secs(60),
             on_expiry: OnExpiry::Reset,
+            hand_off: None,
         });
         wire::codec::encode(
             &Frame::Control {
