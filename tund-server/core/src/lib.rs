@@ -3,5 +3,6 @@
 pub mod admission;
 pub mod delivery;
 pub mod gate;
+pub mod offers;
 pub mod proxy;
 pub mod registry;

@@ -101,6 +101,7 @@ impl Server {
             | Event::FlowRefused { .. }
             | Event::FlowExpired { .. }
             | Event::FlowReleased { .. }
+            | Event::FlowHeld { .. }
             | Event::FlowFinal { .. } => {}
         }
     }
@@ -266,8 +267,7 @@ impl Server {
                     if let Some(at) = slot.timer.take() {
                         self.timers.remove(&(at, slot.token));
                     }
-                    self.registry
-                        .with(session, now, |s| s.accept_flow(flow, now));
+                    self.registry.accept_flow(session, flow, now);
                 }
             }
         }
@@ -310,6 +310,22 @@ impl Server {
     fn awaits_release(&self, session: SessionId, flow: FlowId) -> bool {
         let session = self.registry.session(session);
         session.is_some_and(|session| session.awaits_release(flow))
+    }
+
+    /// A flow has expired, and what its application does not get is held: the socket's rest, too.
+    pub(super) fn read_rest(&mut self, session: SessionId, flow: FlowId) {
+        let Some(slot) = self.origins.get_mut(&(session, flow)) else {
+            return;
+        };
+        let mut cx = Context::from_waker(&slot.waker);
+        while !slot.is_read_over
+            && let Some(room) = self.registry.room_for_rest(session, flow)
+            && let Poll::Ready(read) = slot.origin.poll_read(&mut cx, &mut self.read_buffer, room)
+        {
+            let rest = read.ok().filter(|bytes| !bytes.is_empty());
+            slot.is_read_over = rest.is_none();
+            self.registry.add_rest(session, flow, rest.as_deref());
+        }
     }
 
     pub(super) fn reset_origin(&mut self, session: SessionId, flow: FlowId) {

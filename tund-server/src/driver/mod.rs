@@ -356,6 +356,7 @@ impl Server {
                         };
                         self.note_final(of, (taken, released));
                     }
+                    RegistryEvent::Held { session, flow } => self.read_rest(session, flow),
                     RegistryEvent::TurnedAway { link, reason } => {
                         self.on_turned_away(link, reason, now);
                     }

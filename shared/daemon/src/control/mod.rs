@@ -19,8 +19,8 @@ pub use command::{
 pub use peer::{Access, Caller};
 pub use report::{
     ByteCounts, ClientState, ClientStatus, EndedFlowRow, ErrorReport, FlowCounts, FlowRow,
-    LinkReport, MemoryReport, OutageReport, Page, ServerState, ServerStatus, SessionCounts,
-    SessionRow, SessionState, SpoolCounts, SpoolRow,
+    HeldReport, LinkReport, MemoryReport, OutageReport, Page, ServerState, ServerStatus,
+    SessionCounts, SessionRow, SessionState, SpoolCounts, SpoolRow,
 };
 pub use server::{ControlServer, Request};
 pub use socket::BindError;

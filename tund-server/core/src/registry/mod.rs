@@ -4,12 +4,14 @@ mod answer;
 mod epitaph;
 mod farewell;
 mod greeting;
+mod hand_off;
 mod remembered;
 #[cfg(test)]
 mod tests;
 mod tombstones;
 
 use crate::delivery::Delivered;
+use crate::offers::Offers;
 use answer::Answer;
 use bytes::Bytes;
 pub use farewell::{Farewell, LAST_WORDS, LAST_WORDS_REVOKED};
@@ -122,6 +124,15 @@ pub enum RegistryEvent {
         /// Everything before it is known to have been acknowledged by the origin.
         released: Offset,
     },
+    /// A flow has left something that is held for its user's next connection. What its socket still
+    /// has to read belongs behind that, if [`Registry::room_for_rest`] says so; the event that has
+    /// the socket reset comes later.
+    Held {
+        /// Of which session.
+        session: SessionId,
+        /// Which.
+        flow: FlowId,
+    },
     /// A link that belongs to no session is to be closed once its answer is out.
     TurnedAway {
         /// Which.
@@ -141,6 +152,8 @@ pub struct Registry {
     tombstones: Tombstones,
     /// How far stored streams have reached their origins.
     delivered: Delivered,
+    /// What applications did not get of flows that expired.
+    offers: Offers,
     /// For so long ends of sessions and stored streams are remembered.
     retain: Duration,
     timers: BTreeSet<(Instant, SessionId)>,
@@ -164,6 +177,7 @@ impl Registry {
     /// An empty registry.
     pub fn new(config: RegistryConfig) -> Self {
         Self {
+            offers: Offers::new(config.session.buffer_bytes),
             config,
             entries: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -235,13 +249,15 @@ impl Registry {
             self.greeting_timers.remove(&(at, link));
             self.greeting_over(link, now);
         }
+        self.offers.handle_timeout(now);
     }
 
     /// The next deadline.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let session = self.timers.first().map(|(at, _)| *at);
         let greeting = self.greeting_timers.first().map(|(at, _)| *at);
-        [session, greeting].into_iter().flatten().min()
+        let held = self.offers.poll_timeout();
+        [session, greeting, held].into_iter().flatten().min()
     }
 
     /// A session for HELLO, provisional until the client speaks again (rule 9).
@@ -277,7 +293,7 @@ impl Registry {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        let free = self.config.memory_bytes.saturating_sub(self.lent);
+        let free = free_of(self.config.memory_bytes, self.lent, &self.offers);
         entry.session.set_growth_bound(free / 2);
         work(&mut entry.session);
         let (lent, timer) = if entry.session.is_ended() {
@@ -305,6 +321,11 @@ impl Registry {
         self.take_events(id, now);
     }
 
+    /// What neither sessions nor offers hold.
+    fn free(&self) -> u64 {
+        free_of(self.config.memory_bytes, self.lent, &self.offers)
+    }
+
     fn take_events(&mut self, id: SessionId, now: Instant) {
         loop {
             let Some(entry) = self.entries.get_mut(&id) else {
@@ -320,30 +341,39 @@ impl Registry {
                 let released = entry.session.released_at_end();
                 self.tombstones.add((id, key), reason, released, now);
                 self.forget_session(id, key);
+                self.end_offers(key, reason);
                 self.judge_waiting(id, now);
             } else if matches!(event, Event::LinkDead { .. })
                 && entry.session.live_links().next().is_none()
             {
                 self.judge_waiting(id, now);
             }
-            let told = if let Event::FlowFinal {
+            self.tell(id, key, event, now);
+        }
+    }
+
+    fn tell(&mut self, id: SessionId, key: ClientKey, event: Event, now: Instant) {
+        if let Event::FlowHeld { flow, held } = event {
+            self.hold((id, flow), key, *held, now);
+            return;
+        }
+        let told = if let Event::FlowFinal {
+            flow,
+            taken,
+            released,
+        } = event
+        {
+            RegistryEvent::Final {
+                key,
+                session: id,
                 flow,
                 taken,
                 released,
-            } = event
-            {
-                RegistryEvent::Final {
-                    key,
-                    session: id,
-                    flow,
-                    taken,
-                    released,
-                }
-            } else {
-                RegistryEvent::Session { session: id, event }
-            };
-            self.events.push_back(told);
-        }
+            }
+        } else {
+            RegistryEvent::Session { session: id, event }
+        };
+        self.events.push_back(told);
     }
 
     /// A confirmed session ends those of its key that were made before it (rule 9). One made later
@@ -501,4 +531,8 @@ impl Registry {
             usize::try_from(self.lent).unwrap_or(usize::MAX),
         ]
     }
+}
+
+fn free_of(memory_bytes: u64, lent: u64, offers: &Offers) -> u64 {
+    memory_bytes.saturating_sub(lent.saturating_add(offers.bytes()))
 }

@@ -1,0 +1,392 @@
+//! What applications did not get of flows that expired, held for their users' next connections
+//! (PROTOCOL.md §5.9).
+
+#[cfg(test)]
+mod tests;
+
+use crate::registry::ClientKey;
+use bytes::{Bytes, BytesMut};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tund_session::wire::frame::{Framing, HandOff};
+use tund_session::{FlowId, Framer, Held, Instant, Offset, SessionId};
+
+/// How long anything is held at most, whatever a client wishes. Chosen: it is in memory.
+pub const HELD_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Offers at once; at more, one of the key that has most goes. Chosen: some kilobytes of names.
+pub const OFFERS: usize = 10_000;
+/// Memory comes in blocks of this size, none of which keeps anything else alive. Chosen.
+const BLOCK_BYTES: usize = 64 * 1024;
+
+/// What is held of one flow.
+#[derive(Debug)]
+struct Offer {
+    name: (SessionId, FlowId),
+    key: ClientKey,
+    user: u32,
+    destination: SocketAddr,
+    framing: Framing,
+    /// The place of the first byte; a message begins there.
+    start: Offset,
+    blocks: Vec<Bytes>,
+    bytes: u64,
+    /// The last message is whole, however it ends.
+    fin: bool,
+    /// No more of it is kept: what came behind was lost.
+    is_cut: bool,
+    until: Instant,
+}
+
+/// What became of bytes that were held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// They are given to a later connection.
+    pub handed_on: u64,
+    /// They are of no use to anybody: too old, too many, or no whole message.
+    pub lost: u64,
+}
+
+/// All that is held, in memory only: of each key at most so many bytes, and in all as many as the
+/// owner says. Each offer is given once.
+#[derive(Debug)]
+pub struct Offers {
+    /// The most of one key.
+    bytes_per_key: u64,
+    /// Oldest first.
+    offers: BTreeMap<u64, Offer>,
+    names: BTreeMap<(SessionId, FlowId), u64>,
+    of_key: BTreeSet<(ClientKey, u64)>,
+    bytes_of: BTreeMap<ClientKey, u64>,
+    expiries: BTreeSet<(Instant, u64)>,
+    bytes: u64,
+    next: u64,
+    tally: Tally,
+}
+
+impl Offers {
+    /// Nothing is held.
+    pub fn new(bytes_per_key: u64) -> Self {
+        Self {
+            bytes_per_key,
+            offers: BTreeMap::new(),
+            names: BTreeMap::new(),
+            of_key: BTreeSet::new(),
+            bytes_of: BTreeMap::new(),
+            expiries: BTreeSet::new(),
+            bytes: 0,
+            next: 0,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Bytes held.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many flows something is held of.
+    pub fn len(&self) -> usize {
+        self.offers.len()
+    }
+
+    /// Nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.offers.is_empty()
+    }
+
+    /// What became of all that was held so far.
+    pub const fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// A flow of `key` has left this. All offers together may have `most` bytes.
+    pub fn hold(
+        &mut self,
+        name: (SessionId, FlowId),
+        key: ClientKey,
+        held: Held,
+        most: u64,
+        now: Instant,
+    ) {
+        self.erase_name(name);
+        self.next += 1;
+        let number = self.next;
+        let until = now + held.hand_off.retain.min(HELD_FOR);
+        let offer = Offer {
+            name,
+            key,
+            user: held.hand_off.user,
+            destination: held.destination,
+            framing: held.hand_off.framing,
+            start: held.remainder.start,
+            blocks: Vec::new(),
+            bytes: 0,
+            fin: held.remainder.fin,
+            is_cut: false,
+            until,
+        };
+        if self.offers.len() >= OFFERS {
+            self.evict_any(None);
+        }
+        self.offers.insert(number, offer);
+        self.names.insert(name, number);
+        self.of_key.insert((key, number));
+        self.expiries.insert((until, number));
+        for piece in &held.remainder.bytes {
+            self.append(name, piece, most);
+        }
+    }
+
+    /// How many bytes may be appended to what is held of a flow; none if nothing is to be.
+    pub fn room(&self, name: (SessionId, FlowId)) -> Option<u64> {
+        let offer = self.offers.get(self.names.get(&name)?)?;
+        let is_open = !offer.fin && !offer.is_cut;
+        is_open.then(|| self.bytes_per_key.saturating_sub(offer.bytes))
+    }
+
+    /// The socket of a flow that has left something had this still to be read.
+    pub fn append(&mut self, name: (SessionId, FlowId), bytes: &[u8], most: u64) {
+        let Some(number) = self.names.get(&name).copied() else {
+            return;
+        };
+        let wanted = wide(bytes.len());
+        self.make_room(number, wanted, most);
+        let Some(offer) = self.offers.get_mut(&number) else {
+            return;
+        };
+        let of_key = self.bytes_of.entry(offer.key).or_default();
+        let free = self.bytes_per_key.saturating_sub(*of_key);
+        let room = free.min(most.saturating_sub(self.bytes));
+        let fits = if offer.is_cut { 0 } else { wanted.min(room) };
+        offer.is_cut |= fits < wanted;
+        let (kept, _) = bytes.split_at(usize::try_from(fits).unwrap_or(0).min(bytes.len()));
+        offer.push(kept);
+        *of_key += fits;
+        if *of_key == 0 {
+            self.bytes_of.remove(&offer.key);
+        }
+        self.bytes += fits;
+        self.tally.lost += wanted - fits;
+    }
+
+    /// The socket had FIN behind all that was appended, or the origin's reset.
+    pub fn finish(&mut self, name: (SessionId, FlowId)) {
+        if let Some(number) = self.names.get(&name)
+            && let Some(offer) = self.offers.get_mut(number)
+        {
+            offer.fin |= !offer.is_cut;
+        }
+    }
+
+    /// A connection of `key` to `destination` begins with this: what is held of the flows that it
+    /// names, in their order. It is held no more.
+    pub fn take(
+        &mut self,
+        key: ClientKey,
+        hand_off: &HandOff,
+        destination: SocketAddr,
+    ) -> Vec<Bytes> {
+        let mut prologue = Vec::new();
+        for take in &hand_off.takes {
+            let Some(number) = self.names.get(&(take.session, take.flow)).copied() else {
+                continue;
+            };
+            let whose = |offer: &Offer| (offer.key, offer.user, offer.destination);
+            let wanted = (key, hand_off.user, destination);
+            if self.offers.get(&number).map(whose) != Some(wanted) {
+                continue;
+            }
+            let Some(offer) = self.remove(number) else {
+                continue;
+            };
+            let (from, to) = offer.messages(take.delivered);
+            self.tally.handed_on += to.since(from);
+            // What lies before is with the application already.
+            self.tally.lost += offer.start.plus(offer.bytes).since(to);
+            prologue.extend(offer.between(from, to));
+        }
+        prologue
+    }
+
+    /// Nothing is held for this key any more.
+    pub fn erase_key(&mut self, key: ClientKey) {
+        let range = (key, 0)..=(key, u64::MAX);
+        let numbers = self.of_key.range(range).map(|(_, number)| *number);
+        for number in numbers.collect::<Vec<_>>() {
+            self.lose(number);
+        }
+    }
+
+    /// Nor for any that is not listed.
+    pub fn retain_keys(&mut self, listed: impl Fn(&ClientKey) -> bool) {
+        let keys: BTreeSet<_> = self.of_key.iter().map(|(key, _)| *key).collect();
+        for key in keys.into_iter().filter(|key| !listed(key)) {
+            self.erase_key(key);
+        }
+    }
+
+    /// When the next is too old.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.expiries.first().map(|(at, _)| *at)
+    }
+
+    /// Forgets what is.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((at, number)) = self.expiries.first().copied()
+            && at <= now
+        {
+            self.lose(number);
+        }
+    }
+
+    /// Forgets the oldest until `wanted` bytes more of `number` fit, or no other is left that may go.
+    fn make_room(&mut self, number: u64, wanted: u64, most: u64) {
+        let Some(key) = self.offers.get(&number).map(|offer| offer.key) else {
+            return;
+        };
+        while self.bytes_of(key).saturating_add(wanted) > self.bytes_per_key
+            && self.evict(key, number)
+        {}
+        while self.bytes.saturating_add(wanted) > most && self.evict_any(Some(number)) {}
+    }
+
+    fn bytes_of(&self, key: ClientKey) -> u64 {
+        self.bytes_of.get(&key).copied().unwrap_or(0)
+    }
+
+    /// Forgets the oldest of a key, but none that came with `number` or after it.
+    fn evict(&mut self, key: ClientKey, number: u64) -> bool {
+        let oldest = self.of_key.range((key, 0)..(key, number)).next();
+        let Some((_, oldest)) = oldest.copied() else {
+            return false;
+        };
+        self.lose(oldest);
+        true
+    }
+
+    /// The same of the key that holds the most: no client makes others' be forgotten.
+    fn evict_any(&mut self, number: Option<u64>) -> bool {
+        let number = number.unwrap_or(u64::MAX);
+        let mut keys: Vec<_> = self.bytes_of.iter().map(|(key, n)| (*n, *key)).collect();
+        keys.sort_unstable();
+        if keys
+            .into_iter()
+            .rev()
+            .any(|(_, key)| self.evict(key, number))
+        {
+            return true;
+        }
+        // Those that hold nothing take a place all the same.
+        let oldest = self.offers.first_key_value().map(|(oldest, _)| *oldest);
+        let Some(oldest) = oldest.filter(|oldest| *oldest < number) else {
+            return false;
+        };
+        self.lose(oldest);
+        true
+    }
+
+    fn erase_name(&mut self, name: (SessionId, FlowId)) {
+        if let Some(number) = self.names.get(&name).copied() {
+            self.lose(number);
+        }
+    }
+
+    fn lose(&mut self, number: u64) {
+        if let Some(offer) = self.remove(number) {
+            self.tally.lost += offer.bytes;
+        }
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Offer> {
+        let offer = self.offers.remove(&number)?;
+        self.names.remove(&offer.name);
+        self.of_key.remove(&(offer.key, number));
+        self.expiries.remove(&(offer.until, number));
+        self.bytes -= offer.bytes;
+        if let Some(bytes) = self.bytes_of.get_mut(&offer.key) {
+            *bytes -= offer.bytes;
+            if *bytes == 0 {
+                self.bytes_of.remove(&offer.key);
+            }
+        }
+        Some(offer)
+    }
+
+    /// Everything kept; nothing of it outlives an offer.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> [usize; 5] {
+        [
+            self.offers.len(),
+            self.names.len(),
+            self.of_key.len(),
+            self.bytes_of.len(),
+            self.expiries.len(),
+        ]
+    }
+}
+
+impl Offer {
+    fn push(&mut self, mut bytes: &[u8]) {
+        self.bytes += wide(bytes.len());
+        while !bytes.is_empty() {
+            let last = self.blocks.pop_if(|block| block.len() < BLOCK_BYTES);
+            let mut block = match last.map(Bytes::try_into_mut) {
+                Some(Ok(block)) => block,
+                Some(Err(shared)) => BytesMut::from(&shared[..]),
+                None => BytesMut::new(),
+            };
+            let room = BLOCK_BYTES - block.len();
+            let (some, rest) = bytes.split_at(room.min(bytes.len()));
+            block.extend_from_slice(some);
+            self.blocks.push(block.freeze());
+            bytes = rest;
+        }
+    }
+
+    /// Whole messages that an application which has everything before `delivered` does not have: the
+    /// places before the first and behind the last of them.
+    fn messages(&self, delivered: Offset) -> (Offset, Offset) {
+        let end = self.start.plus(self.bytes);
+        let delivered = delivered.max(self.start).min(end);
+        let mut framer = Framer::resume(self.framing, self.start);
+        let mut rest = delivered.since(self.start);
+        let mut from = (rest == 0).then_some(self.start);
+        for block in &self.blocks {
+            let some = usize::try_from(rest).unwrap_or(usize::MAX).min(block.len());
+            let (before, behind) = block.split_at(some);
+            framer.feed(before);
+            rest -= wide(some);
+            if rest == 0 && from.is_none() {
+                from = Some(framer.boundary());
+            }
+            framer.feed(behind);
+        }
+        if self.fin {
+            framer.finish();
+        }
+        let from = from.unwrap_or(end);
+        if framer.is_opaque() {
+            return (from, from);
+        }
+        (from, framer.boundary().max(from))
+    }
+
+    fn between(&self, from: Offset, to: Offset) -> impl Iterator<Item = Bytes> {
+        let mut at = self.start;
+        let pieces = self.blocks.iter().map(move |block| {
+            let narrow = |place: Offset| {
+                let within = usize::try_from(place.since(at)).unwrap_or(usize::MAX);
+                within.min(block.len())
+            };
+            let piece = block.slice(narrow(from)..narrow(to));
+            at = at.plus(wide(block.len()));
+            piece
+        });
+        pieces.filter(|piece| !piece.is_empty())
+    }
+}
+
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
