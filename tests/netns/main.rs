@@ -11,6 +11,7 @@ mod deliveries;
 mod endings;
 mod events;
 mod farewells;
+mod handing_on;
 mod idle;
 mod injection;
 mod kills;

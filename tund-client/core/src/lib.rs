@@ -8,6 +8,7 @@ pub mod netstack;
 pub mod packet;
 pub mod policy;
 pub mod spool;
+mod takes;
 
 pub use account::{EndedBy, FlowAccount, HowEnded, LostBytes};
 pub use client::{
@@ -15,5 +16,5 @@ pub use client::{
 };
 pub use dialer::PathId;
 pub use flow_table::{ClientFlow, FlowTable};
-pub use policy::{DuringOutage, Policies, Policy, Rules, Store};
+pub use policy::{DuringOutage, HandOff, Policies, Policy, Rules, Store};
 pub use spool::{FileId, SpoolOrder};

@@ -174,7 +174,7 @@ fn client_config(config: &Config, tun: &TunDevice) -> ClientConfig {
             buffer_bytes: config.buffer_bytes.min(config.memory_bytes / 2),
             max_flows: MAX_FLOWS,
             max_grace: config.grace,
-            capabilities: capability::DELIVERY,
+            capabilities: capability::DELIVERY | capability::HAND_OFF,
         },
         netstack: NetstackConfig {
             accept_forwarded: config.accept_forwarded,
@@ -432,7 +432,7 @@ impl Daemon {
                 connection,
                 source,
                 destination,
-            } => self.find_user(connection, (source, destination)),
+            } => self.find_user(connection, (source, destination), now),
             ClientEvent::Spool(order) => self.files.order(order),
             ClientEvent::Stored { .. } | ClientEvent::Undeliverable => report::tell_stored(&event),
         }

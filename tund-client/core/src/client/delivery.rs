@@ -258,6 +258,7 @@ const fn flow_of(event: &Event) -> Option<FlowId> {
         | Event::FlowExpired { flow, .. }
         | Event::FlowReleased { flow, .. }
         | Event::FlowFinal { flow, .. }
+        | Event::FlowHeld { flow, .. }
         | Event::FlowReadable { flow }
         | Event::FlowWritable { flow }
         | Event::FlowAborted { flow, .. }

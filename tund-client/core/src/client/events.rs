@@ -45,6 +45,7 @@ impl Client {
                 if let Some(known) = self.table.get(flow) {
                     self.spool.wake(known.destination);
                 }
+                self.note_given(flow);
                 self.accept(flow, now);
             }
             Event::FlowRefused {
@@ -55,7 +56,7 @@ impl Client {
             Event::FlowExpired { flow, remainder } => self.on_expired(flow, remainder, now),
             Event::FlowReadable { flow } => self.pump_down(flow, now),
             Event::FlowWritable { flow } => self.pump_up(flow, now),
-            Event::FlowAborted { flow, code } => self.on_aborted(flow, code),
+            Event::FlowAborted { flow, code } => self.on_aborted(flow, code, now),
             Event::FlowForgotten {
                 flow,
                 lost,
@@ -74,11 +75,12 @@ impl Client {
             | Event::FlowOpened { .. }
             | Event::DeliverOpened { .. }
             | Event::FlowReleased { .. }
+            | Event::FlowHeld { .. }
             | Event::FlowFinal { .. } => {}
         }
     }
 
-    fn on_aborted(&mut self, flow: FlowId, code: FlowCode) {
+    fn on_aborted(&mut self, flow: FlowId, code: FlowCode, now: Instant) {
         let Some(known) = self.table.get_mut(flow).copied() else {
             return;
         };
@@ -86,6 +88,7 @@ impl Client {
         if code == FlowCode::Expired {
             self.expired.0 += 1;
             self.expired.1 += lost.up;
+            self.leave_one(flow, now);
         }
         self.table.leave(flow, account::of_abort(code), lost);
         self.netstack.reset(known.connection);
@@ -93,6 +96,7 @@ impl Client {
 
     /// The grace of a flow that is to be stored is over.
     fn on_expired(&mut self, flow: FlowId, remainder: Remainder, now: Instant) {
+        self.leave_one(flow, now);
         let mut gone = Gone {
             session: self.session_id(),
             flow,

@@ -5,6 +5,7 @@ mod contract;
 mod delivery;
 mod ends;
 mod events;
+mod hand_off;
 mod network;
 mod storing;
 #[cfg(test)]
@@ -14,10 +15,12 @@ use crate::dialer::{DialOrder, Dialer, Want};
 use crate::flow_table::FlowTable;
 use crate::netstack::{Arena, Netstack, Sink};
 use crate::spool::Spool;
+use crate::takes::Takes;
 use asking::Asking;
 use bytes::Bytes;
 pub use contract::{ClientConfig, ClientEvent, Outages, Refused, State};
 use delivery::Behind;
+use hand_off::Nameless;
 use network::Outlook;
 pub use network::{Network, Path};
 use std::collections::VecDeque;
@@ -78,6 +81,10 @@ pub struct Client {
     storing: Storing,
     /// Applications that wait until older bytes for the same origin are delivered.
     behind: Behind,
+    /// Connections that wait until it is known whose they are.
+    nameless: Nameless,
+    /// What users' connections have left at the server.
+    takes: Takes,
     /// The server of the last session does not deliver.
     is_undeliverable: bool,
 }
@@ -109,6 +116,8 @@ impl Client {
             spool: Spool::new(config.spool_bytes),
             storing: Storing::default(),
             behind: Behind::default(),
+            nameless: Nameless::default(),
+            takes: Takes::default(),
             is_undeliverable: false,
             config,
         }
@@ -197,6 +206,7 @@ impl Client {
         self.dialer.handle_timeout(now, &mut self.orders);
         self.spool.handle_timeout(now);
         self.expire_behind(now);
+        self.takes.handle_timeout(now);
         self.linger(now);
         self.look_if_due(now);
     }
@@ -240,6 +250,7 @@ impl Client {
             self.asking.poll_timeout(),
             self.spool.poll_timeout(),
             self.behind.poll_timeout(),
+            self.takes.poll_timeout(),
             self.outlook.poll_timeout(),
         ];
         all.into_iter().flatten().min()
@@ -295,6 +306,7 @@ impl Client {
             && self.table.is_empty()
             && self.asking.is_empty()
             && self.behind.is_empty()
+            && self.nameless.is_empty()
             && self.session.as_ref().is_some_and(|s| s.id().is_none());
         if is_unwanted {
             self.unwanted_since.get_or_insert(now);
@@ -375,6 +387,7 @@ impl Client {
         self.is_parted = true;
         self.is_insisted_on = false;
         self.refused = None;
+        self.takes.clear();
         if let Some(session) = &mut self.session {
             session.close(CloseCode::Asked, now);
         }

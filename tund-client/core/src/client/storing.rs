@@ -112,7 +112,7 @@ impl Client {
             .for_each(|piece| run.push(piece));
         let left = Left {
             destination: known.destination,
-            user: known.user,
+            user: known.whose(),
             store,
             session,
             flow,

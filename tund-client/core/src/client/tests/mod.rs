@@ -6,6 +6,7 @@ mod connect;
 mod delivering;
 mod disk;
 mod ending;
+mod handing_on;
 mod network;
 mod outage;
 mod policies;

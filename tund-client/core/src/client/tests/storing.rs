@@ -26,6 +26,7 @@ pub(super) fn policy(port: u16, during_outage: Option<DuringOutage>) -> Policy {
             framing: Framing::Line,
             retain: RETAIN,
         }),
+        hand_off: None,
     }
 }
 
