@@ -2,6 +2,7 @@
 
 mod fairness;
 mod grace;
+mod hand_off;
 mod idle_flows;
 mod last_word;
 mod make_before_break;
