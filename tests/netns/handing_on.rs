@@ -2,7 +2,7 @@
 //! nobody else's.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
@@ -181,7 +181,8 @@ fn what_outlasts_two_outages_is_handed_on_behind_both() {
     scene.lose_the_network();
     scene.push(&mut origin, &messages(100..200));
     let rest = read(&mut app);
-    let rest: Vec<_> = rest.lines().map(str::to_owned).collect();
+    let whole = rest.rfind('\n').map_or("", |end| &rest[..=end]);
+    let rest: Vec<_> = whole.lines().map(str::to_owned).collect();
     scene.lab.heal();
     scene.tund.client.wait_attached(LONG);
 
@@ -199,27 +200,33 @@ fn what_outlasts_two_outages_is_handed_on_behind_both() {
 }
 
 #[test]
-fn who_disconnects_and_who_comes_too_late_get_nothing() {
-    let scene = Scene::new("handed on to nobody", "1m");
+fn who_disconnects_gets_nothing() {
+    let scene = Scene::new("handed on to nobody", "1h");
     scene.lose(&messages(0..10));
     scene.tund.client.command(&["disconnect"]).expect("done");
     scene.lab.heal();
 
     let (mut app, _origin) = scene.connect(ALICE);
-    assert_eq!(line(&mut app), GREETING);
 
-    drop(app);
-    scene.lose(&messages(10..20));
+    assert_eq!(line(&mut app), GREETING);
+}
+
+#[test]
+#[ignore = "long: nothing is held for less than a minute"]
+fn long_what_is_too_old_is_handed_on_to_nobody() {
+    let scene = Scene::new("handed on too late", "1m");
+    scene.lose(&messages(0..10));
     scene.lab.heal();
     scene.tund.client.wait_attached(LONG);
     wait::until_true("it is held", LONG, || scene.held()["bytes"] != 0);
     wait::until_true("it is too old", Duration::from_secs(90), || {
         scene.held()["bytes"] == 0
     });
+
     let (mut app, _origin) = scene.connect(ALICE);
+
     assert_eq!(line(&mut app), GREETING);
     assert_eq!(scene.held()["handed_on_bytes"], 0);
-    drop(app.get_ref().shutdown(Shutdown::Both));
 }
 
 #[test]

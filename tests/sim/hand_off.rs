@@ -5,7 +5,9 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
-use tund_session::wire::frame::{CloseCode, Framing, HandOff, OnExpiry, Protocol, Take, capability};
+use tund_session::wire::frame::{
+    CloseCode, Framing, HandOff, OnExpiry, Protocol, Take, capability,
+};
 use tund_session::{
     Config, Event, FlowId, Instance, Instant, LinkId, Offset, Outbox, Secret, Session, SessionId,
     Target,
@@ -296,7 +298,13 @@ impl World {
             let end = got.iter().rposition(|byte| *byte == b'\n');
             got[..end.map_or(0, |end| end + 1)].to_vec()
         };
-        let all: Vec<u8> = self.past.iter().map(whole).chain([last]).flatten().collect();
+        let all: Vec<u8> = self
+            .past
+            .iter()
+            .map(whole)
+            .chain([last])
+            .flatten()
+            .collect();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         assert_eq!(text(&all), text(&self.pushed), "{case}");
         assert!(self.registry.offers().is_empty(), "{case}");

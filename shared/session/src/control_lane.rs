@@ -70,6 +70,12 @@ impl ControlLane {
         place.is_some_and(|place| self.fresh.remove(place).is_some())
     }
 
+    /// OPEN of a flow waits here, and was never sent.
+    pub(crate) fn has_unsaid_open(&self, flow: FlowId) -> bool {
+        let is_it = |message: &Control| matches!(message, Control::Open(open) if open.flow == flow);
+        self.fresh.iter().any(is_it)
+    }
+
     /// OPENs that were never sent ask for no more than what the peer can do.
     pub(crate) fn unstore(&mut self, can_store: impl Fn(Framing) -> bool) {
         for message in &mut self.fresh {

@@ -16,11 +16,27 @@ const TAKES: usize = 1024;
 /// A user, and where the connections lead.
 type Place = (u32, SocketAddr);
 
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    number: u64,
+    take: Take,
+    /// It is worth asking for until then.
+    until: Instant,
+}
+
+impl Entry {
+    /// The flow was being opened, and has most probably left nothing: these go first, so that an
+    /// application that tries again and again does not have what others left forgotten.
+    const fn is_doubtful(&self) -> bool {
+        self.take.delivered.0 == 0
+    }
+}
+
 /// The users' takes, in memory only.
 #[derive(Debug, Default)]
 pub(crate) struct Takes {
-    /// Oldest first, each with its number and until when it is worth asking for.
-    of: BTreeMap<Place, VecDeque<(u64, Take, Instant)>>,
+    /// Oldest first.
+    of: BTreeMap<Place, VecDeque<Entry>>,
     /// Where each is, oldest first.
     places: BTreeMap<u64, Place>,
     expiries: BTreeSet<(Instant, u64)>,
@@ -33,12 +49,10 @@ impl Takes {
         if place.0 == NOBODY {
             return;
         }
-        let of = self.of.get(&place);
-        if let Some((oldest, ..)) = of
-            .filter(|of| of.len() >= MAX_TAKES)
-            .and_then(VecDeque::front)
+        if let Some(of) = self.of.get(&place).filter(|of| of.len() >= MAX_TAKES)
+            && let Some(worst) = of.iter().find(|entry| entry.is_doubtful()).or(of.front())
         {
-            self.forget(*oldest);
+            self.forget(worst.number);
         }
         if self.places.len() >= TAKES
             && let Some((oldest, _)) = self.places.first_key_value()
@@ -48,7 +62,11 @@ impl Takes {
         self.next += 1;
         let until = now + retain;
         let queue = self.of.entry(place).or_default();
-        queue.push_back((self.next, take, until));
+        queue.push_back(Entry {
+            number: self.next,
+            take,
+            until,
+        });
         self.places.insert(self.next, place);
         self.expiries.insert((until, self.next));
     }
@@ -56,14 +74,14 @@ impl Takes {
     /// What a connection of this user may ask for, oldest first, and the number of the last of it.
     pub(crate) fn wanted(&self, place: Place) -> (Vec<Take>, u64) {
         let of = self.of.get(&place).into_iter().flatten();
-        let takes = of.clone().map(|(_, take, _)| *take).collect();
-        (takes, of.last().map_or(0, |(number, ..)| *number))
+        let takes = of.clone().map(|entry| entry.take).collect();
+        (takes, of.last().map_or(0, |entry| entry.number))
     }
 
     /// The server has given what there was of these, up to the one with that number.
     pub(crate) fn given(&mut self, place: Place, last: u64) {
         let of = self.of.get(&place).into_iter().flatten();
-        let numbers = of.map(|(number, ..)| *number);
+        let numbers = of.map(|entry| entry.number);
         for number in numbers.filter(|n| *n <= last).collect::<Vec<_>>() {
             self.forget(number);
         }
@@ -95,10 +113,10 @@ impl Takes {
         let Some(queue) = self.of.get_mut(&place) else {
             return;
         };
-        if let Some(index) = queue.iter().position(|(of, ..)| *of == number)
-            && let Some((_, _, until)) = queue.remove(index)
+        if let Some(index) = queue.iter().position(|entry| entry.number == number)
+            && let Some(entry) = queue.remove(index)
         {
-            self.expiries.remove(&(until, number));
+            self.expiries.remove(&(entry.until, number));
         }
         if queue.is_empty() {
             self.of.remove(&place);
@@ -181,6 +199,25 @@ mod tests {
         assert_eq!(flows(&takes, 1000, to(1)), [1]);
         takes.handle_timeout(START + 2 * HOUR);
         assert_eq!((takes.kept(), takes.poll_timeout()), (0, None));
+    }
+
+    #[test]
+    fn one_that_has_most_probably_left_nothing_goes_first() {
+        let mut takes = Takes::default();
+        for flow in 1..=16 {
+            let take = Take {
+                delivered: Offset(flow % 8),
+                ..take(flow)
+            };
+            takes.leave((1000, to(1)), take, HOUR, START);
+        }
+
+        takes.leave((1000, to(1)), take(17), HOUR, START);
+        takes.leave((1000, to(1)), take(18), HOUR, START);
+        takes.leave((1000, to(1)), take(19), HOUR, START);
+
+        let left = (2..=7).chain(9..=15).chain(17..=19);
+        assert_eq!(flows(&takes, 1000, to(1)), left.collect::<Vec<_>>());
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl Session {
         self.open(target, hand_off, now)
     }
 
+    /// Client: the server may have heard of this flow, also once the session has ended.
+    pub fn was_asked(&self, id: FlowId) -> bool {
+        !self.lane.has_unsaid_open(id)
+    }
+
     /// Both ends know how to, and the server could ever hold a message. What the server can is not
     /// known before WELCOME.
     fn can_hold(&self, framing: Framing) -> bool {

@@ -78,7 +78,9 @@ impl Client {
     /// What applications did not get is held at the server.
     fn leave_all(&mut self, session: &Session, reason: EndReason, now: Instant) {
         if self.is_held(session, reason) {
-            for flow in self.table.iter().map(|(id, _)| id).collect::<Vec<_>>() {
+            let flows = self.table.iter().map(|(id, _)| id);
+            let asked = flows.filter(|flow| session.was_asked(*flow));
+            for flow in asked.collect::<Vec<_>>() {
                 self.leave(flow, session.id(), now);
             }
         }

@@ -37,7 +37,7 @@ impl Client {
         let is_known = waiting.whose() != NOBODY;
         let rule = waiting.hand_off.filter(|_| is_known)?;
         let (takes, last) = self.takes.wanted((waiting.whose(), waiting.destination));
-        waiting.asked_to = last;
+        (waiting.asked_to, waiting.is_left) = (last, false);
         Some(HandOff {
             user: waiting.whose(),
             framing: rule.framing,
@@ -76,9 +76,10 @@ impl Client {
             .leave((user, destination), take, rule.retain, now);
     }
 
-    /// The same of a flow of this session, if its server holds anything.
+    /// The same of a flow of this session, if its server may hold anything of it.
     pub(crate) fn leave_one(&mut self, flow: FlowId, now: Instant) {
-        if self.session.as_ref().is_some_and(Session::has_hand_off) {
+        let may_hold = |session: &Session| session.has_hand_off() && session.was_asked(flow);
+        if self.session.as_ref().is_some_and(may_hold) {
             self.leave(flow, self.session_id(), now);
         }
     }

@@ -14,8 +14,11 @@ use tund_session::{FlowId, Framer, Held, Instant, Offset, SessionId};
 
 /// How long anything is held at most, whatever a client wishes. Chosen: it is in memory.
 pub const HELD_FOR: Duration = Duration::from_secs(24 * 3600);
-/// Offers at once; at more, one of the key that has most goes. Chosen: some kilobytes of names.
+/// Offers at once; at more, the oldest of the key that has most of them goes. Chosen: with their
+/// names, some megabytes.
 pub const OFFERS: usize = 10_000;
+/// The same of one key: chosen, so that a few clients that leave nothing but names do not get there.
+pub const OFFERS_PER_KEY: usize = 1024;
 /// Memory comes in blocks of this size, none of which keeps anything else alive. Chosen.
 const BLOCK_BYTES: usize = 64 * 1024;
 
@@ -126,9 +129,7 @@ impl Offers {
             is_cut: false,
             until,
         };
-        if self.offers.len() >= OFFERS {
-            self.evict_any(None);
-        }
+        self.make_a_place(key);
         self.offers.insert(number, offer);
         self.names.insert(name, number);
         self.of_key.insert((key, number));
@@ -248,7 +249,7 @@ impl Offers {
         while self.bytes_of(key).saturating_add(wanted) > self.bytes_per_key
             && self.evict(key, number)
         {}
-        while self.bytes.saturating_add(wanted) > most && self.evict_any(Some(number)) {}
+        while self.bytes.saturating_add(wanted) > most && self.evict_any(number) {}
     }
 
     fn bytes_of(&self, key: ClientKey) -> u64 {
@@ -266,24 +267,28 @@ impl Offers {
     }
 
     /// The same of the key that holds the most: no client makes others' be forgotten.
-    fn evict_any(&mut self, number: Option<u64>) -> bool {
-        let number = number.unwrap_or(u64::MAX);
+    fn evict_any(&mut self, number: u64) -> bool {
         let mut keys: Vec<_> = self.bytes_of.iter().map(|(key, n)| (*n, *key)).collect();
         keys.sort_unstable();
-        if keys
-            .into_iter()
-            .rev()
-            .any(|(_, key)| self.evict(key, number))
-        {
-            return true;
+        let mut most = keys.into_iter().rev();
+        most.any(|(_, key)| self.evict(key, number))
+    }
+
+    /// Another offer of `key` is to come.
+    fn make_a_place(&mut self, key: ClientKey) {
+        if self.of_key.range((key, 0)..=(key, u64::MAX)).count() >= OFFERS_PER_KEY {
+            self.evict(key, u64::MAX);
         }
-        // Those that hold nothing take a place all the same.
-        let oldest = self.offers.first_key_value().map(|(oldest, _)| *oldest);
-        let Some(oldest) = oldest.filter(|oldest| *oldest < number) else {
-            return false;
-        };
-        self.lose(oldest);
-        true
+        if self.offers.len() >= OFFERS {
+            let mut counts = BTreeMap::<_, usize>::new();
+            self.of_key
+                .iter()
+                .for_each(|(key, _)| *counts.entry(*key).or_default() += 1);
+            let most = counts.into_iter().max_by_key(|(_, count)| *count);
+            if let Some((key, _)) = most {
+                self.evict(key, u64::MAX);
+            }
+        }
     }
 
     fn erase_name(&mut self, name: (SessionId, FlowId)) {

@@ -250,6 +250,46 @@ fn at_the_bound_of_all_the_key_that_holds_the_most_gives_way() {
 }
 
 #[test]
+fn a_key_that_leaves_nothing_but_names_makes_nobody_elses_be_forgotten() {
+    let mut offers = Offers::new(MOST);
+    offers.hold(
+        (SESSION, FlowId(1)),
+        KEY,
+        held(0, b"one\n", false),
+        MOST,
+        START,
+    );
+    for flow in 2..20_000 {
+        let name = (SESSION, FlowId(flow));
+        offers.hold(name, OTHER_KEY, held(0, b"", false), MOST, START);
+    }
+
+    assert_eq!(offers.len(), 1 + OFFERS_PER_KEY);
+    assert_eq!(take(&mut offers, &[(1, 0)]), "one\n");
+}
+
+#[test]
+fn at_the_bound_of_offers_the_key_that_has_most_of_them_gives_way() {
+    let mut offers = Offers::new(MOST);
+    offers.hold(
+        (SESSION, FlowId(1)),
+        KEY,
+        held(0, b"one\n", false),
+        MOST,
+        START,
+    );
+    for flow in 2..20_000_u64 {
+        let [low, high, ..] = flow.to_le_bytes();
+        let key = ClientKey([(low ^ high) % 20 + 100; 32]);
+        let name = (SESSION, FlowId(flow));
+        offers.hold(name, key, held(0, b"", false), MOST, START);
+    }
+
+    assert_eq!(offers.len(), OFFERS);
+    assert_eq!(take(&mut offers, &[(1, 0)]), "one\n");
+}
+
+#[test]
 fn blocks_hold_no_more_than_what_is_held() {
     let mut offers = Offers::new(MOST);
     hold(&mut offers, 1, held(0, b"", false));
