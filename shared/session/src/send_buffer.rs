@@ -176,19 +176,19 @@ impl SendBuffer {
         start < self.send_end() && start < self.limit
     }
 
-    /// Where the next piece begins.
-    pub(crate) fn next(&self) -> Offset {
-        self.gap().0
-    }
-
-    /// Takes the next piece to be sent on `link`, at most one frame and `most` bytes.
-    pub(crate) fn take(&mut self, link: LinkId, most: usize) -> Option<Piece> {
+    /// Takes the next piece to be sent on `link`, at most one frame and as many bytes as there is
+    /// room for, which depends on where the piece begins.
+    pub(crate) fn take(
+        &mut self,
+        link: LinkId,
+        room: impl FnOnce(Offset) -> usize,
+    ) -> Option<Piece> {
         let (start, gap_end) = self.gap();
         let stop = gap_end.min(self.send_end()).min(self.limit);
         if start >= stop {
             return None;
         }
-        let payload = self.bytes_at(start, stop, most);
+        let payload = self.bytes_at(start, stop, room(start));
         let len = u64::try_from(payload.len()).unwrap_or(u64::MAX);
         let after = start.plus(len);
         let fin = self.fin && after == self.end && after < stop;

@@ -57,29 +57,30 @@ impl Process {
 /// The first of all these lines.
 #[track_caller]
 pub fn earliest(lines: &[LogLine]) -> &LogLine {
-    let mut rest = lines.iter();
-    let first = rest.next().expect("something was written about it");
-    rest.fold(first, |found, line| {
-        if found.since(line) > Duration::ZERO {
-            line
+    found(lines.iter().reduce(|first, line| {
+        if first.since(line).is_zero() {
+            first
         } else {
-            found
+            line
         }
-    })
+    }))
 }
 
 /// The last of all these lines.
 #[track_caller]
 pub fn latest(lines: &[LogLine]) -> &LogLine {
-    let mut rest = lines.iter();
-    let first = rest.next().expect("something was written about it");
-    rest.fold(first, |found, line| {
-        if line.since(found) > Duration::ZERO {
-            line
+    found(lines.iter().reduce(|last, line| {
+        if line.since(last).is_zero() {
+            last
         } else {
-            found
+            line
         }
-    })
+    }))
+}
+
+#[track_caller]
+fn found(line: Option<&LogLine>) -> &LogLine {
+    line.expect("something was written about it")
 }
 
 #[cfg(test)]

@@ -382,6 +382,8 @@ impl Server {
                     notify_stopping();
                     tracing::info!("stopping");
                     self.stopping = Some(now + STOP_TIME);
+                    // Who comes back at once is not to be put off: the next start may be near.
+                    self.listeners.clear();
                     self.registry.close_all(now);
                 }
             }

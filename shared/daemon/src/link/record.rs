@@ -19,7 +19,7 @@ use rustls::{
 use super::outbox::Outbox;
 
 /// Plaintext in a full record (RFC 8446 §5.1).
-pub(super) const RECORD_PLAIN_BYTES: usize = 1 << 14;
+pub(super) const RECORD_PLAIN_BYTES: usize = tund_session::limits::RECORD;
 /// A full record on the wire: header, content type and tag added.
 pub(super) const RECORD_WIRE_BYTES: usize = HEADER_BYTES + RECORD_PLAIN_BYTES + 1 + 16;
 /// Ahead of each record: type, version, length.

@@ -90,6 +90,8 @@ pub struct TcpInfo {
     pub rtt_min: Duration,
     /// Bytes per second that the peer has lately acknowledged; 0 if not known.
     pub delivery_rate: u64,
+    /// That was no more because there was no more to send, as after the handshake.
+    pub is_app_limited: bool,
 }
 
 /// Reads `TCP_INFO`.
@@ -109,6 +111,7 @@ pub(super) fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
         rtt_var: Duration::from_micros(raw.rtt_var_us.into()),
         rtt_min: Duration::from_micros(raw.rtt_min_us.into()),
         delivery_rate: raw.delivery_rate,
+        is_app_limited: raw.states_and_options[7] & 1 == 1,
     })
 }
 

@@ -81,7 +81,13 @@ impl Tuning {
             Congestion::Reno => AHEAD_BYTES_NEAR,
             Congestion::Bbr => AHEAD_BYTES_FAR,
         };
-        let wanted = ahead(info.delivery_rate).unwrap_or(self.advice.ahead_bytes);
+        let known = self.advice.ahead_bytes;
+        let wanted = match ahead(info.delivery_rate) {
+            // So much the path can do; nothing says that it can do no more.
+            Some(bytes) if info.is_app_limited => bytes.max(known),
+            Some(bytes) => bytes,
+            None => known,
+        };
         let advice = Advice {
             congestion,
             ahead_bytes: wanted.min(most),
@@ -113,6 +119,7 @@ mod tests {
             rtt_var: Duration::ZERO,
             rtt_min: Duration::from_micros(rtt_min_us),
             delivery_rate,
+            is_app_limited: false,
         }
     }
 
@@ -158,6 +165,26 @@ mod tests {
             let bytes_ahead = advice.unwrap().ahead_bytes;
             assert_eq!(bytes_ahead, bytes, "{rate} bytes per second");
         }
+    }
+
+    #[test]
+    fn a_rate_with_nothing_more_to_send_makes_no_less_be_taken_ahead() {
+        let idle = TcpInfo {
+            is_app_limited: true,
+            ..path(100, 200, 10_000)
+        };
+        let mut tuning = Tuning::new();
+        assert_eq!(tuning.look(&idle), None, "as after the handshake");
+
+        let fast = TcpInfo {
+            delivery_rate: 1_000_000_000,
+            ..idle
+        };
+        let bytes = |advice: Option<Advice>| advice.map(|advice| advice.ahead_bytes);
+        assert_eq!(bytes(tuning.look(&fast)), Some(AHEAD_BYTES_NEAR));
+        assert_eq!(tuning.look(&idle), None);
+        let slow = path(100, 200, 10_000);
+        assert_eq!(bytes(tuning.look(&slow)), Some(AHEAD_BYTES_MIN));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 
 use super::Session;
 use crate::flow::Turn;
-use crate::id::{FlowId, LinkId};
+use crate::id::{FlowId, LinkId, Offset};
 use crate::limits;
 use crate::outbox::Outbox;
+
 use crate::time::Instant;
 use crate::wire::codec;
 use crate::wire::frame::Frame;
@@ -128,10 +129,9 @@ impl Session {
             while flow.deficit > 0
                 && flow.is_ready()
                 && out.len() < budget
-                && let Some(piece) = {
-                    let header = codec::data_header_bytes(id, flow.tx.next());
-                    flow.tx.take(link, payload_room(out.len(), header))
-                }
+                && let Some(piece) = flow
+                    .tx
+                    .take(link, |start| payload_room(out.len(), id, start))
             {
                 flow.deficit -= i64::try_from(piece.payload.len()).unwrap_or(limits::QUANTUM) + 32;
                 out.push_data(id, piece);
@@ -158,7 +158,8 @@ impl Session {
 /// How much payload the next DATA should carry, `len` bytes being in the outbox: as much as ends with
 /// the record that the link will make of it, so that the peer finds whole frames in its records and
 /// need not put them together. What is left of a record may be too little to be worth a frame.
-fn payload_room(len: usize, header: usize) -> usize {
+fn payload_room(len: usize, flow: FlowId, start: Offset) -> usize {
+    let header = codec::data_header_bytes(flow, start);
     let left = limits::RECORD - len % limits::RECORD;
     if left < header + limits::LEAST_PIECE {
         codec::MAX_PAYLOAD

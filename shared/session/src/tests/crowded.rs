@@ -1,5 +1,6 @@
 //! A client that asks for far more flows than its server has room for, before it can know.
 
+use super::pair::{CLIENT, Pair, SERVER, START, config, target};
 use super::*;
 use crate::wire::codec;
 
@@ -8,7 +9,6 @@ const LINK: LinkId = LinkId(1);
 
 /// A client that has asked for `count` flows before WELCOME, and a server that has room for few.
 fn crowd(count: u64) -> Pair {
-    let now = Instant::from_nanos(1_000_000_000);
     let roomy = Config {
         max_flows: count,
         ..config(Role::Client)
@@ -17,28 +17,11 @@ fn crowd(count: u64) -> Pair {
         max_flows: ROOM,
         ..config(Role::Server)
     };
-    let mut client = Session::new_client(&roomy, now);
+    let mut client = Session::new_client(&roomy, START);
     for _ in 0..count {
-        client.open_flow(&target(), now).unwrap();
+        client.open_flow(&target(), START).unwrap();
     }
-    client.handle_link_up(LINK, secret(1), now);
-    let mut out = Outbox::new();
-    client.poll_transmit(LINK, 10_000, &mut out, now);
-    let Ok(Some(Frame::Hello(hello))) = codec::decode(&mut Bytes::from(out.to_vec())) else {
-        panic!("no HELLO");
-    };
-    let id = SessionId([7; 16]);
-    let server = Session::new_server(&scarce, id, &hello, (LINK, secret(1)), now);
-    Pair {
-        now,
-        ends: [client, server],
-        events: [VecDeque::new(), VecDeque::new()],
-        cut: false,
-        heard_ago: None,
-        round_trip: None,
-        links: vec![LINK],
-        next: 2,
-    }
+    Pair::greeted(client, &scarce)
 }
 
 /// Moves what the server says frame by frame, and lets the client answer each: the most that an

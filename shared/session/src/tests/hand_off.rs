@@ -1,7 +1,7 @@
 //! What an application did not get: kept at the server, told when the flow expires, and first in the
 //! next flow.
 
-use super::{CLIENT, Pair, SERVER, config, target};
+use super::pair::{CLIENT, Pair, SERVER, config, open, secret, target};
 use crate::wire::frame::{
     CloseCode, FlowCode, Frame, Framing, HandOff, Limits, OpenError, Take, Welcome, capability,
 };
@@ -362,7 +362,7 @@ fn wanted_after_welcome(capabilities: u64, buffer_bytes: u64) -> bool {
     client
         .open_handed_off(&target(), wish(Framing::Line), now)
         .unwrap();
-    client.handle_link_up(LinkId(1), super::secret(1), now);
+    client.handle_link_up(LinkId(1), secret(1), now);
     let mut out = Outbox::new();
     client.poll_transmit(LinkId(1), 10_000, &mut out, now);
     let welcome = Welcome {
@@ -421,21 +421,14 @@ fn where_it_was_not_agreed_bytes_are_released_when_the_ring_takes_them() {
 #[test]
 fn open_hand_off_without_the_capability_is_a_violation() {
     let mut pair = Pair::new();
-    let open = wire::frame::Open {
-        flow: FlowId(1),
-        protocol: target().protocol,
-        source: target().source,
-        destination: target().destination,
-        limit: Offset(1),
-        grace: target().grace,
-        on_expiry: target().on_expiry,
-        hand_off: Some(Box::new(wish(Framing::Line))),
+    let plain = open(FlowId(1), target().on_expiry);
+    let wire::frame::Control::Open(mut open) = plain else {
+        panic!("{plain:?}");
     };
+    open.hand_off = Some(Box::new(wish(Framing::Line)));
     let message = wire::frame::Control::Open(open);
-    let mut bytes = Vec::new();
-    wire::codec::encode(&Frame::Control { number: 1, message }, &mut bytes);
 
-    pair.ends[SERVER].handle_bytes(LinkId(1), bytes.into(), pair.now);
+    pair.say(&Frame::Control { number: 1, message });
 
     let violation = EndReason::Violation {
         what: "OPEN_HAND_OFF without the capability",

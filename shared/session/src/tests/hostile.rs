@@ -1,16 +1,10 @@
 //! What a listed client that means harm can make a session hold, or do again and again.
 
+use super::pair::{CLIENT, Pair, SERVER, open};
 use super::*;
-use crate::wire::frame::Data;
+use crate::wire::frame::{Data, Framing};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// What a client of its own making says on the first link.
-fn say(pair: &mut Pair, frame: &Frame) {
-    let mut bytes = Vec::new();
-    wire::codec::encode(frame, &mut bytes);
-    pair.ends[SERVER].handle_bytes(LinkId(1), bytes.into(), pair.now);
-}
 
 fn piece(flow: FlowId, offset: u64, len: usize) -> Frame {
     Frame::Data(Data {
@@ -34,7 +28,7 @@ fn short_pieces_of_all_flows_together_have_a_bound() {
             if pair.ends[SERVER].is_ended() {
                 break;
             }
-            say(&mut pair, &piece(flow, place * 2 + 1, 1));
+            pair.say(&piece(flow, place * 2 + 1, 1));
             held += 1;
         }
     }
@@ -49,7 +43,7 @@ fn pieces_of_flows_that_are_over_count_no_more() {
     for _ in 0..20 {
         let flow = pair.open_accepted();
         for place in 0..6000 {
-            say(&mut pair, &piece(flow, place * 2 + 1, 1));
+            pair.say(&piece(flow, place * 2 + 1, 1));
         }
         pair.ends[CLIENT].abort(flow, FlowCode::Asked, pair.now);
         pair.run();
@@ -65,11 +59,11 @@ fn short_pieces_that_touch_count_as_one() {
     let mut pair = Pair::new();
     let flow = pair.open_accepted();
     for place in 1..8000 {
-        say(&mut pair, &piece(flow, place, 1));
+        pair.say(&piece(flow, place, 1));
     }
 
     assert!(pair.ends[SERVER].kept(flow).short_pieces <= 2);
-    say(&mut pair, &piece(flow, 0, 1));
+    pair.say(&piece(flow, 0, 1));
 
     assert_eq!(pair.read(SERVER, flow), 8000);
     assert_eq!(pair.ends[SERVER].kept(flow).short_pieces, 0);
@@ -86,7 +80,7 @@ fn a_session_keeps_few_of_the_buffers_that_links_were_read_into() {
     let place = |n: usize| u64::try_from(n * len).unwrap();
     for flow in flows {
         for n in 0..most * 2 {
-            say(&mut pair, &piece(flow, place(n), len));
+            pair.say(&piece(flow, place(n), len));
             assert_eq!(pair.ends[SERVER].kept(FlowId(1)).slices, 1);
             assert_eq!(pair.read(SERVER, flow), len);
             assert_eq!(pair.ends[SERVER].kept(FlowId(1)).slices, 0);
@@ -97,14 +91,14 @@ fn a_session_keeps_few_of_the_buffers_that_links_were_read_into() {
     let begin = most * 2;
     for flow in flows {
         for n in (0..most / 2).rev() {
-            say(&mut pair, &piece(flow, place(begin + n), len));
+            pair.say(&piece(flow, place(begin + n), len));
         }
     }
     assert_eq!(pair.ends[SERVER].kept(FlowId(1)).slices, most);
     for flow in flows {
         for n in 0..5 {
             let at = place(begin + most / 2 + n);
-            say(&mut pair, &piece(flow, at, len));
+            pair.say(&piece(flow, at, len));
         }
     }
 
@@ -120,7 +114,7 @@ fn slices_of_flows_that_are_over_count_no_more() {
     let mut pair = Pair::new();
     for _ in 0..3 {
         let flow = pair.open_accepted();
-        say(&mut pair, &piece(flow, 0, limits::COPY_BELOW));
+        pair.say(&piece(flow, 0, limits::COPY_BELOW));
         assert_eq!(pair.ends[SERVER].kept(FlowId(1)).slices, 1);
         pair.ends[CLIENT].abort(flow, FlowCode::Asked, pair.now);
         pair.run();
@@ -134,14 +128,14 @@ fn a_long_piece_takes_the_place_of_short_ones() {
     let mut pair = Pair::new();
     let flow = pair.open_accepted();
     for place in 0..3000 {
-        say(&mut pair, &piece(flow, place * 2 + 1, 1));
+        pair.say(&piece(flow, place * 2 + 1, 1));
     }
 
-    say(&mut pair, &piece(flow, 1, 7000));
+    pair.say(&piece(flow, 1, 7000));
 
     assert_eq!(pair.ends[SERVER].kept(flow).short_pieces, 0);
     assert_eq!(pair.ends[SERVER].buffered().1, 7000);
-    say(&mut pair, &piece(flow, 0, 1));
+    pair.say(&piece(flow, 0, 1));
     assert_eq!(pair.read(SERVER, flow), 7001);
 }
 
@@ -152,30 +146,21 @@ fn resets_whose_bytes_are_not_here_are_not_looked_at() {
     let mut pair = Pair::new();
     for id in 1..=50 {
         let flow = FlowId(id);
-        let open = Control::Open(wire::frame::Open {
-            flow,
-            protocol: Protocol::Tcp,
-            source: "10.0.0.1:1000".parse().unwrap(),
-            destination: "192.0.2.1:80".parse().unwrap(),
-            limit: Offset(1),
-            grace: Duration::from_secs(60),
-            on_expiry: OnExpiry::Reset,
-            hand_off: None,
-        });
+        let open = open(flow, OnExpiry::Reset);
         let reset = Control::Reset {
             flow,
             end: Offset(10),
             code: FlowCode::PeerReset,
         };
         for (number, message) in [(id * 2 - 1, open), (id * 2, reset)] {
-            say(&mut pair, &Frame::Control { number, message });
+            pair.say(&Frame::Control { number, message });
             pair.ends[SERVER].accept_flow(flow, pair.now);
         }
     }
     assert_eq!(pair.ends[SERVER].flow_count(), 50);
     assert_eq!(pair.ends[SERVER].kept(FlowId(1)).stalls, 0);
 
-    say(&mut pair, &piece(FlowId(7), 0, 10));
+    pair.say(&piece(FlowId(7), 0, 10));
 
     assert_eq!(pair.ends[SERVER].kept(FlowId(1)).stalls, 1);
     pair.now = pair.now + limits::RESET_STALL;
@@ -190,17 +175,8 @@ fn resets_whose_bytes_are_not_here_are_not_looked_at() {
 fn who_has_not_agreed_to_deliver_has_nothing_stored() {
     let mut pair = Pair::new();
     let flow = FlowId(1);
-    let message = Control::Open(wire::frame::Open {
-        flow,
-        protocol: Protocol::Tcp,
-        source: "10.0.0.1:1000".parse().unwrap(),
-        destination: "192.0.2.1:80".parse().unwrap(),
-        limit: Offset(1),
-        grace: Duration::from_secs(60),
-        on_expiry: OnExpiry::Store(wire::frame::Framing::Line),
-        hand_off: None,
-    });
-    say(&mut pair, &Frame::Control { number: 1, message });
+    let message = open(flow, OnExpiry::Store(Framing::Line));
+    pair.say(&Frame::Control { number: 1, message });
     pair.ends[SERVER].accept_flow(flow, pair.now);
     assert_eq!(pair.ends[SERVER].flow_count(), 1);
 
@@ -268,13 +244,7 @@ impl Drop for Buffer {
 fn what_is_not_released_keeps_no_more_than_four_times_its_length() {
     let mut pair = Pair::new();
     let flow = pair.open_accepted();
-    // A flow that is read from may hold more.
-    for _ in 0..50 {
-        pair.write(SERVER, flow, 100_000);
-        pair.run();
-        pair.read(CLIENT, flow);
-        pair.run();
-    }
+    pair.gain_credit(flow);
     pair.lose_link();
     let held = Arc::new(AtomicUsize::new(0));
     let lens = [65_536, 50_000, 65_536];
@@ -371,4 +341,24 @@ fn words_about_dead_links_do_not_pile_up() {
         Some(link.0)
     });
     assert!(named.eq(most + 2..most * 2 + 2));
+}
+
+#[test]
+fn who_opens_and_never_acknowledges_breaks_the_protocol() {
+    let mut pair = Pair::new();
+    let most = 64 * 4 + limits::CONTROL_WINDOW * 2;
+    let mut opened = 0;
+
+    while !pair.ends[SERVER].is_ended() {
+        opened += 1;
+        assert!(opened <= most + 2, "{opened} OPENs");
+        let flow = FlowId(opened);
+        pair.say(&Frame::Control {
+            number: opened,
+            message: open(flow, OnExpiry::Reset),
+        });
+        pair.ends[SERVER].refuse_flow(flow, OpenError::Refused, pair.now);
+    }
+
+    assert!(opened > most, "{opened} OPENs");
 }

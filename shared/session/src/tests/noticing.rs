@@ -1,5 +1,6 @@
 //! When a link that says nothing any more is held suspect.
 
+use super::pair::{CLIENT, Pair, SERVER};
 use super::*;
 
 #[test]

@@ -1,5 +1,6 @@
 //! DATA is cut where the link's records end, so that the receiver finds frames whole.
 
+use super::pair::{CLIENT, Pair, SERVER};
 use super::*;
 use crate::limits::{LEAST_PIECE, RECORD};
 use crate::wire::codec;
@@ -23,13 +24,7 @@ fn frames_of_a_bulk_flow_end_with_records_whatever_pieces_it_comes_in() {
     for piece in [300, 5_000, 16_384, 65_536, 100_000] {
         let mut pair = Pair::new();
         let flow = pair.open_accepted();
-        // A flow that is read from gets more credit.
-        for _ in 0..50 {
-            pair.write(SERVER, flow, 100_000);
-            pair.run();
-            pair.read(CLIENT, flow);
-            pair.run();
-        }
+        pair.gain_credit(flow);
         let mut written = 0;
         while written < 10 * RECORD {
             written += pair.write(SERVER, flow, piece);

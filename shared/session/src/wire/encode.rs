@@ -63,11 +63,16 @@ pub fn encode_data_header(
     debug_assert!(payload_len <= MAX_PAYLOAD, "DATA goes in pieces");
     debug_assert!(payload_len > 0 || fin, "DATA carries something");
     out.reserve(MAX_DATA_HEADER);
+    let before = out.len();
     Body::new(Kind::Data, out)
         .number(flow.0)
         .number(offset.0)
         .byte(if fin { FIN } else { 0 })
         .end_before(payload_len);
+    debug_assert_eq!(
+        out.len(),
+        before.saturating_add(data_header_bytes(flow, offset))
+    );
 }
 
 /// How many bytes [`encode_data_header`] appends.

@@ -324,7 +324,9 @@ impl Client {
         let here = self.outlook.interface(carrier)?;
         let may_stay = |link: &LinkId| {
             let interface = self.outlook.interface(*link);
-            interface.is_some_and(|there| there != here && self.may_stand_by(there))
+            // A link that is there has its handshake behind it: any activity keeps it.
+            let is_active = self.outlook.activity.is_some();
+            interface.is_some_and(|there| there != here && is_active && self.may_stand_by(there))
         };
         let candidates = links.iter().copied().filter(may_stay);
         candidates.min_by_key(|link| {
@@ -334,7 +336,7 @@ impl Client {
     }
 
     fn may_stand_by(&self, interface: u32) -> bool {
-        self.config.standby && self.outlook.is_active && !self.outlook.is_metered(interface)
+        self.config.standby && !self.outlook.is_metered(interface)
     }
 
     /// Paths by which another link is wanted although one works: a better one, one in standby, or
@@ -362,7 +364,7 @@ impl Client {
         let mut candidates = paths.iter().map(|path| path.id.interface);
         let standby = candidates
             .find(|there| *there != here && is_free(*there) && self.may_stand_by(*there))
-            .filter(|_| !has_standby);
+            .filter(|_| !has_standby && self.outlook.is_active);
         let is_wanted = |path: &&Path| {
             let there = path.id.interface;
             let is_better = self.outlook.rank(there) < own_rank && is_free(there);

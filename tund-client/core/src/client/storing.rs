@@ -174,7 +174,7 @@ impl Client {
 
     /// The driver has written a file to the disk, for good, or could not.
     pub fn handle_stored(&mut self, file: FileId, is_written: bool, now: Instant) {
-        self.spool.stored(file, is_written);
+        self.spool.stored(file, is_written, now);
         let Some(connection) = self.storing.jobs.remove(&file) else {
             return;
         };

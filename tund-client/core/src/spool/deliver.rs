@@ -203,7 +203,7 @@ impl Spool {
         };
         let is_left = self.files.get(&delivery.file).map(|file| file.state);
         if is_left == Some(FileState::Delivering) {
-            self.set_state(delivery.file, FileState::Waiting);
+            self.wait_again(delivery.file, now);
         }
         self.end_turn(
             delivery.destination,

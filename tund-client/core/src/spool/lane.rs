@@ -1,6 +1,6 @@
 //! The files for one destination: the oldest first, one at a time, with pauses behind failures.
 
-use super::{FileId, FileState, Spool};
+use super::{Dead, FileId, FileState, Spool};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -169,9 +169,19 @@ impl Spool {
     pub(super) fn set_state(&mut self, id: FileId, state: FileState) {
         if let Some(file) = self.files.get_mut(&id) {
             file.state = state;
-            // Its time may have ended meanwhile.
-            let at = file.expires_at;
-            self.note_expiry(at);
+        }
+    }
+
+    /// A file that is in a lane is not written or delivered any more, and waits: unless its time has
+    /// ended meanwhile.
+    pub(super) fn wait_again(&mut self, id: FileId, now: Instant) {
+        self.set_state(id, FileState::Waiting);
+        if self
+            .files
+            .get(&id)
+            .is_some_and(|file| file.expires_at <= now)
+        {
+            self.bury(id, Dead::Overdue);
         }
     }
 }

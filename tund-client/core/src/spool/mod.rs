@@ -267,14 +267,14 @@ impl Spool {
     }
 
     /// The driver has written it, or could not.
-    pub(crate) fn stored(&mut self, id: FileId, is_written: bool) {
+    pub(crate) fn stored(&mut self, id: FileId, is_written: bool, now: Instant) {
         let state = self.files.get(&id).map(|file| file.state);
         if state != Some(FileState::Storing) {
             return;
         }
         if is_written {
-            self.set_state(id, FileState::Waiting);
             self.line_up(id);
+            self.wait_again(id, now);
         } else {
             self.forget(id);
         }

@@ -65,7 +65,7 @@ impl Pair {
         flow
     }
 
-    fn say(&mut self, flow: FlowId, text: &str) {
+    fn send(&mut self, flow: FlowId, text: &str) {
         let now = self.now;
         assert!(self.ends[CLIENT].intake(flow) >= u64::try_from(text.len()).unwrap());
         self.ends[CLIENT].write(flow, Bytes::copy_from_slice(text.as_bytes()), now);
@@ -142,9 +142,9 @@ fn the_server_hands_on_whole_messages_only() {
     let mut pair = pair();
     let flow = pair.stored();
 
-    pair.say(flow, "one\ntw");
+    pair.send(flow, "one\ntw");
     assert_eq!(pair.readable(flow), "one\n");
-    pair.say(flow, "o\nthree");
+    pair.send(flow, "o\nthree");
     assert_eq!(pair.readable(flow), "one\ntwo\n");
     pair.ends[CLIENT].finish(flow, pair.now);
     pair.run();
@@ -157,7 +157,7 @@ fn an_opaque_stream_is_handed_on_as_it_comes() {
     let mut pair = pair();
     let flow = pair.stored();
 
-    pair.say(flow, "SSH-2.0-some");
+    pair.send(flow, "SSH-2.0-some");
 
     assert_eq!(pair.readable(flow), "SSH-2.0-some");
 }
@@ -166,7 +166,7 @@ fn an_opaque_stream_is_handed_on_as_it_comes() {
 fn what_a_reset_cuts_off_is_handed_on_before_it() {
     let mut pair = pair();
     let flow = pair.stored();
-    pair.say(flow, "one\ntw");
+    pair.send(flow, "one\ntw");
     pair.take(flow);
     pair.events[SERVER].clear();
 
@@ -186,7 +186,7 @@ fn what_a_reset_cuts_off_is_handed_on_before_it() {
 fn released_is_what_the_origin_has_acknowledged() {
     let mut pair = pair();
     let flow = pair.stored();
-    pair.say(flow, "one\ntwo\n");
+    pair.send(flow, "one\ntwo\n");
 
     pair.take(flow);
     assert!(pair.ends[SERVER].awaits_release(flow));
@@ -203,7 +203,7 @@ fn released_is_what_the_origin_has_acknowledged() {
 fn the_client_keeps_the_message_that_is_under_way() {
     let mut pair = pair();
     let flow = pair.stored();
-    pair.say(flow, "one\ntwo\nthree\n");
+    pair.send(flow, "one\ntwo\nthree\n");
 
     pair.take(flow);
     pair.acknowledge(flow, 7);
@@ -218,7 +218,7 @@ fn the_client_keeps_the_message_that_is_under_way() {
 fn fin_is_released_once_the_origin_has_acknowledged_it() {
     let mut pair = pair();
     let flow = pair.stored();
-    pair.say(flow, "one\n");
+    pair.send(flow, "one\n");
     pair.ends[CLIENT].finish(flow, pair.now);
     pair.ends[SERVER].finish(flow, pair.now);
     pair.run();

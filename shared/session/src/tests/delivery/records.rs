@@ -26,7 +26,7 @@ fn a_delivery_is_released_when_the_server_says_so() {
     pair.events[CLIENT] = VecDeque::new();
 
     // Records have no newline to wait for.
-    pair.say(flow, "rec");
+    pair.send(flow, "rec");
     assert_eq!(pair.readable(flow), "rec");
     pair.take(flow);
     assert_eq!(pair.ends[CLIENT].released(flow), Offset(0));
@@ -74,7 +74,7 @@ fn a_stopped_delivery_never_looks_released() {
     pair.run();
     pair.ends[SERVER].accept_flow(flow, pair.now);
     pair.run();
-    pair.say(flow, "record");
+    pair.send(flow, "record");
     pair.take(flow);
 
     pair.ends[SERVER].abort(flow, FlowCode::Unsealable, pair.now);
@@ -99,7 +99,7 @@ fn what_a_delivery_carries_is_never_lost() {
         pair.run();
         pair.ends[SERVER].accept_flow(flow, pair.now);
         pair.run();
-        pair.say(flow, "record");
+        pair.send(flow, "record");
         if ends {
             pair.ends[CLIENT].close(CloseCode::Asked, pair.now);
         } else {

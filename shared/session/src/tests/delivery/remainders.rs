@@ -7,11 +7,11 @@ use super::*;
 fn an_expired_flow_gives_back_what_is_held_from_the_last_boundary_on() {
     let mut pair = pair();
     let flow = pair.stored();
-    pair.say(flow, "one\ntwo\nthree\nfo");
+    pair.send(flow, "one\ntwo\nthree\nfo");
     pair.take(flow);
     pair.acknowledge(flow, 7);
     pair.lose_link();
-    pair.say(flow, "ur\nfi");
+    pair.send(flow, "ur\nfi");
 
     pair.seconds(61);
 
@@ -36,11 +36,11 @@ fn an_expired_flow_gives_back_what_is_held_from_the_last_boundary_on() {
 fn an_opaque_flow_that_expires_is_lost() {
     let mut pair = pair();
     let flow = pair.stored();
-    pair.say(flow, "SSH-2.0-some");
+    pair.send(flow, "SSH-2.0-some");
     pair.take(flow);
     pair.acknowledge(flow, 0);
     pair.lose_link();
-    pair.say(flow, "more\n");
+    pair.send(flow, "more\n");
 
     pair.seconds(61);
 
@@ -53,7 +53,7 @@ fn remainders(end: impl FnOnce(&mut Pair)) -> (Vec<(u64, String, bool)>, u64) {
     let mut pair = pair();
     let flow = pair.stored();
     pair.open_accepted();
-    pair.say(flow, "one\ntwo\nthree");
+    pair.send(flow, "one\ntwo\nthree");
     pair.take(flow);
     pair.acknowledge(flow, 2);
     end(&mut pair);
@@ -130,7 +130,7 @@ fn the_server_tells_how_far_each_flow_got_when_its_session_ends() {
     let mut pair = pair();
     let flow = pair.stored();
     pair.stored();
-    pair.say(flow, "one\ntwo\n");
+    pair.send(flow, "one\ntwo\n");
     pair.take(flow);
     pair.acknowledge(flow, 3);
 
@@ -150,7 +150,7 @@ fn an_early_flow_takes_bytes_before_its_origin_answers() {
     let mut pair = pair();
     let flow = pair.ask(&target(OnExpiry::Reset, true));
 
-    pair.say(flow, "hello");
+    pair.send(flow, "hello");
     assert_eq!(pair.readable(flow), "");
     pair.ends[SERVER].accept_flow(flow, pair.now);
     pair.run();
@@ -162,7 +162,7 @@ fn an_early_flow_takes_bytes_before_its_origin_answers() {
 fn an_early_flow_that_is_refused_gives_back_what_it_took() {
     let mut pair = pair();
     let flow = pair.ask(&target(LINES, true));
-    pair.say(flow, "hello");
+    pair.send(flow, "hello");
 
     pair.ends[SERVER].refuse_flow(flow, OpenError::Refused, pair.now);
     pair.run();
@@ -182,7 +182,7 @@ fn an_early_flow_that_is_refused_gives_back_what_it_took() {
 fn an_early_flow_whose_session_ends_gives_back_what_it_took() {
     let mut pair = pair();
     let flow = pair.ask(&target(OnExpiry::Reset, true));
-    pair.say(flow, "hello");
+    pair.send(flow, "hello");
     pair.ends[CLIENT].finish(flow, pair.now);
 
     rejected(&mut pair, RejectReason::Restarted, Vec::new());
@@ -198,7 +198,7 @@ fn an_early_flow_given_up_is_counted_as_lost() {
     let mut pair = pair();
     pair.lose_link();
     let flow = pair.ask(&target(OnExpiry::Reset, true));
-    pair.say(flow, "hello");
+    pair.send(flow, "hello");
 
     pair.ends[CLIENT].abort(flow, FlowCode::Cancelled, pair.now);
 

@@ -166,6 +166,21 @@ fn a_better_path_is_moved_to_without_an_outage() {
 }
 
 #[test]
+fn the_link_that_was_moved_from_stands_by_from_the_first_byte() {
+    let mut world = World::new();
+    world.offer(&[MOBILE]);
+    let (app, _) = world.open();
+    world.write(app, b"x");
+    world.offer(&[WIFI_CARD, MOBILE]);
+    let dials = world.dials.len();
+
+    be_busy(&mut world, app, 10);
+
+    assert_eq!(world.interfaces(), [WIFI_CARD, MOBILE]);
+    assert_eq!(world.dials.len(), dials + 1, "one to the better path alone");
+}
+
+#[test]
 fn a_better_path_that_does_not_answer_is_tried_ever_less_often() {
     let (mut world, app) = with_interfaces(&[MOBILE]);
     world.silent.insert(WIFI_CARD);
