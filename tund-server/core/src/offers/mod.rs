@@ -34,7 +34,7 @@ struct Offer {
     start: Offset,
     blocks: Vec<Bytes>,
     bytes: u64,
-    /// The last message is whole, however it ends.
+    /// The stream ends behind what was read, and its last message there.
     fin: bool,
     /// No more of it is kept: what came behind was lost.
     is_cut: bool,
@@ -176,7 +176,7 @@ impl Offers {
         if let Some(number) = self.names.get(&name)
             && let Some(offer) = self.offers.get_mut(number)
         {
-            offer.fin |= !offer.is_cut;
+            offer.fin = true;
         }
     }
 
@@ -367,7 +367,7 @@ impl Offer {
             }
             framer.feed(behind);
         }
-        if self.fin {
+        if self.fin && !self.is_cut {
             framer.finish();
         }
         let from = from.unwrap_or(end);
