@@ -281,6 +281,7 @@ impl World {
     /// A new session, and a connection that lives until `budget` bytes of the server have come.
     fn begin(&mut self, budget: usize) {
         self.client = Session::new_client(&config(1), self.now);
+        self.app = App::default();
         self.carried = 0;
         self.open();
         self.dial();
