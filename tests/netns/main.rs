@@ -3,8 +3,10 @@
 //! Needs root. `cargo nextest run -P netns` runs what is short; `cargo nextest run -P netns-long
 //! --run-ignored only` the rest. The daemons are found as `tund_tests::lab` says.
 
+mod account;
 mod admission;
 mod buffering;
+mod capture;
 mod configuration;
 mod crowd;
 mod deliveries;
@@ -18,6 +20,7 @@ mod kills;
 mod lab_direct;
 mod lab_emulator;
 mod lab_removal;
+mod ledger;
 mod lines;
 mod matrix;
 mod neighbours;
@@ -25,10 +28,12 @@ mod outages;
 mod paths;
 mod proxy;
 mod reach;
+mod relocation;
 mod restarts;
 mod rogues;
 mod sniffer;
 mod storing;
 mod support;
+mod thieves;
 mod transfers;
 mod undelivered;

@@ -16,15 +16,18 @@ const ROUND_TRIP: Duration = Duration::from_millis(100);
 /// What a machine may add that others use meanwhile; our own tests do not run beside these.
 const BUSY_MACHINE: Duration = Duration::from_millis(400);
 
-/// A stream each way, as fast as it goes.
+/// Between two pieces of a stream whose every silence counts; what goes as fast as it can is silent
+/// by itself whenever a queue overflows.
+const SIPS: Pace = Pace::Sips(Duration::from_millis(5));
+
+/// A stream each way.
 struct Traffic([Stream; 2]);
 
 impl Traffic {
-    fn start(scene: &Scene) -> Self {
+    fn start(scene: &Scene, pace: Pace) -> Self {
         let start = |direction, seed| {
             let target = (&scene.origin, scene.target());
-            let what = (direction, seed);
-            Stream::start(&scene.lab.client, target, what, Pace::Bulk).unwrap()
+            Stream::start(&scene.lab.client, target, (direction, seed), pace).unwrap()
         };
         let this = Self([start(Direction::Down, 1), start(Direction::Up, 2)]);
         this.wait_for_more();
@@ -39,7 +42,7 @@ impl Traffic {
         let before = self.timelines().map(Timeline::total);
         wait::until_true("bytes move both ways", LATER, || {
             let now = self.timelines().map(Timeline::total);
-            now[0] > before[0] + 300_000 && now[1] > before[1] + 300_000
+            now[0] > before[0] + 200_000 && now[1] > before[1] + 200_000
         });
     }
 
@@ -91,7 +94,7 @@ fn wait_for_links(scene: &Scene, interfaces: &[&str]) {
 fn with_standby(title: &str) -> (Scene, Traffic) {
     let scene = outages::scene(title, ROUND_TRIP);
     scene.lab.raise(Access::Mobile);
-    let traffic = Traffic::start(&scene);
+    let traffic = Traffic::start(&scene, Pace::Bulk);
     wait_for_links(&scene, &["wifi", "mobile"]);
     traffic.wait_for_more();
     (scene, traffic)
@@ -100,7 +103,7 @@ fn with_standby(title: &str) -> (Scene, Traffic) {
 #[test]
 fn a_carrier_that_comes_back_brings_bytes_at_once() {
     let scene = outages::scene("carrier", ROUND_TRIP);
-    let traffic = Traffic::start(&scene);
+    let traffic = Traffic::start(&scene, Pace::Bulk);
 
     scene.lab.carrier(Access::Wifi, false);
     let away = wait::now();
@@ -123,7 +126,7 @@ fn a_carrier_that_comes_back_brings_bytes_at_once() {
 #[ignore = "long: a minute without any network"]
 fn long_a_switch_after_60_s_without_network_brings_bytes_at_once() {
     let mut scene = outages::scene("switch", ROUND_TRIP);
-    let traffic = Traffic::start(&scene);
+    let traffic = Traffic::start(&scene, Pace::Bulk);
 
     let away = wait::now();
     let back = scene.lab.switch_after(Duration::from_secs(60));
@@ -176,7 +179,7 @@ fn the_better_link_that_comes_back_is_moved_to_without_a_silence() {
     let mut scene = outages::scene("comes back", ROUND_TRIP);
     scene.lab.lower(Access::Wifi);
     scene.lab.use_access(Access::Mobile);
-    let traffic = Traffic::start(&scene);
+    let traffic = Traffic::start(&scene, SIPS);
     wait_for_links(&scene, &["mobile"]);
     let before = wait::now();
     traffic.wait_for_more();
@@ -193,7 +196,7 @@ fn the_better_link_that_comes_back_is_moved_to_without_a_silence() {
     let silences = traffic.longest_silence(from, wait::now());
     figure(&format!("longest silences before the move: {usual:?}"));
     assert_eq!(scene.tund.client.status().outages.count, 0);
-    // A bulk stream pauses on a busy machine without a move, too.
+    // A stream pauses on a busy machine without a move, too.
     check(
         "longest silence of a move to the better link",
         silences,

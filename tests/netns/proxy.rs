@@ -5,18 +5,23 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
 
 use proxy_header::{ParseConfig, ProxyHeader};
+use tund_session::wire::frame::{Control, Data, Frame};
+use tund_session::{FlowId, Offset};
+use tund_tests::crowd::Rogue;
 use tund_tests::lab::{
     ClientDaemon, Family, Keys, Lab, Namespace, Origin, Process, ServerDaemon, Settings, TUN, Tund,
     wait,
 };
 
+use crate::rogues;
 use crate::support::{Echo, LATER, SOON, Scene};
 
 const PORT: u16 = 9100;
-const HAPROXY_PORT: u16 = 9200;
+pub(crate) const HAPROXY_PORT: u16 = 9200;
 
 /// Both listed ports, at every address of the origin.
-const LISTED: &str = "[\"10.77.4.0/24:9100\", \"[fd77:0:0:4::/64]:9100\", \"10.77.0.0/16:9200\"]";
+pub(crate) const LISTED: &str =
+    "[\"10.77.4.0/24:9100\", \"[fd77:0:0:4::/64]:9100\", \"10.77.0.0/16:9200\"]";
 
 /// What an origin reads of a connection: header and payload.
 #[derive(Debug, PartialEq, Eq)]
@@ -80,6 +85,46 @@ fn an_origin_learns_session_and_link_and_then_gets_the_payload() {
 }
 
 #[test]
+fn a_client_cannot_forge_the_address_that_an_origin_is_told() {
+    let settings = Settings::new().server("origin", "proxy_protocol", LISTED);
+    let (scene, pair) = rogues::scene("a forged source", &settings);
+    let listener = scene.lab.origin.listen(PORT);
+    let to = scene.lab.origin_address(Family::V4, PORT);
+    let mut rogue = rogues::connect(&scene, &pair.private);
+    let session = rogue.greet().session;
+    // Of nobody, of the other client, of the server.
+    let forged = ["192.0.2.1:1", "10.77.1.2:40000", "10.77.3.2:443"];
+    for (flow, source) in (1..).zip(forged) {
+        let frame = Rogue::open_frame(0, flow, to);
+        let Frame::Control {
+            message: Control::Open(mut open),
+            ..
+        } = frame
+        else {
+            panic!("no OPEN: {frame:?}");
+        };
+        open.source = source.parse().unwrap();
+        rogue.say(Control::Open(open));
+        let answer = rogues::answer(&mut rogue, flow);
+        assert!(matches!(answer, Control::OpenOk { .. }), "{answer:?}");
+        let payload = format!("PROXY TCP4 {source} 10.77.4.2 1 {PORT}\r\n");
+        rogue.send(&Frame::Data(Data {
+            flow: FlowId(flow),
+            offset: Offset(0),
+            fin: true,
+            payload: payload.clone().into(),
+        }));
+        let expected = Told {
+            source: rogue.local_address(),
+            destination: to,
+            id: session.to_string(),
+            payload: payload.into(),
+        };
+        assert_eq!(told(&mut listener.accept().unwrap().0), expected);
+    }
+}
+
+#[test]
 fn an_origin_that_is_not_listed_gets_the_payload_alone() {
     let settings = Settings::new().server("origin", "proxy_protocol", LISTED);
     let scene = Scene::new("not listed", &settings);
@@ -101,7 +146,7 @@ fn an_origin_that_is_not_listed_gets_the_payload_alone() {
 }
 
 /// haproxy in front of the origin's echo, with a line of its log for each connection.
-fn haproxy(lab: &Lab) -> Process {
+pub(crate) fn haproxy(lab: &Lab) -> Process {
     let config = lab.directory().join("haproxy.cfg");
     let text = format!(
         "global\n log stdout format raw local0 info\n\
@@ -123,7 +168,7 @@ fn haproxy(lab: &Lab) -> Process {
 }
 
 /// What haproxy logs of one more connection from `host`: id and source.
-fn logged(proxy: &Process, host: &Namespace, to: SocketAddr) -> (String, String) {
+pub(crate) fn logged(proxy: &Process, host: &Namespace, to: SocketAddr) -> (String, String) {
     let lines = |log: &str| log.lines().filter(|line| line.starts_with("id=")).count();
     let before = lines(&proxy.log());
     let echo = Echo::open(host, to).unwrap();
@@ -140,6 +185,16 @@ fn logged(proxy: &Process, host: &Namespace, to: SocketAddr) -> (String, String)
         word.strip_prefix(key).expect("in this order").to_owned()
     };
     (value("id="), value("from="))
+}
+
+/// The id that both daemons show of the client's session.
+pub(crate) fn shown(scene: &Scene) -> String {
+    let id = scene.tund.client.wait_attached(LATER).session_id.unwrap();
+    let rows = scene.tund.server.sessions().unwrap();
+    let of_client = rows.iter().filter(|row| row["client"] == "client");
+    let shown: Vec<_> = of_client.map(|row| row["session_id"].clone()).collect();
+    assert_eq!(shown, [id.as_str()], "`status` and `sessions` agree");
+    id
 }
 
 /// A scene with a second client, in the router's namespace, which is not steered through the first.
@@ -178,15 +233,7 @@ fn haproxy_logs_one_id_for_each_session_and_no_other() {
     let proxy = haproxy(&scene.lab);
     let to = scene.lab.origin_address(Family::V4, HAPROXY_PORT);
     let mut kept = Echo::open(&scene.lab.client, to).unwrap();
-    let ids = |scene: &Scene| {
-        let id = scene.tund.client.wait_attached(LATER).session_id.unwrap();
-        let rows = scene.tund.server.sessions().unwrap();
-        let of_client = rows.iter().filter(|row| row["client"] == "client");
-        let shown: Vec<_> = of_client.map(|row| row["session_id"].clone()).collect();
-        assert_eq!(shown, [id.as_str()], "`status` and `sessions` agree");
-        id
-    };
-    let first = ids(&scene);
+    let first = shown(&scene);
 
     for _ in 0..5 {
         let outages = scene.tund.client.status().outages.count;
@@ -197,7 +244,7 @@ fn haproxy_logs_one_id_for_each_session_and_no_other() {
         });
         let seen = logged(&proxy, &scene.lab.client, to);
         assert_eq!(seen, (first.clone(), "10.77.1.2".to_owned()));
-        assert_eq!(ids(&scene), first);
+        assert_eq!(shown(&scene), first);
     }
 
     let hidden = scene.lab.hidden_origin_address(Family::V4, HAPROXY_PORT);
@@ -208,7 +255,7 @@ fn haproxy_logs_one_id_for_each_session_and_no_other() {
 
     scene.tund.client.command(&["disconnect"]).unwrap();
     let (second, _) = logged(&proxy, &scene.lab.client, to);
-    assert_eq!(second, ids(&scene));
+    assert_eq!(second, shown(&scene));
     assert_ne!(second, first, "new after disconnect");
 
     let mut kept = Echo::open(&scene.lab.client, to).unwrap();
@@ -217,6 +264,6 @@ fn haproxy_logs_one_id_for_each_session_and_no_other() {
     assert!(kept.round_trip().is_err(), "its grace is over");
     scene.lab.heal();
     let (third, _) = logged(&proxy, &scene.lab.client, to);
-    assert_eq!(third, ids(&scene));
+    assert_eq!(third, shown(&scene));
     assert!(third != second && third != first, "new after expiry");
 }

@@ -141,9 +141,9 @@ fn a_killed_server_during_an_outage_is_found_out_afterwards() {
 }
 
 #[test]
-#[ignore = "long: the server waits 31 s before it gives a session up"]
+#[ignore = "long: the server waits 35 s before it gives a session up"]
 fn long_how_a_session_ended_is_told_over_a_restart() {
-    let mut scene = Scene::new("tombstones", &Settings::new().grace("1s"));
+    let mut scene = Scene::new("tombstones", &Settings::new().grace("5s"));
     let mut echo = scene.echo();
     // It sleeps, and so neither notices the outage nor lets its own grace pass.
     scene.tund.client.process.signal(Signal::SIGSTOP);

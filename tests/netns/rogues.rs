@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tund_daemon::identity::PrivateKey;
 use tund_session::wire::codec;
 use tund_session::wire::frame::{Ack, Control, Data, DeniedBy, Frame, OpenError};
 use tund_session::{FlowId, Offset};
@@ -23,7 +24,7 @@ const OPENS: u64 = 70_000;
 const GROWTH_KIB: u64 = 128 << 10;
 
 /// A scene in which one more key is listed, that of the rogue.
-fn scene(title: &str, settings: &Settings) -> (Scene, Pair) {
+pub(crate) fn scene(title: &str, settings: &Settings) -> (Scene, Pair) {
     let lab = Lab::new(title);
     let origin = Origin::start(&lab.origin);
     let pair = Pair::generate();
@@ -53,17 +54,22 @@ fn scene(title: &str, settings: &Settings) -> (Scene, Pair) {
     (Scene { tund, origin, lab }, pair)
 }
 
-/// The rogue's session, from the router.
+/// A link with that key, from the router.
+pub(crate) fn connect(scene: &Scene, key: &PrivateKey) -> Rogue {
+    let server_key = scene.tund.server_keys.public.parse().unwrap();
+    let server = (scene.lab.server_address(Family::V4), server_key);
+    Rogue::connect(&scene.lab.router, server, key).unwrap()
+}
+
+/// The rogue's session.
 fn greeted(scene: &Scene, pair: &Pair) -> Rogue {
-    let key = scene.tund.server_keys.public.parse().unwrap();
-    let server = (scene.lab.server_address(Family::V4), key);
-    let mut rogue = Rogue::connect(&scene.lab.router, server, &pair.private).unwrap();
+    let mut rogue = connect(scene, &pair.private);
     rogue.greet();
     rogue
 }
 
 /// What the server answers to the OPEN of `flow`.
-fn answer(rogue: &mut Rogue, flow: u64) -> Control {
+pub(crate) fn answer(rogue: &mut Rogue, flow: u64) -> Control {
     loop {
         let frame = rogue.receive().expect("the session goes on");
         if let Frame::Control { message, .. } = frame {

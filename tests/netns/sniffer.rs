@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use nix::libc;
@@ -23,14 +23,13 @@ impl Sniffer {
     /// Sees everything from now on.
     #[track_caller]
     pub(crate) fn start(host: &Namespace, device: &str) -> Self {
-        let opened = host.enter(|| -> io::Result<File> {
-            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let kind = (AddressFamily::Packet, SockType::Raw);
-            let raw = socket(kind.0, kind.1, flags, SockProtocol::EthAll)?;
-            bind(raw.as_raw_fd(), &link_address(if_nametoindex(device)?))?;
-            Ok(File::from(raw))
-        });
-        Self(opened.expect("root may read along"))
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        Self(File::from(packet_socket(
+            host,
+            device,
+            SockType::Raw,
+            flags,
+        )))
     }
 
     /// What has been seen since the last call.
@@ -62,6 +61,22 @@ impl Sniffer {
             found.next_back()
         })
     }
+}
+
+/// A socket that blocks, on which every packet of a device comes from its IP header on.
+#[track_caller]
+pub(crate) fn listen_along(host: &Namespace, device: &str) -> OwnedFd {
+    packet_socket(host, device, SockType::Datagram, SockFlag::SOCK_CLOEXEC)
+}
+
+#[track_caller]
+fn packet_socket(host: &Namespace, device: &str, kind: SockType, flags: SockFlag) -> OwnedFd {
+    let opened = host.enter(|| -> io::Result<OwnedFd> {
+        let raw = socket(AddressFamily::Packet, kind, flags, SockProtocol::EthAll)?;
+        bind(raw.as_raw_fd(), &link_address(if_nametoindex(device)?))?;
+        Ok(raw)
+    });
+    opened.expect("root may read along")
 }
 
 /// Puts packets into a device of a host as if its kernel had routed them there.

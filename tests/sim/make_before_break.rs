@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 use tund_session::LinkId;
+use tund_tests::harness::coverage::Situation;
 use tund_tests::harness::world::{CLIENT, Knobs, SERVER, Who, World};
 
 #[test]
@@ -51,6 +52,31 @@ fn what_was_under_way_on_a_link_without_a_device_goes_out_again_at_once() {
     assert_eq!(world.now, before, "no timeout was needed");
     assert_eq!(world.socket(0, CLIENT).got, 5000);
     assert_eq!(world.socket(0, SERVER).got, 5000);
+}
+
+#[test]
+fn what_had_arrived_is_not_sent_again_though_the_server_takes_the_old_link_for_alive() {
+    let mut world = World::calm(Knobs::ROOMY);
+    world.story = Some(Vec::new());
+    world.connect();
+    world.socket(0, CLIENT).write(10_000);
+    world.run_flows();
+    world.transmit(LinkId(1), CLIENT, 60_000);
+    world.deliver(LinkId(1), CLIENT, usize::MAX);
+    // With the acknowledgement of all that.
+    world.silence(LinkId(1));
+    let now = world.now;
+    world
+        .with(Who::Client, |client| {
+            client.handle_link_lost(LinkId(1), now);
+        })
+        .unwrap();
+
+    world.attach();
+    world.work(true);
+
+    assert_eq!(world.socket(0, SERVER).got, 10_000);
+    assert_eq!(world.coverage.count(Situation::DuplicateData), 0);
 }
 
 #[test]

@@ -55,6 +55,14 @@ fn assert_passes_at_once(world: &mut World) {
     }
 }
 
+/// What either end has to say on that link goes there and back once.
+fn round_trip(world: &mut World, link: LinkId) {
+    for side in [CLIENT, SERVER] {
+        world.transmit(link, side, 60_000);
+        world.deliver(link, side, usize::MAX);
+    }
+}
+
 #[test]
 fn the_newest_link_carries_nothing_when_the_client_prefers_another() {
     let mut world = with_standby();
@@ -190,6 +198,62 @@ fn what_was_said_late_on_the_old_link_leads_the_server_nowhere() {
 }
 
 #[test]
+fn a_link_that_has_answered_once_carries_rather_than_one_that_has_not() {
+    let mut world = World::calm(Knobs::ROOMY);
+    world.connect();
+    let old = world.dial().unwrap();
+    // RESUME, and the first PING.
+    round_trip(&mut world, old);
+    round_trip(&mut world, old);
+    world.lose(LinkId(1));
+    let new = world.dial().unwrap();
+    round_trip(&mut world, new);
+    assert_eq!(links(&world)[CLIENT], 2);
+
+    world.silence(new);
+
+    assert_eq!(carriers(&world)[CLIENT], Some(old));
+    world.work(true);
+    assert_passes_at_once(&mut world);
+}
+
+/// What was sent last, with the end of the stream, comes first: the client has moved to another link
+/// meanwhile, and the server after it.
+#[test]
+fn an_end_that_overtakes_bytes_on_another_link_waits_for_them() {
+    for side in [CLIENT, SERVER] {
+        let mut world = with_standby();
+        // These wait for the reader, whose turn comes behind the end.
+        world.socket(0, side).write(1000);
+        world.work(false);
+        world.socket(0, side).write(3000);
+        world.run_flows();
+        world.transmit(LinkId(1), side, 60_000);
+
+        steer(&mut world, |client, now| client.prefer(LinkId(2), 0, now));
+        world.transmit(LinkId(2), CLIENT, 60_000);
+        world.deliver(LinkId(2), CLIENT, usize::MAX);
+        world.socket(0, side).write(3000);
+        world.socket(0, side).finish();
+        world.run_flows();
+        world.transmit(LinkId(2), side, 60_000);
+        world.deliver(LinkId(2), side, usize::MAX);
+        world.socket(0, 1 - side).read(u64::MAX);
+        world.run_flows();
+        world.check();
+        world.demand();
+        let reader = world.socket(0, 1 - side);
+        assert!(reader.got == 1000 && !reader.has_fin(), "side {side}");
+
+        world.deliver(LinkId(1), side, usize::MAX);
+        world.work(true);
+
+        let reader = world.socket(0, 1 - side);
+        assert!(reader.got == 7000 && reader.has_fin(), "side {side}");
+    }
+}
+
+#[test]
 fn the_old_link_carries_until_the_new_one_has_answered() {
     let mut world = World::calm(Knobs::ROOMY);
     world.connect();
@@ -206,4 +270,36 @@ fn the_old_link_carries_until_the_new_one_has_answered() {
 
     assert_passes_at_once(&mut world);
     assert_eq!(links(&world), [1, 1]);
+}
+
+#[test]
+fn a_better_link_carries_after_its_first_six_answers() {
+    let mut world = World::calm(Knobs::ROOMY);
+    world.connect();
+    steer(&mut world, |client, now| client.prefer(LinkId(1), 1, now));
+    let better = world.dial().unwrap();
+    // RESUME, and five PINGs.
+    for _ in 0..6 {
+        round_trip(&mut world, better);
+        assert_eq!(carriers(&world)[CLIENT], Some(LinkId(1)));
+    }
+
+    round_trip(&mut world, better);
+
+    assert_eq!(carriers(&world)[CLIENT], Some(better));
+}
+
+#[test]
+fn a_new_link_carries_at_once_when_the_old_one_is_lost() {
+    let mut world = World::calm(Knobs::ROOMY);
+    world.connect();
+    let new = world.dial().unwrap();
+    round_trip(&mut world, new);
+    assert_eq!(carriers(&world)[CLIENT], Some(LinkId(1)));
+
+    steer(&mut world, |client, now| {
+        client.handle_link_lost(LinkId(1), now);
+    });
+
+    assert_eq!(carriers(&world)[CLIENT], Some(new));
 }

@@ -6,7 +6,7 @@ use crate::receive_buffer::ReceiveBuffer;
 use crate::send_buffer::SendBuffer;
 use crate::session::{Delivery, HandedOff, Remainder};
 use crate::time::Instant;
-use crate::wire::frame::{Ack, Framing};
+use crate::wire::frame::{Ack, FlowCode, Framing};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -84,6 +84,10 @@ pub(crate) struct Flow {
     pub(crate) reset_sent: Option<Offset>,
     /// RESET was heard, ending there.
     pub(crate) reset_received: Option<Offset>,
+    /// Why, as the peer says.
+    pub(crate) reset_code: Option<FlowCode>,
+    /// Of the bytes that the local socket took, those that it did not get rid of before it failed.
+    pub(crate) stranded: u64,
     /// My direction is complete: released by the peer, or dropped by RESET or STOP.
     pub(crate) send_done: bool,
     /// The peer's direction is complete: delivered to its end, or dropped.
@@ -92,6 +96,8 @@ pub(crate) struct Flow {
     pub(crate) reset_due: bool,
     pub(crate) done_sent: bool,
     pub(crate) done_received: bool,
+    /// What was not released lies with the owner.
+    pub(crate) is_handed_over: bool,
     /// Bytes that were taken here and dropped unreleased: by a RESET, a STOP or the end.
     pub(crate) lost: u64,
     /// Bytes that came and were dropped before the local socket took them.
@@ -145,11 +151,14 @@ impl Flow {
             writable_told: false,
             reset_sent: None,
             reset_received: None,
+            reset_code: None,
+            stranded: 0,
             send_done: false,
             receive_done: false,
             reset_due: false,
             done_sent: false,
             done_received: false,
+            is_handed_over: false,
             lost: 0,
             dropped: 0,
             detached_socket: false,
@@ -188,9 +197,26 @@ impl Flow {
             bytes: self.tx.held(),
             fin: self.tx.has_fin(),
         };
+        self.is_handed_over = true;
         self.send_done = true;
         self.tx.abandon();
         remainder
+    }
+
+    /// The peer has said how much of what was sent has arrived, for good: the rest is lost.
+    /// What was handed over, and what a delivery carries, is safe elsewhere.
+    pub(crate) fn settle_lost(&mut self, released: Offset) {
+        if self.is_handed_over || self.purpose == Purpose::Delivery {
+            return;
+        }
+        let end = self.tx.end();
+        self.lost = end.since(released.min(end));
+    }
+
+    /// What has arrived for good of the peer's direction, to be said with DONE.
+    pub(crate) fn delivered(&self) -> Offset {
+        let left = self.rx.taken().0.saturating_sub(self.stranded);
+        self.rx.released().min(Offset(left))
     }
 
     /// The ACK that describes this end.

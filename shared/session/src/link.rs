@@ -129,6 +129,8 @@ pub(crate) struct Link {
     /// Of these, so many are known to have arrived.
     proved: u64,
     pub(crate) suspect_since: Option<Instant>,
+    /// The owner knows that nothing passes: what is still read had come before.
+    is_lost: bool,
     rtt: RoundTrip,
     /// A PONG has come: frames pass both ways.
     pub(crate) is_proven: bool,
@@ -141,6 +143,8 @@ pub(crate) struct Link {
     pub(crate) retire_due: bool,
     /// ACKs go out packed, as FLOW_STATE.
     pub(crate) flow_state: bool,
+    /// It joined while no other link was there, so that flows are on it from the start.
+    pub(crate) is_first_choice: bool,
     /// Client: leads to another address of the server than the one where the session was made.
     pub(crate) is_elsewhere: bool,
     /// Frames of the link itself, before all others.
@@ -163,6 +167,7 @@ impl Link {
             position: 0,
             proved: 0,
             suspect_since: None,
+            is_lost: false,
             rtt: RoundTrip::default(),
             is_proven: false,
             preference: 0,
@@ -170,6 +175,7 @@ impl Link {
             leaving: None,
             retire_due: false,
             flow_state: false,
+            is_first_choice: false,
             is_elsewhere: false,
             frames: VecDeque::new(),
             partial: BytesMut::new(),
@@ -253,14 +259,14 @@ impl Link {
         self.proved >= position
     }
 
-    /// Some frame has come; true if the link was suspect until then.
+    /// Some frame has come; true if the link was suspect until then, and is no longer.
     pub(crate) fn heard(&mut self, frame: &Frame, now: Instant) -> bool {
         self.last_heard = now;
         if !matches!(frame, Frame::Ping { .. } | Frame::Pong { .. }) {
             self.quiet_from = now;
             self.ping_step = 0;
         }
-        self.suspect_since.take().is_some()
+        !self.is_lost && self.suspect_since.take().is_some()
     }
 
     /// A PONG has come; true if it answers the PING on its way.
@@ -289,8 +295,19 @@ impl Link {
     }
 
     /// The owner knows that nothing passes any more.
-    pub(crate) fn doubt(&mut self, now: Instant) {
+    pub(crate) fn lose(&mut self, now: Instant) {
+        self.is_lost = true;
         self.suspect_since.get_or_insert(now);
+    }
+
+    /// The owner has said so, and has not found it again.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
+    /// Something may pass again, which the next frame shows.
+    pub(crate) fn find(&mut self) {
+        self.is_lost = false;
     }
 
     /// The link is to run empty.
@@ -378,6 +395,9 @@ impl Link {
                 return Some(dead);
             }
             return Some((ping.check_at, Duty::Check).min_by_time(dead));
+        }
+        if self.suspect_since.is_some() {
+            return Some((silent, Duty::Silent)); // lost, and its PONG was read since
         }
         let others = around.working.saturating_sub(self.is_working().into());
         let after = if self.ping_step == 0 && others > 0 {

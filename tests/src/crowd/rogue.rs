@@ -14,7 +14,7 @@ use tund_session::wire::codec;
 use tund_session::wire::frame::{
     Control, Frame, Hello, Limits, OnExpiry, Open, Protocol as Carried, Welcome,
 };
-use tund_session::{FlowId, Instance, Offset};
+use tund_session::{FlowId, Instance, Offset, Secret};
 
 use crate::lab::{Namespace, wait};
 
@@ -28,6 +28,7 @@ const PIECE: usize = 64 * 1024;
 pub struct Rogue {
     runtime: Runtime,
     link: Link,
+    secret: Secret,
     received: BytesMut,
     /// Of the last control message said.
     said: u64,
@@ -51,14 +52,15 @@ impl Rogue {
             Socket::new(Domain::for_address(server), kind, Some(Protocol::TCP))
         })?;
         let tls = ClientTls::new(key, vec![server_key]).map_err(LinkError::Tls)?;
-        let link = runtime.block_on(async {
+        let (link, established) = runtime.block_on(async {
             let mut link = Link::connect(socket, server, &tls, &SocketOptions::default())?;
-            poll_fn(|cx| link.poll_handshake(cx)).await?;
-            Ok::<_, LinkError>(link)
+            let established = poll_fn(|cx| link.poll_handshake(cx)).await?;
+            Ok::<_, LinkError>((link, established))
         })?;
         Ok(Self {
             runtime,
             link,
+            secret: established.secret,
             received: BytesMut::new(),
             said: 0,
         })
@@ -90,6 +92,11 @@ impl Rogue {
         };
         self.send(&Frame::Ping { nonce: 1 });
         welcome
+    }
+
+    /// What only the two ends of the link know.
+    pub fn secret(&self) -> Secret {
+        self.secret.clone()
     }
 
     /// Its end of the link.

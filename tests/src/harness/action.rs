@@ -315,13 +315,14 @@ impl World {
             0..40 => client.session.keep(link, true, now),
             40..55 => client.session.keep(link, false, now),
             55..90 => client.session.prefer(link, rng.pick(&[0, 1, 2]), now),
-            _ => client.session.handle_link_lost(link, now),
+            90..95 => client.session.handle_link_lost(link, now),
+            _ => client.session.handle_link_found(link, now),
         }
         let is_moved = client.session.carrier() != before && client.session.is_attached();
         if is_moved && before.is_some() {
             self.met(Situation::Moved);
         }
-        if chosen >= 90 {
+        if (90..95).contains(&chosen) {
             self.met(Situation::LostByDevice);
         }
         self.tell(|| format!("owner steers {link}: {chosen}"));

@@ -216,8 +216,7 @@ impl World {
         };
         let delivered = self.registry.delivered().offset(&delivery.of());
         let (mut left, mut acted, mut finishes, mut wrong) = (chunk, false, false, None);
-        let mut writes = Vec::new();
-        let mut situations = Vec::new();
+        let (mut writes, mut situations) = (Vec::new(), Vec::new());
         self.registry.with(id, now, |session: &mut Session| {
             loop {
                 let arrived: Vec<_> = session.readable(flow).cloned().collect();

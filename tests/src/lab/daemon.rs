@@ -113,7 +113,7 @@ impl ServerDaemon {
             ));
         }
         let config = write_config(directory, title, &text);
-        let process = start_daemon(host, directory, ("tund-server", title), &config);
+        let process = Process::start(host, directory, title, &mut run("tund-server", &config));
         let mut daemon = Self {
             process,
             control,
@@ -126,12 +126,8 @@ impl ServerDaemon {
     /// Starts it again after it was killed or has ended.
     #[track_caller]
     pub fn start_again(&mut self, lab: &Lab) {
-        self.process = start_daemon(
-            &lab.server,
-            lab.directory(),
-            ("tund-server", "server"),
-            &self.config,
-        );
+        let mut command = run("tund-server", &self.config);
+        self.process = Process::start(&lab.server, lab.directory(), "server", &mut command);
         self.wait_until_serving();
     }
 
@@ -200,6 +196,7 @@ pub struct ClientDaemon {
     control: PathBuf,
     config: PathBuf,
     title: String,
+    hosts: Option<PathBuf>,
 }
 
 impl ClientDaemon {
@@ -246,12 +243,15 @@ impl ClientDaemon {
         set(&mut sections, "spool", "directory", &spool);
         overlay(&mut sections, &settings.client);
         let config = write_config(directory, title, &toml(&sections));
-        let process = start_daemon(host, directory, ("tund-client", title), &config);
+        let hosts = settings.hosts.clone();
+        let mut command = run_client(&config, hosts.as_deref());
+        let process = Process::start(host, directory, title, &mut command);
         let mut daemon = Self {
             process,
             control,
             config,
             title: title.to_owned(),
+            hosts,
         };
         daemon.wait_until_serving();
         daemon
@@ -260,13 +260,8 @@ impl ClientDaemon {
     /// Starts it again after it was killed or has ended.
     #[track_caller]
     pub fn start_again(&mut self, lab: &Lab) {
-        let title = self.title.clone();
-        self.process = start_daemon(
-            &lab.client,
-            lab.directory(),
-            ("tund-client", &title),
-            &self.config,
-        );
+        let mut command = run_client(&self.config, self.hosts.as_deref());
+        self.process = Process::start(&lab.client, lab.directory(), &self.title, &mut command);
         self.wait_until_serving();
     }
 
@@ -416,15 +411,24 @@ fn ask(name: &str, arguments: &[&str], control: &Path) -> Result<String, String>
 }
 
 #[track_caller]
-fn start_daemon(
-    host: &Namespace,
-    directory: &Path,
-    (name, title): (&str, &str),
-    config: &Path,
-) -> Process {
+fn run(name: &str, config: &Path) -> Command {
     let mut command = Command::new(program(name));
     command.arg("run").arg("--config").arg(config);
-    Process::start(host, directory, title, &mut command)
+    command
+}
+
+/// The client daemon, with a file of its own in the place of `/etc/hosts` where there is one.
+#[track_caller]
+fn run_client(config: &Path, hosts: Option<&Path>) -> Command {
+    let plain = run("tund-client", config);
+    let Some(hosts) = hosts else {
+        return plain;
+    };
+    let mut command = Command::new("unshare");
+    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+    command.args(["--mount", "sh", "-c", script]).arg(hosts);
+    command.arg(plain.get_program()).args(plain.get_args());
+    command
 }
 
 #[track_caller]

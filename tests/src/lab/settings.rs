@@ -1,7 +1,7 @@
 //! Configuration files of the daemons, in the making.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Family;
 
@@ -14,6 +14,7 @@ pub struct Settings {
     pub(super) client: Sections,
     pub(super) server: Sections,
     pub(super) link_family: Option<Family>,
+    pub(super) hosts: Option<PathBuf>,
 }
 
 impl Settings {
@@ -48,6 +49,13 @@ impl Settings {
     #[must_use]
     pub fn grace(self, length: &str) -> Self {
         self.client("session", "grace", &format!("\"{length}\""))
+    }
+
+    /// Has the client read `file` in place of `/etc/hosts`.
+    #[must_use]
+    pub fn hosts(mut self, file: &Path) -> Self {
+        self.hosts = Some(file.to_owned());
+        self
     }
 
     /// Has links go over IPv6 (by default over IPv4).

@@ -36,7 +36,7 @@ pub enum HowEnded {
     Disconnected,
     /// The outage outlasted the flow's grace.
     Expired,
-    /// A daemon could not go on with it: memory, a socket, the protocol.
+    /// The origin is not heard any more, or a daemon could not go on with it: memory, the protocol.
     Failed,
     /// The origin could not be had, or is not allowed.
     Refused,
@@ -52,7 +52,8 @@ pub(crate) type End = (EndedBy, HowEnded);
 /// Bytes of a flow that were taken and never handed on, as far as this end knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LostBytes {
-    /// Taken from the application, and not known to have reached the origin's socket.
+    /// Taken from the application, and not known to have reached the origin: of what the server's
+    /// kernel had, only what is left there when the connection to the origin fails.
     pub up: u64,
     /// Come from the origin, and not taken by the application's kernel; none where the application
     /// itself has ended the flow.
@@ -74,9 +75,9 @@ pub struct FlowAccount {
     pub outages: u64,
     /// The longest time in which no byte of it moved here.
     pub longest_silence: Duration,
-    /// Bytes from the application.
+    /// Bytes from the application: its kernel has got them acknowledged.
     pub up_bytes: u64,
-    /// Bytes to the application.
+    /// Bytes to the application: its kernel has acknowledged them.
     pub down_bytes: u64,
     /// Bytes that did not arrive.
     pub lost: LostBytes,
@@ -154,6 +155,16 @@ pub(crate) const fn of_refusal(error: OpenError) -> End {
             (EndedBy::Server, HowEnded::Refused)
         }
         OpenError::Cancelled => (EndedBy::Application, HowEnded::Cancelled),
+    }
+}
+
+/// What a reset means that comes from the origin's side.
+pub(crate) const fn of_reset(code: Option<FlowCode>) -> End {
+    match code {
+        Some(FlowCode::PeerReset) | None => (EndedBy::Origin, HowEnded::Reset),
+        Some(FlowCode::SocketError | FlowCode::Expired | FlowCode::Cancelled | FlowCode::Asked) => {
+            (EndedBy::Origin, HowEnded::Failed)
+        }
     }
 }
 

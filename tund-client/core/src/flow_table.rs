@@ -1,6 +1,6 @@
 //! Which connection A belongs to which flow, and how bytes get from one to the other.
 
-use crate::account::{End, EndedBy, FlowAccount, HowEnded, LostBytes, Recent};
+use crate::account::{self, End, EndedBy, FlowAccount, HowEnded, LostBytes, Recent};
 use crate::client::{Client, ClientEvent};
 use crate::netstack::{ConnectionId, NetEvent, Netstack};
 use crate::policy::{HandOff, Store};
@@ -47,8 +47,8 @@ pub struct ClientFlow {
     pub down_bytes: u64,
     /// Bytes in the send ring that are not yet counted as drained.
     in_ring: u64,
-    /// RST waits for the send ring.
-    is_resetting: bool,
+    /// RST waits for the send ring; what it will mean.
+    resetting: Option<End>,
     /// Whose FIN came first.
     first_fin: Option<EndedBy>,
     /// When a byte of it moved last.
@@ -79,7 +79,7 @@ impl ClientFlow {
             up_bytes: 0,
             down_bytes: 0,
             in_ring: 0,
-            is_resetting: false,
+            resetting: None,
             first_fin: None,
             moved_at: since,
             silence: Duration::ZERO,
@@ -107,11 +107,18 @@ impl ClientFlow {
 
     /// How it ends when both directions have come to theirs.
     const fn own_end(&self) -> End {
-        match self.first_fin {
-            _ if self.is_resetting => (EndedBy::Origin, HowEnded::Reset),
-            Some(by) => (by, HowEnded::Closed),
-            None => (EndedBy::Origin, HowEnded::Reset),
+        match (self.resetting, self.first_fin) {
+            (Some(end), _) => end,
+            (None, Some(by)) => (by, HowEnded::Closed),
+            (None, None) => (EndedBy::Origin, HowEnded::Reset),
         }
+    }
+
+    /// Its connection ends with these bytes in its rings: the application has got the one part
+    /// acknowledged, and has not acknowledged the other.
+    pub(crate) const fn count_rings(&mut self, in_rings: LostBytes) {
+        self.up_bytes += in_rings.up;
+        self.down_bytes = self.down_bytes.saturating_sub(in_rings.down);
     }
 }
 
@@ -169,7 +176,8 @@ impl FlowTable {
     /// Forgets the connection of a flow; its account stays open until the session has forgotten the
     /// flow, too.
     pub(crate) fn leave(&mut self, id: FlowId, end: End, lost: LostBytes) -> Option<ClientFlow> {
-        let flow = self.remove(id)?;
+        let mut flow = self.remove(id)?;
+        flow.count_rings(lost);
         self.leaving.insert(id, (flow, end, lost));
         Some(flow)
     }
@@ -384,7 +392,7 @@ impl Client {
                 known.first_fin.get_or_insert(EndedBy::Origin);
             }
             Delivery::Reset => {
-                known.is_resetting = true;
+                known.resetting = Some(account::of_reset(session.reset_code(flow)));
                 self.netstack.reset_when_drained(connection);
             }
             Delivery::Open | Delivery::Ended => {}

@@ -96,6 +96,10 @@ struct Daemon {
 /// The token of the TUN device; those of links are their ids.
 const TUN_TOKEN: u64 = 0;
 
+/// How long a thread that looks up names and routes waits for more to do. Longer than between two
+/// looks of a client without a network: each would be a thread's beginning and end, two wakes.
+const IDLE_THREAD: Duration = Duration::from_secs(120);
+
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
@@ -108,6 +112,7 @@ pub(crate) fn run(config: Config, config_file: PathBuf) -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .thread_keep_alive(IDLE_THREAD)
         .build()?;
     let result = runtime.block_on(async move {
         let mut signals = Signals::new().context("cannot take over signals")?;

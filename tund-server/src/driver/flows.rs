@@ -228,12 +228,12 @@ impl Server {
             self.drive_origin(session, flow, now);
             return;
         }
-        if slot.origin.failure().is_none() {
+        let Some(error) = slot.origin.failure() else {
             return;
-        }
+        };
         if slot.is_read_over {
             self.registry
-                .with(session, now, |s| s.reset(flow, FlowCode::PeerReset, now));
+                .with(session, now, |s| slot.fail(s, flow, &error, now));
             self.end_delivery(session, flow);
             self.take_origin(session, flow);
         } else {
@@ -363,11 +363,24 @@ impl OriginSlot {
                 // What the origin had sent before its RST is still to be read.
                 Poll::Ready(Err(_)) if !self.is_read_over => return Fate::Lives,
                 Poll::Ready(Err(error)) => {
-                    session.reset(flow, code_of(&error), now);
+                    self.fail(session, flow, &error, now);
                     return Fate::Gone;
                 }
             }
         }
+    }
+
+    /// The socket has failed: what it had not got acknowledged will not arrive.
+    fn fail(
+        &self,
+        session: &mut tund_session::Session,
+        flow: FlowId,
+        error: &io::Error,
+        now: Instant,
+    ) {
+        let unsent = self.origin.unsent().unwrap_or(0);
+        session.strand(flow, u64::try_from(unsent).unwrap_or(u64::MAX));
+        session.reset(flow, code_of(error), now);
     }
 
     fn write_end(
@@ -432,7 +445,7 @@ impl OriginSlot {
                     session.write(flow, bytes, now);
                 }
                 Poll::Ready(Err(error)) => {
-                    session.reset(flow, code_of(&error), now);
+                    self.fail(session, flow, &error, now);
                     return Fate::Gone;
                 }
             }

@@ -169,7 +169,7 @@ pub struct EndedFlowRow {
     /// How: `closed`, `reset`, `refused`, `cancelled`, `expired`, `disconnected`, `restarted` or
     /// `failed`.
     pub how: String,
-    /// Bytes each way.
+    /// Bytes each way that passed between application and client.
     pub bytes: ByteCounts,
     /// Bytes that were taken and did not arrive, as far as the client knows.
     pub lost_bytes: ByteCounts,

@@ -44,6 +44,8 @@ pub(super) struct Advice {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tuning {
     advice: Advice,
+    /// Nobody has looked yet.
+    is_new: bool,
     /// Sent since the last look.
     sent_bytes: usize,
 }
@@ -59,20 +61,25 @@ impl Tuning {
     pub(super) const fn new() -> Self {
         Self {
             advice: Self::FIRST,
+            is_new: true,
             sent_bytes: 0,
         }
     }
 
-    /// Bytes went out; true if it is time to look at the path.
+    /// Bytes went out; true if it is time to look at the path: at the first, and then now and then.
     pub(super) const fn sent(&mut self, bytes: usize) -> bool {
         self.sent_bytes = self.sent_bytes.saturating_add(bytes);
-        self.sent_bytes >= LOOK_BYTES
+        self.is_new || self.sent_bytes >= LOOK_BYTES
     }
 
     /// What to change, if anything, now that the path looks like this.
     pub(super) fn look(&mut self, info: &TcpInfo) -> Option<Advice> {
         self.sent_bytes = 0;
-        let is_near = info.rtt_min < NEAR && info.rtt < FAR;
+        // The answers of the handshake are few, but a far path shows in them already. With BBR from
+        // there on the window grows with the first ten segments, though nothing fills it.
+        let is_first = std::mem::replace(&mut self.is_new, false);
+        let near = if is_first { FAR } else { NEAR };
+        let is_near = info.rtt_min < near && info.rtt < FAR;
         let congestion = match self.advice.congestion {
             Congestion::Reno if is_near => Congestion::Reno,
             Congestion::Reno | Congestion::Bbr => Congestion::Bbr,
@@ -134,6 +141,15 @@ mod tests {
     }
 
     #[test]
+    fn a_path_between_near_and_far_is_looked_at_twice() {
+        let mut tuning = Tuning::new();
+        assert_eq!(tuning.look(&path(2_000, 9_000, 0)), None);
+
+        let known = tuning.look(&path(2_000, 9_000, 0));
+        assert_eq!(known.map(|advice| advice.congestion), Some(Congestion::Bbr));
+    }
+
+    #[test]
     fn a_path_that_has_become_far_gets_bbr_and_keeps_it() {
         let mut tuning = Tuning::new();
         assert_eq!(tuning.look(&path(120, 300, 0)), None);
@@ -188,8 +204,10 @@ mod tests {
     }
 
     #[test]
-    fn the_path_is_looked_at_once_in_a_quarter_of_a_megabyte() {
+    fn the_path_is_looked_at_first_and_then_once_in_a_quarter_of_a_megabyte() {
         let mut tuning = Tuning::new();
+        assert!(tuning.sent(1));
+        tuning.look(&path(100, 100, 0));
         assert!(!tuning.sent(LOOK_BYTES - 1));
         assert!(tuning.sent(1));
 

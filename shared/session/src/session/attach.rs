@@ -1,10 +1,11 @@
 //! HELLO, RESUME, and what each side may conclude (PROTOCOL.md §2).
 
 use super::{Config, EndReason, Event, LinkDeath, Role, Session};
-use crate::id::{Instance, LinkId, LinkNumber, Secret, SessionId};
+use crate::id::{FlowId, Instance, LinkId, LinkNumber, Secret, SessionId};
 use crate::limits;
 use crate::link::{Link, Phase};
 use crate::time::Instant;
+use crate::wire::codec;
 use crate::wire::frame::{
     Control, Frame, Hello, RejectReason, Resume, ResumeOk, ResumeReject, Welcome,
 };
@@ -148,7 +149,12 @@ impl Session {
         let number = self.next_number;
         self.add_unconfirmed(link, secret, Frame::ResumeOk(ResumeOk { number }), now);
         self.bury_suspects(now);
-        self.repeat_unsettled_acks();
+        if self.carrier() == Some(link) {
+            self.repeat_unsettled_acks();
+        } else {
+            self.tell_unsettled_acks(link);
+        }
+        self.shorten_first_turns();
         Ok(())
     }
 
@@ -169,6 +175,28 @@ impl Session {
 
     /// The current ACK of every flow whose last one is not known to have arrived (rule 4).
     fn repeat_unsettled_acks(&mut self) {
+        for id in self.unsettled() {
+            self.owe_ack(id);
+        }
+    }
+
+    /// Server: a copy of the same on a link that does not carry flows. The client may know that the
+    /// carrier is gone, and what it does not know to have arrived it sends again.
+    fn tell_unsettled_acks(&mut self, link: LinkId) {
+        let unsettled = self.unsettled();
+        let Some(link) = self.links.get_mut(&link) else {
+            return;
+        };
+        for ids in unsettled
+            .chunks(codec::MAX_ACKS)
+            .take(limits::LINK_FRAMES / 2)
+        {
+            let acks = ids.iter().filter_map(|id| Some(self.flows.get(id)?.ack()));
+            link.queue(Frame::FlowState(acks.collect()));
+        }
+    }
+
+    fn unsettled(&self) -> Vec<FlowId> {
         let links = &self.links;
         let unsettled = self.flows.iter().filter_map(|(id, flow)| {
             let (link, position) = flow.ack_on?;
@@ -177,10 +205,7 @@ impl Session {
                 .is_some_and(|link| link.has_proved(position));
             (!proved).then_some(*id)
         });
-        let unsettled: Vec<_> = unsettled.collect();
-        for id in unsettled {
-            self.owe_ack(id);
-        }
+        unsettled.collect()
     }
 
     /// Links that are suspect when another one joins or is heard are dead at once: what was under
@@ -263,12 +288,14 @@ impl Session {
             self.kill_link(id, LinkDeath::AttachFailed, now);
             return;
         }
+        let is_first_choice = !self.is_attached();
         let Some(link) = self.links.get_mut(&id) else {
             return;
         };
         link.phase = Phase::Live;
         link.number = Some(number);
         link.flow_state = true;
+        link.is_first_choice = is_first_choice;
         link.retire_due = !first;
         let secret = link.secret.clone();
         if self
@@ -281,6 +308,7 @@ impl Session {
         }
         self.bury_suspects(now);
         self.repeat_unsettled_acks();
+        self.shorten_first_turns();
         let others = self
             .links
             .values()

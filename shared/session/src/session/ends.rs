@@ -128,7 +128,7 @@ impl Session {
             flow.done_sent = true;
             self.lane.say(Control::Done {
                 flow: id,
-                released: flow.rx.released(),
+                released: flow.delivered(),
             });
         }
         if flow.is_over() {

@@ -213,6 +213,14 @@ impl Session {
         }
     }
 
+    /// The local socket has failed and still had so many of the bytes that were released: its peer
+    /// never acknowledged them. A FIN counts as one.
+    pub fn strand(&mut self, id: FlowId, bytes: u64) {
+        if let Some(flow) = self.flows.get_mut(&id) {
+            flow.stranded = bytes;
+        }
+    }
+
     /// Aborts a flow: the far socket is reset at once; an OPEN not yet answered is cancelled, or
     /// never sent.
     pub fn abort(&mut self, id: FlowId, code: FlowCode, now: Instant) {

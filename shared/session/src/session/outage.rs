@@ -134,6 +134,17 @@ impl Session {
         self.expiries = expiries.collect();
     }
 
+    /// A frame from a lost link had come before its loss, and says nothing of the network; but
+    /// grace runs from the last frame.
+    pub(super) fn defer_expiries(&mut self, now: Instant) {
+        if let Some(since) = &mut self.detached_since
+            && *since < now
+        {
+            *since = now;
+            self.plan_expiries(now);
+        }
+    }
+
     /// When no flow lives and no link works, the session ends then (rule 15).
     fn abandoned_at(&self) -> Option<Instant> {
         if !self.confirmed {

@@ -55,11 +55,16 @@ impl Session {
             return Ok(());
         };
         let was_suspect = link.heard(&frame, now);
+        let is_lost = link.is_lost();
         self.heard_at = now;
-        if was_suspect {
-            self.reattach(id);
+        if is_lost {
+            self.defer_expiries(now);
+        } else {
+            if was_suspect {
+                self.reattach(id);
+            }
+            self.bury_suspects(now);
         }
-        self.bury_suspects(now);
         self.note_following(id, &frame, now);
         match frame {
             Frame::Data(data) => self.on_data(data, now),
@@ -214,6 +219,7 @@ impl Session {
                     if !known.send_done {
                         known.tx.release_at_most(released);
                     }
+                    known.settle_lost(released);
                     known.done_received = true;
                     known.send_done = true;
                     known.tx.abandon();
@@ -366,7 +372,7 @@ impl Session {
     }
 
     /// Rule 13: acts on the socket even after FIN, delivers what lies before, ends the reverse.
-    fn on_reset(&mut self, id: FlowId, end: Offset, _code: FlowCode, now: Instant) -> Taken {
+    fn on_reset(&mut self, id: FlowId, end: Offset, code: FlowCode, now: Instant) -> Taken {
         let Some(flow) = self.known(id)? else {
             return Ok(());
         };
@@ -376,6 +382,7 @@ impl Session {
         if end < flow.rx.accepted() {
             return Err("RESET before what was sent already");
         }
+        flow.reset_code = Some(code);
         flow.reset_received = Some(end);
         let is_readable = flow.rx.cut(end);
         flow.progress_at = now;
@@ -428,6 +435,11 @@ impl Session {
             .get(&id)
             .into_iter()
             .flat_map(|flow| flow.rx.queue())
+    }
+
+    /// Why the peer has reset the flow; none while it has not.
+    pub fn reset_code(&self, id: FlowId) -> Option<FlowCode> {
+        self.flows.get(&id).and_then(|flow| flow.reset_code)
     }
 
     /// What comes once `readable` is empty.

@@ -11,7 +11,8 @@ use std::cmp::Reverse;
 impl Session {
     /// The link that carries flows, or would: one that works and has proved it, before one that
     /// works, before one that is not confirmed, before a suspect one. Among equals the server
-    /// takes the one that the client leads it to, the client the one that its owner prefers.
+    /// takes the one that the client leads it to, the client the one that its owner prefers; but
+    /// none that came beside another one before it has answered its first PINGs.
     pub fn carrier(&self) -> Option<LinkId> {
         let rank = |link: &Link| {
             let class = match (link.is_working(), link.suspect_since) {
@@ -21,7 +22,15 @@ impl Session {
                 (false, Some(_)) => 1,
             };
             let is_led = self.led.1 == Some(link.id);
-            (class, is_led, Reverse(link.preference), link.number)
+            let is_known = link.is_first_choice || !link.wants_samples();
+            let is_warm = self.role == Role::Client && is_known;
+            (
+                class,
+                is_led,
+                is_warm,
+                Reverse(link.preference),
+                link.number,
+            )
         };
         let usable = self.links.values().filter(|link| link.is_usable());
         usable.max_by_key(|link| rank(link)).map(|link| link.id)
@@ -45,7 +54,8 @@ impl Session {
 
     /// The owner knows that nothing passes by a link for now: its device has lost its carrier, or
     /// its address is gone. If another one works, flows go on there at once; else the link stays,
-    /// suspect.
+    /// suspect, whatever is read from its socket that had come before, until it is
+    /// [found](Self::handle_link_found) again.
     pub fn handle_link_lost(&mut self, id: LinkId, now: Instant) {
         if self.ended.is_some() {
             return;
@@ -58,9 +68,20 @@ impl Session {
         }
         self.ask(id, now);
         if let Some(link) = self.links.get_mut(&id) {
-            link.doubt(now);
+            link.lose(now);
         }
         self.check_detached(None, now);
+    }
+
+    /// What was [lost](Self::handle_link_lost) is there again; whether the link works shows with
+    /// the next frame on it, and it is asked.
+    pub fn handle_link_found(&mut self, id: LinkId, now: Instant) {
+        if let Some(link) = self.links.get_mut(&id)
+            && link.is_lost()
+        {
+            link.find();
+            self.ask(id, now);
+        }
     }
 
     /// A link has become suspect. Another one that was heard since the unanswered PING shows that
@@ -82,7 +103,8 @@ impl Session {
             (Role::Server, Frame::Control { number, .. }) if *number > self.led.0 => {
                 self.led = (*number, Some(id));
             }
-            (_, Frame::Ping { .. } | Frame::Pong { .. }) | (Role::Server, _) => {}
+            (_, Frame::Ping { .. } | Frame::Pong { .. } | Frame::FlowState(_))
+            | (Role::Server, _) => {}
             // The server sends nothing else by a link that it does not take for the carrier.
             (Role::Client, _) => {
                 if self.told_by == Some(id) && !self.is_followed {

@@ -6,7 +6,6 @@ use crate::flow::Turn;
 use crate::id::{FlowId, LinkId, Offset};
 use crate::limits;
 use crate::outbox::Outbox;
-
 use crate::time::Instant;
 use crate::wire::codec;
 use crate::wire::frame::Frame;
@@ -117,6 +116,19 @@ impl Session {
         }
     }
 
+    /// After an outage everybody's first turn is a short one, so that all applications that have
+    /// waited have something before one of them gets more.
+    pub(super) fn shorten_first_turns(&mut self) {
+        if self.detached_since.is_none() {
+            return;
+        }
+        for id in self.fresh.iter().chain(&self.bulk) {
+            if let Some(flow) = self.flows.get_mut(id) {
+                flow.deficit = flow.deficit.min(limits::FIRST_QUANTUM);
+            }
+        }
+    }
+
     fn send_data(&mut self, link: LinkId, budget: usize, out: &mut Outbox, now: Instant) {
         while out.len() < budget {
             let Some(id) = self.fresh.pop_front().or_else(|| self.bulk.pop_front()) else {
@@ -129,9 +141,11 @@ impl Session {
             while flow.deficit > 0
                 && flow.is_ready()
                 && out.len() < budget
-                && let Some(piece) = flow
-                    .tx
-                    .take(link, |start| payload_room(out.len(), id, start))
+                && let Some(piece) = {
+                    let most = piece_bytes(flow.deficit);
+                    let room = |start| payload_room(out.len(), id, start).min(most);
+                    flow.tx.take(link, room)
+                }
             {
                 flow.deficit -= i64::try_from(piece.payload.len()).unwrap_or(limits::QUANTUM) + 32;
                 out.push_data(id, piece);
@@ -166,4 +180,12 @@ fn payload_room(len: usize, flow: FlowId, start: Offset) -> usize {
     } else {
         left - header
     }
+}
+
+/// The most that one frame of a flow carries in its turn.
+fn piece_bytes(deficit: i64) -> usize {
+    if deficit > limits::FIRST_QUANTUM {
+        return codec::MAX_PAYLOAD;
+    }
+    usize::try_from(limits::FIRST_QUANTUM).unwrap_or(codec::MAX_PAYLOAD)
 }

@@ -4,9 +4,11 @@ mod crowded;
 mod delivery;
 mod hand_off;
 mod hostile;
+mod losses;
 mod noticing;
 mod pair;
 mod records;
+mod steering;
 
 use self::pair::{CLIENT, Pair, SERVER, config, secret};
 use crate::wire::frame::{

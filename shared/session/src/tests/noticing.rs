@@ -68,3 +68,25 @@ impl Pair {
         self.run();
     }
 }
+
+/// A download had filled the socket when its device lost the address: reading on made the link
+/// look alive, nothing was dialled meanwhile, and one outage was counted as two.
+#[test]
+fn what_is_read_from_a_lost_link_does_not_speak_for_it() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.write(SERVER, flow, 5000);
+    let mut out = Outbox::new();
+    pair.ends[SERVER].poll_transmit(pair.links[0], 60_000, &mut out, pair.now);
+
+    pair.ends[CLIENT].handle_link_lost(pair.links[0], pair.now);
+    pair.ends[CLIENT].handle_bytes(pair.links[0], out.to_vec().into(), pair.now);
+
+    assert!(!pair.ends[CLIENT].is_attached());
+    assert_eq!(pair.read(CLIENT, flow), 5000, "nothing of it is lost");
+
+    pair.ends[CLIENT].handle_link_found(pair.links[0], pair.now);
+    assert!(!pair.ends[CLIENT].is_attached(), "nobody was heard yet");
+    pair.run();
+    assert!(pair.ends[CLIENT].is_attached());
+}

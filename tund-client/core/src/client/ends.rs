@@ -34,13 +34,14 @@ impl Client {
                 self.account(account);
             }
         }
-        for (id, known) in self.table.drain() {
+        for (id, mut known) in self.table.drain() {
             if go_on && !known.is_open {
                 self.asking.add(known, now);
                 self.asking.hurry(now);
             } else {
                 flows += 1;
                 let mut lost = self.in_rings(&known);
+                known.count_rings(lost);
                 let in_session = lost_in(&session, id);
                 lost.up += in_session.up;
                 lost.down += in_session.down;

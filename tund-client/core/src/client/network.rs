@@ -248,21 +248,23 @@ impl Client {
     }
 
     fn lose_links(&mut self, now: Instant) {
-        let lost = self.outlook.known.iter().map(|(link, known)| {
-            let is_lost = self.outlook.has_lost(known);
-            (*link, is_lost, is_lost && !known.is_lost)
+        let outlook = &self.outlook;
+        let changed = outlook.known.iter().filter_map(|(link, known)| {
+            let is_lost = outlook.has_lost(known);
+            (is_lost != known.is_lost).then_some((*link, is_lost))
         });
-        for (link, is_lost, is_news) in lost.collect::<Vec<_>>() {
+        for (link, is_lost) in changed.collect::<Vec<_>>() {
             if let Some(known) = self.outlook.known.get_mut(&link) {
                 known.is_lost = is_lost;
             }
-            if !is_news {
-                continue;
-            }
-            if self.dialer.ended(link).is_some() {
+            if is_lost && self.dialer.ended(link).is_some() {
                 self.orders.push(DialOrder::GiveUp(link));
             } else if let Some(session) = &mut self.session {
-                session.handle_link_lost(link, now);
+                if is_lost {
+                    session.handle_link_lost(link, now);
+                } else {
+                    session.handle_link_found(link, now);
+                }
             }
         }
     }

@@ -109,6 +109,22 @@ fn what_an_origin_that_resets_has_not_taken_is_lost() {
 }
 
 #[test]
+fn an_origin_that_falls_silent_has_not_reset_and_what_it_never_acknowledged_is_lost() {
+    let mut world = World::new();
+    let (app, id) = world.open();
+    world.write(app, &pattern(7000, 3));
+    world.run();
+
+    world.origin(id).then = Some(End::Silence(4000));
+    world.run();
+    world.pass(SECOND);
+
+    let lost = LostBytes { up: 4000, down: 0 };
+    assert_eq!(only(&world), (EndedBy::Origin, HowEnded::Failed, lost));
+    assert_eq!(accounts(&world)[0].up_bytes, 7000);
+}
+
+#[test]
 fn a_flow_that_outlives_an_outage_says_so() {
     let mut world = World::new();
     let (app, id) = world.open();
@@ -163,14 +179,21 @@ fn unread_of(config: ClientConfig, port: u16) -> (World, SocketHandle, OriginId,
     (world, app, id, LostBytes { up: 0, down })
 }
 
+/// What the application's kernel holds for it.
+fn taken(world: &mut World, app: SocketHandle) -> u64 {
+    u64::try_from(world.kernel.socket(app).recv_queue()).unwrap()
+}
+
 #[test]
 fn what_came_and_was_not_read_is_counted_when_grace_is_over() {
-    let (mut world, _, _, lost) = unread();
+    let (mut world, app, _, lost) = unread();
+    let taken = taken(&mut world, app);
     world.fail();
 
     world.pass(GRACE + SECOND);
 
     assert_eq!(only(&world), (EndedBy::Client, HowEnded::Expired, lost));
+    assert_eq!(accounts(&world)[0].down_bytes, taken);
 }
 
 #[test]
@@ -193,12 +216,14 @@ fn what_came_and_was_not_read_is_counted_of_a_stored_flow_too() {
 
 #[test]
 fn what_came_and_was_not_read_is_counted_when_the_session_ends() {
-    let (mut world, _, _, lost) = unread();
+    let (mut world, app, _, lost) = unread();
+    let taken = taken(&mut world, app);
 
     world.client.disconnect(world.now);
     world.run();
 
     assert_eq!(only(&world), (EndedBy::User, HowEnded::Disconnected, lost));
+    assert_eq!(accounts(&world)[0].down_bytes, taken);
 }
 
 #[test]

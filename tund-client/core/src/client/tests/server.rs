@@ -25,6 +25,8 @@ pub(super) struct Origin {
 pub(super) enum End {
     Fin,
     Reset,
+    /// Its host is not heard any more, and so many bytes of what it was sent are not acknowledged.
+    Silence(u64),
 }
 
 pub(super) type OriginId = (SessionId, FlowId);
@@ -291,6 +293,10 @@ impl World {
                 match origin.then.take() {
                     Some(End::Fin) => session.finish(flow, now),
                     Some(End::Reset) => session.reset(flow, FlowCode::PeerReset, now),
+                    Some(End::Silence(unsent)) => {
+                        session.strand(flow, unsent);
+                        session.reset(flow, FlowCode::SocketError, now);
+                    }
                     None => {}
                 }
             }
