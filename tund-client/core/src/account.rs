@@ -162,9 +162,13 @@ pub(crate) const fn of_refusal(error: OpenError) -> End {
 pub(crate) const fn of_reset(code: Option<FlowCode>) -> End {
     match code {
         Some(FlowCode::PeerReset) | None => (EndedBy::Origin, HowEnded::Reset),
-        Some(FlowCode::SocketError | FlowCode::Expired | FlowCode::Cancelled | FlowCode::Asked) => {
-            (EndedBy::Origin, HowEnded::Failed)
-        }
+        Some(
+            FlowCode::SocketError
+            | FlowCode::Expired
+            | FlowCode::Cancelled
+            | FlowCode::Asked
+            | FlowCode::Unsealable,
+        ) => (EndedBy::Origin, HowEnded::Failed),
     }
 }
 

@@ -50,7 +50,10 @@ impl Takes {
             return;
         }
         if let Some(of) = self.of.get(&place).filter(|of| of.len() >= MAX_TAKES)
-            && let Some(worst) = of.iter().find(|entry| entry.is_doubtful()).or(of.front())
+            && let Some(worst) = of
+                .iter()
+                .find(|entry| entry.is_doubtful())
+                .or_else(|| of.front())
         {
             self.forget(worst.number);
         }
