@@ -37,6 +37,9 @@ pub struct Local {
     /// Of those, what the reader's TCP has acknowledged, as far as the session was told; FIN
     /// counts.
     pub acknowledged: u64,
+    /// Client: what its reader has not taken is not released, and FIN is not before that.
+    pub handed: bool,
+    fin_shown: bool,
 }
 
 /// All about one session at one end.
@@ -78,6 +81,11 @@ impl Local {
             stored,
             ..Self::default()
         }
+    }
+
+    /// The same of one whose application's bytes are held, should it be lost.
+    pub fn handed(self, handed: bool) -> Self {
+        Self { handed, ..self }
     }
 
     /// FIN was passed on to the socket.
@@ -255,6 +263,11 @@ impl Local {
                         return Err("FIN a second time".to_owned());
                     }
                     socket.shut_down();
+                    acted |= !self.fin_shown;
+                    self.fin_shown = true;
+                    if self.handed && socket.unread() > 0 {
+                        return Ok(acted);
+                    }
                     self.fin_given = true;
                     session.end_delivered(id, now);
                     acted = true;

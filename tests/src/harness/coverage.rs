@@ -73,6 +73,10 @@ situations! {
     RecordTrimmed = "messages left out of a record",
     MessageDoubled = "message delivered twice",
     NotRecorded = "server restarted before it had recorded what was acknowledged",
+    HandedOff = "bytes held for a user's next connection",
+    HandedOffAgain = "bytes held again that had been handed on already",
+    SaidAgain = "message said again whole of which a part had come",
+    HeldForAnother = "connection of a user while bytes are held for another one",
     ClientRestartStored = "client restarted with stored messages",
     TooManyFlows = "no room for a flow",
     LateAnswer = "origin answered after the flow was cancelled",
@@ -125,6 +129,14 @@ impl Situation {
         Self::MessageDoubled,
         Self::NotRecorded,
         Self::ClientRestartStored,
+    ];
+
+    /// Those that handing on is about.
+    pub const HANDING: &[Self] = &[
+        Self::HandedOff,
+        Self::HandedOffAgain,
+        Self::SaidAgain,
+        Self::HeldForAnother,
     ];
 }
 

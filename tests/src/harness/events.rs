@@ -33,9 +33,7 @@ impl World {
                         released,
                         ..
                     } => self.note_final(session, flow, (taken, released)),
-                    RegistryEvent::Held { .. } => {
-                        self.fault("something is held that nobody asked for");
-                    }
+                    RegistryEvent::Held { session, flow } => self.on_held(session, flow),
                     RegistryEvent::TurnedAway { link, reason } => {
                         self.tell(|| format!("server turns {link} away: {reason:?}"));
                         self.hang_up(link, SERVER, true);
@@ -142,14 +140,14 @@ impl World {
         if stored != (open.on_expiry == OnExpiry::Store(Framing::Line)) {
             self.fault(format!("u{unit} is opened with {:?}", open.on_expiry));
         }
-        let socket = if stored {
-            Socket::with_lines(unit, SERVER, self.knobs.ring)
-        } else {
-            Socket::new(unit, SERVER, self.knobs.ring)
-        };
+        let handed = self.units[unit].handed;
+        let socket = Socket::new(unit, SERVER, self.knobs.ring).in_lines([stored, handed]);
         self.units[unit].sockets[SERVER] = Some(socket);
         if let Some(books) = self.books(who) {
             books.locals.insert(open.flow, Local::new(unit, stored));
+        }
+        if let Who::Server(id) = who {
+            self.asks_for_held((id, open.flow), open.hand_off.as_deref());
         }
     }
 
@@ -166,6 +164,9 @@ impl World {
         if let Some(socket) = &mut self.units[unit].sockets[who.side()] {
             socket.connected = true;
         }
+        if who == Who::Client {
+            self.note_given(flow);
+        }
     }
 
     fn on_refused(&mut self, who: Who, flow: FlowId, error: OpenError) {
@@ -174,7 +175,7 @@ impl World {
         };
         if error == OpenError::TooManyFlows {
             self.met(Situation::TooManyFlows);
-        } else if error == OpenError::Exhausted && local.stored {
+        } else if error == OpenError::Exhausted && (local.stored || local.handed) {
             self.met(Situation::NoRoomForMessages);
         } else if error != OpenError::Refused {
             self.fault(format!("u{} was refused with {error:?}", local.unit));
@@ -207,6 +208,9 @@ impl World {
 
     fn on_aborted(&mut self, who: Who, flow: FlowId, code: FlowCode) {
         let side = who.side();
+        if who == Who::Client && code == FlowCode::Expired {
+            self.leave(flow);
+        }
         let Some(local) = self.local(who, flow) else {
             return;
         };
@@ -307,8 +311,12 @@ impl World {
         };
         let (closing, heard_at, expired_at) = (books.closing, books.heard_at, books.expired_at);
         self.check_remainders(who, reason);
-        if who == Who::Client {
-            self.stop_delivering(false);
+        match who {
+            Who::Client => {
+                self.stop_delivering(false);
+                self.leave_all(reason);
+            }
+            Who::Server(id) => self.note_forgotten(id, reason),
         }
         let Some(books) = self.books(who) else {
             return;

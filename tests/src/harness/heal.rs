@@ -159,7 +159,7 @@ impl World {
                 ));
             }
             let kept = self.must_be_kept(who);
-            if up < kept {
+            if up + self.waiting_ahead(who) < kept {
                 self.fault(format!("{who:?} holds {up} bytes, {kept} are not released"));
             }
             if credit > buffer {

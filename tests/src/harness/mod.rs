@@ -10,6 +10,7 @@ mod daemons;
 mod desk;
 mod events;
 mod heal;
+mod lobby;
 pub mod mobile;
 mod network;
 mod passing;

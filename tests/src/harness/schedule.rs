@@ -153,6 +153,7 @@ impl Schedule {
             send_queue: rng.pick(&[60, 400, 5000, 200_000]),
             memory,
             stored: false,
+            handed: false,
             max_grace: Duration::from_secs(3600),
         };
         let count = rng.pick(&[60, 150, 300, 600]);
@@ -168,6 +169,7 @@ impl Schedule {
                 buffer: [rng.pick(&STORING_BUFFERS), rng.pick(&STORING_BUFFERS)],
                 memory: 1 << 30,
                 stored: true,
+                handed: rng.chance(50),
                 ..knobs
             }
         } else {
@@ -192,6 +194,7 @@ impl Schedule {
             send_queue: rng.pick(&[60, 400, 5000, 200_000]),
             memory: 1 << 30,
             stored: true,
+            handed: false,
             max_grace: Duration::from_secs(3600),
         };
         let count = rng.pick(&[150, 300, 600]);
@@ -202,6 +205,21 @@ impl Schedule {
             knobs,
             actions,
         }
+    }
+}
+
+impl Schedule {
+    /// The schedule of a seed in which much is handed on, and some stored.
+    pub fn handing(seed: u64) -> Self {
+        let storing = Self::storing(seed);
+        let mut rng = Rng::of(seed, 5222);
+        let knobs = Knobs {
+            // The server forgets nothing for want of room.
+            buffer: [rng.pick(&STORING_BUFFERS), 4 << 20],
+            handed: true,
+            ..storing.knobs
+        };
+        Self { knobs, ..storing }
     }
 }
 

@@ -17,6 +17,7 @@ impl Knobs {
         send_queue: 1 << 20,
         memory: 1 << 40,
         stored: false,
+        handed: false,
         max_grace: Duration::from_secs(3600),
     };
 }

@@ -3,6 +3,7 @@
 use super::books::{Books, Local};
 use super::coverage::{Coverage, Situation};
 use super::desk::Desk;
+use super::lobby::Lobby;
 use super::pipe::Pipe;
 use super::rng::Rng;
 use super::shelf::Shelf;
@@ -58,6 +59,8 @@ pub struct Knobs {
     pub memory: u64,
     /// Every other flow may be stored.
     pub stored: bool,
+    /// Of the others, what their applications do not get is held.
+    pub handed: bool,
     /// The longest grace that either end grants.
     pub max_grace: Duration,
 }
@@ -75,6 +78,8 @@ pub struct Unit {
     pub grace: Duration,
     /// Its messages are kept for delivery.
     pub stored: bool,
+    /// What its application does not get is held for its user's next connection.
+    pub handed: bool,
     /// When the application connected.
     pub born: Instant,
 }
@@ -143,6 +148,8 @@ pub struct World {
     pub(super) shelf: Shelf,
     /// What the server does with deliveries.
     pub(super) desk: Desk,
+    /// What is held for connections to come.
+    pub(super) lobby: Lobby,
     /// Bytes that waited for each stuck reader before that.
     pub(super) held: BTreeMap<(Who, FlowId), u64>,
     pub(super) client_instance: u8,
@@ -168,7 +175,7 @@ fn config(knobs: &Knobs, side: usize, instance: u8) -> Config {
         buffer_bytes: knobs.buffer[side],
         max_flows: knobs.max_flows[side],
         max_grace: knobs.max_grace,
-        capabilities: capability::DELIVERY,
+        capabilities: capability::DELIVERY | capability::HAND_OFF,
     }
 }
 
@@ -195,6 +202,7 @@ impl World {
             given_up: Vec::new(),
             shelf: Shelf::default(),
             desk: Desk::default(),
+            lobby: Lobby::default(),
             held: BTreeMap::new(),
             client_instance: 1,
             server_instance: 1,
@@ -297,6 +305,8 @@ impl World {
         self.want_session();
         let unit = self.units.len();
         let stored = self.knobs.stored && unit.is_multiple_of(2);
+        let handed = self.knobs.handed && !unit.is_multiple_of(2);
+        let hand_off = handed.then(|| self.hand_off(unit));
         let (now, client) = (self.now, self.client.as_mut()?);
         let low = u16::try_from(unit).unwrap_or(u16::MAX);
         let target = Target {
@@ -311,22 +321,27 @@ impl World {
             },
             accept_early: false,
         };
-        match client.session.open_flow(&target, now) {
+        let opened = match hand_off.clone() {
+            None => client.session.open_flow(&target, now),
+            Some(hand_off) => client.session.open_handed_off(&target, hand_off, now),
+        };
+        match opened {
             Ok(flow) => {
-                client.books.locals.insert(flow, Local::new(unit, stored));
+                let local = Local::new(unit, stored).handed(handed);
+                client.books.locals.insert(flow, local);
                 let uid = client.uid;
                 self.witness.opened(uid, flow, unit);
-                let socket = if stored {
-                    Socket::with_lines(unit, CLIENT, self.knobs.ring)
-                } else {
-                    Socket::new(unit, CLIENT, self.knobs.ring)
-                };
+                let socket = Socket::new(unit, CLIENT, self.knobs.ring).in_lines([stored, handed]);
+                if let Some(hand_off) = &hand_off {
+                    self.wants_held(flow, hand_off);
+                }
                 self.units.push(Unit {
                     sockets: [Some(socket), None],
                     aborted: None,
                     stalled_reset: false,
                     grace,
                     stored,
+                    handed,
                     born: now,
                 });
                 self.tell(|| format!("application opens u{unit} as {flow}"));
@@ -371,7 +386,7 @@ impl World {
                 session.refuse_flow(flow, OpenError::Refused, now)
             });
         } else {
-            self.with(who, |session| session.accept_flow(flow, now));
+            self.accept_at_server(id, flow);
         }
         let Some(books) = self.books(who).filter(|_| !over) else {
             return;
@@ -400,13 +415,13 @@ impl World {
         let now = self.now;
         self.met(Situation::LateAnswer);
         let refuse = rng.chance(50);
-        self.with(Who::Server(id), |session| {
-            if refuse {
+        if refuse {
+            self.with(Who::Server(id), |session| {
                 session.refuse_flow(flow, OpenError::Refused, now);
-            } else {
-                session.accept_flow(flow, now);
-            }
-        });
+            });
+        } else {
+            self.accept_at_server(id, flow);
+        }
         self.drain();
     }
 
@@ -419,6 +434,7 @@ impl World {
         let mut socket = self.units[local.unit].sockets[side].take();
         let mut acted = false;
         let mut wrong = None;
+        let was_over = local.over;
         if let Some(socket) = &mut socket {
             let attached = self.session(who).is_some_and(Session::is_attached);
             let (was_fin, was_reset) = (socket.app_fin, socket.app_rst);
@@ -443,10 +459,13 @@ impl World {
                 self.met(Situation::FinThenReset);
             }
         }
-        let unit = local.unit;
+        let (unit, is_given_up) = (local.unit, local.over && !was_over && !local.accepted);
         self.units[unit].sockets[side] = socket;
         if let Some(books) = self.books(who) {
             books.locals.insert(flow, local);
+        }
+        if is_given_up && who == Who::Client {
+            self.leave(flow);
         }
         if let Some(what) = wrong {
             self.fault(format!("u{unit} at side {side}: {what}"));

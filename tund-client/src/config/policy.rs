@@ -131,6 +131,13 @@ fn kept(section: &mut Section<'_>, protocol: Option<Protocol>) -> (Option<Kept>,
             "add framing = \"line\", \"octet-count\" or \"whole\"",
         );
     }
+    if is_held && framing == Some(Framing::Whole) {
+        section.reject(
+            "framing",
+            "\"whole\" cannot be handed on: a next connection could not tell where it ends",
+            "write framing = \"line\" or \"octet-count\", or remove downstream",
+        );
+    }
     if is_kept && protocol != Some(Protocol::Tcp) {
         section.reject(
             "protocol",
@@ -247,6 +254,12 @@ mod tests {
                 6,
                 "policy.framing",
                 "is required with downstream",
+            ),
+            (
+                "protocol = \"tcp\"\nframing = \"whole\"\ndownstream = \"handoff\"\n".to_owned(),
+                9,
+                "policy.framing",
+                "cannot be handed on",
             ),
             (
                 store.to_owned() + "framing = \"csv\"\n",

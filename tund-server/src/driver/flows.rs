@@ -326,6 +326,8 @@ impl Server {
             slot.is_read_over = rest.is_none();
             self.registry.add_rest(session, flow, rest.as_deref());
         }
+        self.registry
+            .lose_rest(slot.origin.unread().unwrap_or_default());
     }
 
     pub(super) fn reset_origin(&mut self, session: SessionId, flow: FlowId) {

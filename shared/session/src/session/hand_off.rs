@@ -57,8 +57,8 @@ impl Session {
         !self.lane.has_unsaid_open(id)
     }
 
-    /// Both ends know how to, and the server could ever hold a message. What the server can is not
-    /// known before WELCOME.
+    /// Both ends know how to, messages end before FIN, and the server could ever hold one. What the
+    /// server can is not known before WELCOME.
     fn can_hold(&self, framing: Framing) -> bool {
         let message = longest_message(framing) + 2;
         let known = self.agreed.unwrap_or(self.config.capabilities);
@@ -68,7 +68,8 @@ impl Session {
         };
         let has_room =
             |limits: Limits| Budget::new(limits.buffer_bytes, limits.max_flows).could_hold(message);
-        known & capability::HAND_OFF != 0 && holder.is_none_or(has_room)
+        let ends_within = framing != Framing::Whole;
+        known & capability::HAND_OFF != 0 && ends_within && holder.is_none_or(has_room)
     }
 
     /// Client: the server is known by now. Flows that it cannot hold anything of are like others.
@@ -148,6 +149,11 @@ impl Session {
         self.traffic.taken += poured;
         self.schedule(id);
         poured > 0
+    }
+
+    /// Server: bytes of all flows that wait to go out ahead of their origins' bytes.
+    pub const fn prologue_bytes(&self) -> u64 {
+        self.prologue_bytes
     }
 
     /// Lets go of what was to come before C's bytes.

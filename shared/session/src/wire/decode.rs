@@ -414,7 +414,7 @@ impl Fields<'_> {
         let mut open = self.plain_open()?;
         let mut hand_off = HandOff {
             user: self.small("user of OPEN_HAND_OFF has over 32 bits")?,
-            framing: self.code("OPEN_HAND_OFF with an unknown framing")?,
+            framing: self.framing_within()?,
             retain: self.millis()?,
             takes: Vec::new(),
         };
@@ -430,6 +430,14 @@ impl Fields<'_> {
         }
         open.hand_off = Some(Box::new(hand_off));
         Ok(Control::Open(open))
+    }
+
+    /// A framing whose messages end before FIN does.
+    fn framing_within(&mut self) -> Result<Framing> {
+        match self.code("OPEN_HAND_OFF with an unknown framing")? {
+            Framing::Whole => Err(WireError::BadValue("OPEN_HAND_OFF of one message up to FIN")),
+            framing @ (Framing::Line | Framing::OctetCount) => Ok(framing),
+        }
     }
 
     fn deliver(&mut self) -> Result<Control> {

@@ -171,6 +171,11 @@ impl Offers {
         self.tally.lost += wanted - fits;
     }
 
+    /// So much that was to be appended was never read: there was no room.
+    pub const fn lose_unread(&mut self, bytes: u64) {
+        self.tally.lost += bytes;
+    }
+
     /// The socket had FIN behind all that was appended, or the origin's reset.
     pub fn finish(&mut self, name: (SessionId, FlowId)) {
         if let Some(number) = self.names.get(&name)

@@ -42,6 +42,12 @@ impl Registry {
         }
     }
 
+    /// So many bytes of such a socket found no room.
+    pub fn lose_rest(&mut self, bytes: usize) {
+        self.offers
+            .lose_unread(u64::try_from(bytes).unwrap_or(u64::MAX));
+    }
+
     /// What is held, for `status`.
     pub fn offers(&self) -> &Offers {
         &self.offers

@@ -1,6 +1,7 @@
 //! Sessions by proved key and id: who is greeted, who resumes, who is turned away.
 
 mod answer;
+mod contract;
 mod epitaph;
 mod farewell;
 mod greeting;
@@ -14,6 +15,7 @@ use crate::delivery::Delivered;
 use crate::offers::Offers;
 use answer::Answer;
 use bytes::Bytes;
+pub use contract::{ClientKey, RegistryConfig, RegistryEvent};
 pub use farewell::{Farewell, LAST_WORDS, LAST_WORDS_REVOKED};
 use greeting::Greeting;
 pub use greeting::TurnedAway;
@@ -22,9 +24,7 @@ use std::time::Duration;
 use tombstones::Tombstones;
 pub use tombstones::{End, Tombstone};
 use tund_session::wire::frame::{CloseCode, Frame, Hello, LinkCloseReason, RejectReason};
-use tund_session::{
-    Config, Event, FlowId, Instant, LinkId, Offset, Outbox, Progress, Secret, Session, SessionId,
-};
+use tund_session::{Event, Instant, LinkId, Outbox, Progress, Secret, Session, SessionId};
 
 /// How long an attached session has to answer before a newcomer with its key takes over.
 pub const KEY_IN_USE_WAIT: Duration = Duration::from_secs(2);
@@ -49,22 +49,6 @@ pub const PROVISIONAL_PER_KEY: usize = 32;
 pub const GREETINGS_PER_KEY: usize = 64;
 /// When a server that has no room may be asked again.
 pub const BUSY_HINT: Duration = Duration::from_secs(5);
-
-/// A client's public key, as proved by TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClientKey(pub [u8; 32]);
-
-/// What the registry is made with.
-#[derive(Clone, Debug)]
-pub struct RegistryConfig {
-    /// For every session.
-    pub session: Config,
-    /// Sessions at once. A key that has one already may have provisional ones beside it.
-    pub max_sessions: usize,
-    /// Bytes that all sessions together may hold beyond the floors of their flows (INV-5). The
-    /// floors are at most a 32nd of the buffer for each session and direction.
-    pub memory_bytes: u64,
-}
 
 #[derive(Debug)]
 enum LinkState {
@@ -98,48 +82,6 @@ struct PerKey {
     greetings: BTreeSet<LinkId>,
     /// Links that were turned away and are not closed yet.
     parting: usize,
-}
-
-/// What the driver learns.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RegistryEvent {
-    /// Of one session.
-    Session {
-        /// Which.
-        session: SessionId,
-        /// What.
-        event: Event,
-    },
-    /// No more of a flow that may be stored reaches its origin by this flow, and perhaps the
-    /// session is gone when the driver hears of it.
-    Final {
-        /// Whose.
-        key: ClientKey,
-        /// Of which session.
-        session: SessionId,
-        /// Which.
-        flow: FlowId,
-        /// Everything before it was handed to the socket.
-        taken: Offset,
-        /// Everything before it is known to have been acknowledged by the origin.
-        released: Offset,
-    },
-    /// A flow has left something that is held for its user's next connection. What its socket still
-    /// has to read belongs behind that, if [`Registry::room_for_rest`] says so; the event that has
-    /// the socket reset comes later.
-    Held {
-        /// Of which session.
-        session: SessionId,
-        /// Which.
-        flow: FlowId,
-    },
-    /// A link that belongs to no session is to be closed once its answer is out.
-    TurnedAway {
-        /// Which.
-        link: LinkId,
-        /// What it was told.
-        reason: TurnedAway,
-    },
 }
 
 /// All sessions of a server. The contract is that of [`Session`], link by link.

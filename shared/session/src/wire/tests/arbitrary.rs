@@ -291,7 +291,8 @@ fn hand_off() -> BoxedStrategy<Option<Box<HandOff>>> {
         flow,
         delivered,
     });
-    let some = (any::<u32>(), framing(), millis(), vec(take, 0..=MAX_TAKES));
+    let within = select(vec![Framing::Line, Framing::OctetCount]);
+    let some = (any::<u32>(), within, millis(), vec(take, 0..=MAX_TAKES));
     let some = some.prop_map(|(user, framing, retain, takes)| {
         Some(Box::new(HandOff {
             user,

@@ -136,6 +136,10 @@ fn values_that_never_hold_are_refused() {
         "lowest version is above the highest"
     );
     assert_eq!(bad(&hello("01 01", "00")), "floor is zero");
+    assert_eq!(
+        bad("50 000017 01 02 01 04 0a000001 0050 04 0a000001 0050 08 09 00 03 01 05"),
+        "OPEN_HAND_OFF of one message up to FIN"
+    );
 }
 
 #[test]
