@@ -123,6 +123,7 @@ impl World {
             Event::FlowReleased { .. }
             | Event::FlowFinal { .. }
             | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::DeliverOpened { .. } => {
                 self.fault("an event of a delivery that nobody began");
             }

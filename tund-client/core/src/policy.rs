@@ -84,6 +84,12 @@ impl Policies {
         Self { all, some }
     }
 
+    /// Some destination's bytes are handed on.
+    pub fn hand_off(&self) -> bool {
+        let some = self.some.iter().map(|policy| policy.hand_off);
+        some.chain([self.all.hand_off]).any(|rule| rule.is_some())
+    }
+
     /// What holds for `destination`: the first policy that names it, and no other, counts.
     pub fn rules(&self, destination: SocketAddr) -> Rules {
         let Some(policy) = self.some.iter().find(|policy| policy.names(destination)) else {

@@ -90,6 +90,11 @@ impl Takes {
         }
     }
 
+    /// Nothing is left of any.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
     /// The user has disconnected, or the server holds nothing more.
     pub(crate) fn clear(&mut self) {
         self.of.clear();

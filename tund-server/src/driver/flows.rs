@@ -102,6 +102,7 @@ impl Server {
             | Event::FlowExpired { .. }
             | Event::FlowReleased { .. }
             | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::FlowFinal { .. } => {}
         }
     }

@@ -241,6 +241,8 @@ pub enum Event {
         /// What is left of it.
         held: Box<Held>,
     },
+    /// Server: nothing that is held for this client will be asked for.
+    ForgetHeld,
     /// `readable` or `delivery` has changed.
     FlowReadable {
         /// Which.

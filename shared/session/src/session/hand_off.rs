@@ -7,7 +7,7 @@ use crate::flow::{Flow, Stage};
 use crate::framer::{Framer, longest_message};
 use crate::id::FlowId;
 use crate::time::Instant;
-use crate::wire::frame::{CloseCode, Framing, HandOff, Limits, Open, capability};
+use crate::wire::frame::{CloseCode, Control, Framing, HandOff, Limits, Open, capability};
 use bytes::Bytes;
 use std::net::SocketAddr;
 
@@ -50,6 +50,13 @@ impl Session {
     ) -> Result<FlowId, OpenRefused> {
         let hand_off = self.can_hold(hand_off.framing).then(|| Box::new(hand_off));
         self.open(target, hand_off, now)
+    }
+
+    /// Client: nothing that the server holds for this client will be asked for.
+    pub fn forget_held(&mut self) {
+        if self.has_hand_off() && self.ended.is_none() {
+            self.lane.say(Control::Forget);
+        }
     }
 
     /// Client: the server may have heard of this flow, also once the session has ended.

@@ -217,6 +217,7 @@ impl Session {
             | Event::FlowExpired { .. }
             | Event::FlowFinal { .. }
             | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::FlowReleased { .. }
             | Event::FlowAccepted { .. }
             | Event::FlowRefused { .. }

@@ -251,8 +251,16 @@ impl Session {
                 self.end(EndReason::Peer(code), None, now);
                 Ok(())
             }
+            Control::Forget if !client => {
+                if !self.has_hand_off() {
+                    return Err("FORGET without the capability");
+                }
+                self.events.push_back(Event::ForgetHeld);
+                Ok(())
+            }
             Control::Open(_)
             | Control::Deliver(_)
+            | Control::Forget
             | Control::OpenOk { .. }
             | Control::OpenErr { .. }
             | Control::Retire { .. } => Err("a control message of the other role"),

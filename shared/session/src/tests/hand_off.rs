@@ -434,3 +434,25 @@ fn open_hand_off_without_the_capability_is_a_violation() {
     };
     assert_eq!(pair.ends[SERVER].end_reason(), Some(violation));
 }
+
+#[test]
+fn a_client_that_will_ask_for_nothing_says_so() {
+    let mut pair = pair();
+    let wanted = |pair: &Pair| pair.events[SERVER].contains(&Event::ForgetHeld);
+    assert!(!wanted(&pair));
+
+    pair.ends[CLIENT].forget_held();
+    pair.run();
+
+    assert!(wanted(&pair));
+    let mut plain = Pair::with(&able(Role::Client), &config(Role::Server));
+    plain.ends[CLIENT].forget_held();
+    plain.run();
+    assert_eq!(plain.ends[SERVER].end_reason(), None);
+    let message = wire::frame::Control::Forget;
+    plain.say(&Frame::Control { number: 1, message });
+    let violation = EndReason::Violation {
+        what: "FORGET without the capability",
+    };
+    assert_eq!(plain.ends[SERVER].end_reason(), Some(violation));
+}

@@ -55,6 +55,7 @@ pub fn decode(input: &mut Bytes) -> Result<Option<Frame>> {
         Kind::SessionClose => |fields| fields.control(Fields::session_close),
         Kind::Deliver => |fields| fields.control(Fields::deliver),
         Kind::OpenHandOff => |fields| fields.control(Fields::open_hand_off),
+        Kind::Forget => |fields| fields.control(|_| Ok(Control::Forget)),
     };
     let Some(mut fields) = Fields::of(input, length) else {
         return Ok(None);
@@ -435,7 +436,9 @@ impl Fields<'_> {
     /// A framing whose messages end before FIN does.
     fn framing_within(&mut self) -> Result<Framing> {
         match self.code("OPEN_HAND_OFF with an unknown framing")? {
-            Framing::Whole => Err(WireError::BadValue("OPEN_HAND_OFF of one message up to FIN")),
+            Framing::Whole => Err(WireError::BadValue(
+                "OPEN_HAND_OFF of one message up to FIN",
+            )),
             framing @ (Framing::Line | Framing::OctetCount) => Ok(framing),
         }
     }

@@ -120,6 +120,8 @@ pub enum Control {
     },
     /// Client: connect to an origin, and deliver there what was stored.
     Deliver(Deliver),
+    /// Client: nothing that the server holds will be asked for.
+    Forget,
 }
 
 /// HELLO.

@@ -143,6 +143,8 @@ kinds! {
     Deliver, DELIVER = 0x40, 7 * VARINT + ID + ADDRESS;
     /// The same as OPEN, and hold what its application does not get.
     OpenHandOff, OPEN_HAND_OFF = 0x50, 9 * VARINT + 2 * ADDRESS + MAX_TAKES * (ID + 2 * VARINT);
+    /// Nothing that is held will be asked for.
+    Forget, FORGET = 0x51, VARINT;
 }
 
 /// Type numbers kept for later capabilities: unknown until both ends have agreed on the capability.
@@ -151,7 +153,7 @@ pub mod reserved {
 
     /// Delivery after grace; DELIVER is one of them.
     pub const DELIVERY: RangeInclusive<u8> = 0x40..=0x4f;
-    /// Bytes for an application reach its next connection; OPEN_HAND_OFF is one of them.
+    /// Bytes for an application reach its next connection; OPEN_HAND_OFF and FORGET are of them.
     pub const HAND_OFF: RangeInclusive<u8> = 0x50..=0x5f;
     /// Objects served while offline.
     pub const OFFLINE_OBJECTS: RangeInclusive<u8> = 0x60..=0x6f;

@@ -267,6 +267,7 @@ const fn flow_of(event: &Event) -> Option<FlowId> {
         | Event::Detached
         | Event::Reattached { .. }
         | Event::Confirmed
+        | Event::ForgetHeld
         | Event::LinkDead { .. }
         | Event::WantProgress { .. }
         | Event::KeyInUse

@@ -76,6 +76,7 @@ impl Client {
             | Event::DeliverOpened { .. }
             | Event::FlowReleased { .. }
             | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::FlowFinal { .. } => {}
         }
     }
@@ -129,6 +130,7 @@ impl Client {
         let attempt = self.dialer.ended(link);
         if first {
             self.home = attempt.map(|attempt| attempt.path.address);
+            self.forget_held();
         }
         self.end_outage(attempt, now);
         self.note_delivery();

@@ -84,6 +84,17 @@ impl Client {
         }
     }
 
+    /// A session has begun. If this daemon remembers nothing that was left, as it has started
+    /// anew, or its user has disconnected while nobody could be told, the server need not either.
+    pub(super) fn forget_held(&mut self) {
+        if self.takes.is_empty()
+            && self.config.policies.hand_off()
+            && let Some(session) = &mut self.session
+        {
+            session.forget_held();
+        }
+    }
+
     /// A session has ended, and `session` has the last word on it. True if its server holds what it
     /// has left.
     pub(super) fn is_held(&mut self, session: &Session, reason: EndReason) -> bool {

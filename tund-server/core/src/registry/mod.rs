@@ -295,6 +295,10 @@ impl Registry {
     }
 
     fn tell(&mut self, id: SessionId, key: ClientKey, event: Event, now: Instant) {
+        if event == Event::ForgetHeld {
+            self.offers.erase_key(key);
+            return;
+        }
         if let Event::FlowHeld { flow, held } = event {
             self.hold((id, flow), key, *held, now);
             return;

@@ -256,6 +256,7 @@ fn control() -> BoxedStrategy<Control> {
         (flow(), flow_code()).prop_map(|(flow, code)| Control::Stop { flow, code }),
         (flow(), offset()).prop_map(|(flow, released)| Control::Done { flow, released }),
         link().prop_map(|older_than| Control::Retire { older_than }),
+        Just(Control::Forget),
         link().prop_map(|link| Control::LinkDown { link }),
         close.prop_map(|code| Control::SessionClose { code }),
         deliver().prop_map(Control::Deliver),

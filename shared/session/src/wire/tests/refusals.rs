@@ -27,7 +27,7 @@ fn types_kept_for_later_are_unknown() {
         .chain(reserved::HAND_OFF)
         .chain(reserved::OFFLINE_OBJECTS)
         .filter(|number| {
-            ![Kind::Deliver, Kind::OpenHandOff]
+            ![Kind::Deliver, Kind::OpenHandOff, Kind::Forget]
                 .map(Kind::to_wire)
                 .contains(number)
         })

@@ -224,6 +224,10 @@ fn who_disconnects_gets_nothing_of_what_was_held() {
     let (app, origin) = open(&mut world, FEED);
     push(&mut world, origin, "new\n");
     assert_eq!(read(&mut world, app), "new\n");
+    assert!(
+        world.registry.offers().is_empty(),
+        "it has heard of it since"
+    );
 
     // And when it does.
     lose(&mut world, FEED, &lines(0..10));
@@ -254,6 +258,7 @@ fn a_disconnected_session_leaves_nothing() {
     push(&mut world, origin, "new\n");
 
     assert_eq!(read(&mut world, app), "new\n");
+    assert!(world.registry.offers().is_empty());
 }
 
 #[test]

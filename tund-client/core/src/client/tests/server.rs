@@ -137,6 +137,7 @@ impl World {
             | Event::FlowExpired { .. }
             | Event::FlowReleased { .. }
             | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::FlowForgotten { .. } => {}
             Event::FlowFinal { flow, released, .. } => {
                 let far = self.journal.entry((session, flow)).or_default();
