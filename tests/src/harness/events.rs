@@ -9,7 +9,7 @@ use tund_server_core::registry::RegistryEvent;
 use tund_session::wire::frame::{
     CloseCode, FlowCode, Framing, OnExpiry, Open, OpenError, RejectReason,
 };
-use tund_session::{EndReason, Event, FlowId, Instant, LinkDeath, LinkId, Session};
+use tund_session::{EndReason, Event, FlowId, Instant, LinkDeath, LinkId, LinkNumber, Session};
 
 impl World {
     /// Handles what both daemons have to say until they are silent.
@@ -71,22 +71,7 @@ impl World {
             return;
         }
         match event {
-            Event::Attached { number, .. } => {
-                let now = self.now;
-                if let Some(books) = self.books(who) {
-                    books.heard_at = now;
-                }
-                let numbers: Vec<_> = self
-                    .session(who)
-                    .map(|s| s.live_links().filter_map(|(_, n)| n).collect())
-                    .unwrap_or_default();
-                if numbers.len() > 1 {
-                    self.met(Situation::TwoLinks);
-                }
-                if numbers.iter().any(|other| *other > number) {
-                    self.met(Situation::LateLink);
-                }
-            }
+            Event::Attached { number, .. } => self.on_attached(who, number),
             Event::Detached if who == Who::Client => self.note_delivery_cut(),
             Event::Detached | Event::Confirmed | Event::KeyInUse | Event::AttachRefused { .. } => {}
             Event::Reattached { .. } => self.met(Situation::Suspect),
@@ -132,6 +117,23 @@ impl World {
                     books.locals.remove(&flow);
                 }
             }
+        }
+    }
+
+    fn on_attached(&mut self, who: Who, number: LinkNumber) {
+        let now = self.now;
+        if let Some(books) = self.books(who) {
+            books.heard_at = now;
+        }
+        let numbers: Vec<_> = self
+            .session(who)
+            .map(|s| s.live_links().filter_map(|(_, n)| n).collect())
+            .unwrap_or_default();
+        if numbers.len() > 1 {
+            self.met(Situation::TwoLinks);
+        }
+        if numbers.iter().any(|other| *other > number) {
+            self.met(Situation::LateLink);
         }
     }
 

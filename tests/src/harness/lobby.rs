@@ -1,8 +1,7 @@
 //! What connections of a user have left at the server when they were lost, and who may be given it.
 
 use super::coverage::Situation;
-use super::socket::Socket;
-use super::socket::{narrow, wide};
+use super::socket::{Socket, wide};
 use super::world::{CLIENT, SERVER, Who, World};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -287,10 +286,8 @@ impl World {
     }
 
     /// What waits ahead of what origins say, and is under way nowhere yet.
-    pub(super) fn waiting_ahead(&self, who: Who) -> usize {
-        narrow(
-            self.session(who)
-                .map_or(0, tund_session::Session::prologue_bytes),
-        )
+    pub(super) fn waiting_ahead(&self, who: Who) -> u64 {
+        self.session(who)
+            .map_or(0, tund_session::Session::prologue_bytes)
     }
 }

@@ -4,9 +4,9 @@ use super::code::Code;
 use super::codec::WireError;
 use super::encode::FIN;
 use super::frame::{
-    Ack, CloseCode, Control, Data, Datagram, DatagramError, Deliver, FlowCode, Frame, HandOff,
-    Hello, Limits, LinkCloseReason, Open, OpenError, RejectReason, Resume, ResumeOk, ResumeReject,
-    Take, Welcome,
+    Ack, CloseCode, Control, Data, Datagram, DatagramError, Deliver, FlowCode, Frame, Framing,
+    HandOff, Hello, Limits, LinkCloseReason, Open, OpenError, RejectReason, Resume, ResumeOk,
+    ResumeReject, Take, Welcome,
 };
 use super::kind::{HEADER, Kind, MAX_ACKS, MAX_PAYLOAD, MAX_RELEASED, MAX_TAKES};
 use crate::id::{FlowId, Instance, LinkNumber, MAX_VARINT, Offset, SessionId};
