@@ -103,6 +103,7 @@ fn a_copied_key_with_the_true_id_and_no_secret_takes_nothing() {
 fn client_session() -> Session {
     let config = Config {
         instance: Instance([0x66; 16]),
+        capabilities: 0,
         buffer_bytes: 1 << 20,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
