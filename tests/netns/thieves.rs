@@ -107,7 +107,6 @@ fn client_session() -> Session {
         buffer_bytes: 1 << 20,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
-        capabilities: 0,
     };
     Session::new_client(&config, NOW)
 }

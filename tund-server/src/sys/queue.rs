@@ -37,3 +37,25 @@ pub(crate) fn unread(socket: &impl AsFd) -> io::Result<usize> {
     unsafe { ioctl::fionread(socket.as_fd().as_raw_fd(), &raw mut queued) }?;
     Ok(usize::try_from(queued).unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn what_has_come_and_was_not_read_is_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut socket, _) = listener.accept().unwrap();
+        assert_eq!(unread(&socket).unwrap(), 0);
+
+        peer.write_all(b"seven b").unwrap();
+        socket.peek(&mut [0]).unwrap();
+
+        assert_eq!(unread(&socket).unwrap(), 7);
+        socket.read_exact(&mut [0; 5]).unwrap();
+        assert_eq!(unread(&socket).unwrap(), 2);
+    }
+}
