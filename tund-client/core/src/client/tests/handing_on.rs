@@ -148,6 +148,7 @@ fn what_lies_in_the_ring_is_not_delivered_though_the_server_could_have_let_go_of
     // What had come to the client, and no more is known there.
     let came = tund_session::limits::INITIAL_SHARE;
     assert_eq!((account.lost.down, account.held_bytes), (0, came - 1_000));
+    assert_eq!(account.down_bytes, 1_000);
 }
 
 #[test]
