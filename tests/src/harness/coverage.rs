@@ -77,6 +77,7 @@ situations! {
     HandedOffAgain = "bytes held again that had been handed on already",
     SaidAgain = "message said again whole of which a part had come",
     HeldForAnother = "connection of a user while bytes are held for another one",
+    ClaimedByAnother = "connection of a user that asks for what is held for another one",
     ClientRestartStored = "client restarted with stored messages",
     TooManyFlows = "no room for a flow",
     LateAnswer = "origin answered after the flow was cancelled",
@@ -137,6 +138,7 @@ impl Situation {
         Self::HandedOffAgain,
         Self::SaidAgain,
         Self::HeldForAnother,
+        Self::ClaimedByAnother,
     ];
 }
 

@@ -4,7 +4,7 @@ use super::coverage::Situation;
 use super::socket::{Socket, wide};
 use super::world::{CLIENT, SERVER, Who, World};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tund_session::wire::frame::{CloseCode, Framing, HandOff, RejectReason, Take};
 use tund_session::{EndReason, FlowId, Offset, SessionId};
@@ -40,8 +40,8 @@ pub(super) struct Lobby {
     held: BTreeMap<Name, Held>,
     /// What OPEN_HAND_OFF said of a flow.
     asked: BTreeMap<Name, HandOff>,
-    /// Flows that the server has accepted, and that nothing excuses it from holding.
-    owed: BTreeSet<Name>,
+    /// Flows that the server has accepted, and that nothing excuses it from holding; whose they are.
+    owed: BTreeMap<Name, u32>,
     /// What each flow of the client's session has asked for.
     wanted: BTreeMap<FlowId, Vec<Name>>,
 }
@@ -52,9 +52,11 @@ const fn user(unit: usize) -> u32 {
 }
 
 impl World {
-    /// What a flow of the world says of hand-off.
+    /// What a flow of the world says of hand-off. Some claim what is another user's, too.
     pub(super) fn hand_off(&self, unit: usize) -> HandOff {
-        let of_user = self.lobby.left.iter().filter(|l| l.user == user(unit));
+        let claims = unit % 8 == 3;
+        let left = self.lobby.left.iter();
+        let of_user = left.filter(|left| claims || left.user == user(unit));
         HandOff {
             user: user(unit),
             framing: Framing::Line,
@@ -66,7 +68,14 @@ impl World {
     /// The client has asked for a flow in that way.
     pub(super) fn wants_held(&mut self, flow: FlowId, hand_off: &HandOff) {
         let names = hand_off.takes.iter().map(|take| (take.session, take.flow));
-        self.lobby.wanted.insert(flow, names.collect());
+        let is_own = |name: &Name| {
+            let mut left = self.lobby.left.iter();
+            left.any(|left| {
+                left.user == hand_off.user && (left.take.session, left.take.flow) == *name
+            })
+        };
+        let own = names.filter(is_own).collect();
+        self.lobby.wanted.insert(flow, own);
     }
 
     /// The server has heard of it.
@@ -83,7 +92,7 @@ impl World {
             let prologue = self.prologue((id, flow), user);
             let local = self.books.get(&id).and_then(|b| b.locals.get(&flow));
             if let Some(unit) = local.map(|local| local.unit) {
-                self.lobby.owed.insert((id, flow));
+                self.lobby.owed.insert((id, flow), user);
                 for socket in self.units[unit].sockets.iter_mut().flatten() {
                     socket.begin_with(prologue.clone());
                 }
@@ -110,16 +119,18 @@ impl World {
         let mut prologue = Vec::new();
         for take in takes {
             let of = (take.session, take.flow);
+            let is_others = |held: &Held| user(held.unit) != user_of;
+            if self.lobby.held.get(&of).is_some_and(is_others) {
+                self.met(Situation::ClaimedByAnother);
+                continue;
+            }
             let Some(held) = self.lobby.held.remove(&of) else {
-                if self.lobby.owed.remove(&of) {
+                if self.lobby.owed.get(&of) == Some(&user_of) {
                     self.fault(format!("nothing is held of {of:?}"));
                 }
                 continue;
             };
             self.lobby.owed.remove(&of);
-            if user(held.unit) != user_of {
-                self.fault("a user asks for what another one has left");
-            }
             let Some(origin) = &self.units[held.unit].sockets[SERVER] else {
                 continue;
             };
@@ -267,7 +278,7 @@ impl World {
             EndReason::Expired | EndReason::Local(CloseCode::Superseded)
         );
         if !is_held {
-            self.lobby.owed.retain(|(session, _)| *session != id);
+            self.lobby.owed.retain(|(session, _), _| *session != id);
         }
         self.lobby.asked.retain(|(session, _), _| *session != id);
     }
