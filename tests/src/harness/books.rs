@@ -197,7 +197,7 @@ impl Local {
         acted |= self.drain((id, session), socket, now);
         acted |= self.end((id, session), socket, now)?;
         // A driver asks its kernel again and again.
-        self.give_due |= session.awaits_release(id);
+        self.give_due |= !self.handed && session.awaits_release(id);
         Ok(acted)
     }
 
@@ -209,7 +209,7 @@ impl Local {
         now: Instant,
     ) -> bool {
         let acknowledged = session.taken(id).0.min(socket.there());
-        if !session.awaits_release(id) || acknowledged <= self.acknowledged {
+        if self.handed || !session.awaits_release(id) || acknowledged <= self.acknowledged {
             return false;
         }
         self.acknowledged = acknowledged;
