@@ -6,6 +6,7 @@ use super::world::{CLIENT, SERVER, Who, World};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tund_session::wire::codec::MAX_TAKES;
 use tund_session::wire::frame::{CloseCode, Framing, HandOff, RejectReason, Take};
 use tund_session::{EndReason, FlowId, Offset, SessionId};
 
@@ -40,15 +41,15 @@ pub(super) struct Lobby {
     held: BTreeMap<Name, Held>,
     /// What OPEN_HAND_OFF said of a flow.
     asked: BTreeMap<Name, HandOff>,
-    /// Flows that the server has accepted, and that nothing excuses it from holding; whose they are.
-    owed: BTreeMap<Name, u32>,
+    /// Flows that the server has accepted, and that nothing excuses it from holding.
+    owed: BTreeMap<Name, usize>,
     /// What each flow of the client's session has asked for.
     wanted: BTreeMap<FlowId, Vec<Name>>,
 }
 
 /// Whose a flow of the world is.
 const fn user(unit: usize) -> u32 {
-    if unit % 4 == 1 { 1000 } else { 1001 }
+    if unit % 3 == 0 { 1001 } else { 1000 }
 }
 
 impl World {
@@ -61,7 +62,7 @@ impl World {
             user: user(unit),
             framing: Framing::Line,
             retain: RETAIN,
-            takes: of_user.map(|left| left.take).collect(),
+            takes: of_user.map(|left| left.take).take(MAX_TAKES).collect(),
         }
     }
 
@@ -92,7 +93,7 @@ impl World {
             let prologue = self.prologue((id, flow), user);
             let local = self.books.get(&id).and_then(|b| b.locals.get(&flow));
             if let Some(unit) = local.map(|local| local.unit) {
-                self.lobby.owed.insert((id, flow), user);
+                self.lobby.owed.insert((id, flow), unit);
                 for socket in self.units[unit].sockets.iter_mut().flatten() {
                     socket.begin_with(prologue.clone());
                 }
@@ -125,9 +126,7 @@ impl World {
                 continue;
             }
             let Some(held) = self.lobby.held.remove(&of) else {
-                if self.lobby.owed.get(&of) == Some(&user_of) {
-                    self.fault(format!("nothing is held of {of:?}"));
-                }
+                self.check_not_owed(of, user_of, take.delivered.0);
                 continue;
             };
             self.lobby.owed.remove(&of);
@@ -165,6 +164,21 @@ impl World {
             self.met(Situation::HeldForAnother);
         }
         prologue.into()
+    }
+
+    /// Nothing is held of a flow: its application has all that was read of its origin.
+    fn check_not_owed(&mut self, of: Name, user_of: u32, delivered: u64) {
+        let Some(unit) = self.lobby.owed.get(&of).copied() else {
+            return;
+        };
+        let origin = self.units[unit].sockets[SERVER].as_ref();
+        let read = origin.map_or(0, Socket::taken);
+        let is_opaque = origin.is_some_and(Socket::writes_opaque);
+        if user(unit) == user_of && read > delivered && !is_opaque {
+            self.fault(format!(
+                "nothing is held of u{unit}: {delivered} to {read} are missing"
+            ));
+        }
     }
 
     /// The server holds what a flow has left: its driver adds what the origin's socket still has.
@@ -231,6 +245,12 @@ impl World {
         }
         let delivered = Offset(app.got);
         self.tell(|| format!("u{unit} is left behind {delivered:?}"));
+        let is_users = |left: &Left| left.user == user(unit);
+        let mut of_user = self.lobby.left.iter().filter(|left| is_users(left));
+        if of_user.clone().count() >= MAX_TAKES {
+            let oldest = of_user.next().map(|left| left.take);
+            self.lobby.left.retain(|left| Some(left.take) != oldest);
+        }
         self.lobby.left.push(Left {
             user: user(unit),
             take: Take {

@@ -118,6 +118,25 @@ const STORING: [Weight; 15] = [
     (Kind::RestartClient, 12, Mood::All),
 ];
 
+/// Where many connections are lost, and their users open others.
+const HANDING: [Weight; 15] = [
+    (Kind::Deliver, 60, Mood::Mild),
+    (Kind::Transmit, 60, Mood::Mild),
+    (Kind::Application, 300, Mood::Mild),
+    (Kind::Pump, 150, Mood::Mild),
+    (Kind::Open, 120, Mood::Mild),
+    (Kind::Run, 130, Mood::Mild),
+    (Kind::Dial, 80, Mood::Mild),
+    (Kind::Wait, 20, Mood::Mild),
+    (Kind::Overtake, 10, Mood::Mild),
+    (Kind::Steer, 5, Mood::Mild),
+    (Kind::Break, 50, Mood::Links),
+    (Kind::Outage, 40, Mood::All),
+    (Kind::Disconnect, 3, Mood::All),
+    (Kind::RestartServer, 3, Mood::All),
+    (Kind::RestartClient, 3, Mood::All),
+];
+
 /// Buffers in which some flows that may be stored find room at once.
 const STORING_BUFFERS: [u64; 3] = [200_000, 512 * 1024, 4 << 20];
 
@@ -211,15 +230,23 @@ impl Schedule {
 impl Schedule {
     /// The schedule of a seed in which much is handed on, and some stored.
     pub fn handing(seed: u64) -> Self {
-        let storing = Self::storing(seed);
         let mut rng = Rng::of(seed, 5222);
         let knobs = Knobs {
             // The server forgets nothing for want of room.
             buffer: [rng.pick(&STORING_BUFFERS), 4 << 20],
+            ring: rng.pick(&[3, 40, 600, 20_000]),
+            stored: rng.chance(30),
             handed: true,
-            ..storing.knobs
+            ..Self::storing(seed).knobs
         };
-        Self { knobs, ..storing }
+        let count = rng.pick(&[150, 300, 600]);
+        let actions = (0..count).map(|index| draw(&mut rng, index, &HANDING, Mood::All));
+        let actions = actions.collect();
+        Self {
+            seed,
+            knobs,
+            actions,
+        }
     }
 }
 

@@ -59,7 +59,7 @@ pub struct Knobs {
     pub memory: u64,
     /// Every other flow may be stored.
     pub stored: bool,
-    /// Of the others, what their applications do not get is held.
+    /// Of those that may not, what their applications do not get is held.
     pub handed: bool,
     /// The longest grace that either end grants.
     pub max_grace: Duration,
@@ -305,7 +305,7 @@ impl World {
         self.want_session();
         let unit = self.units.len();
         let stored = self.knobs.stored && unit.is_multiple_of(2);
-        let handed = self.knobs.handed && !unit.is_multiple_of(2);
+        let handed = self.knobs.handed && !stored;
         let hand_off = handed.then(|| self.hand_off(unit));
         let (now, client) = (self.now, self.client.as_mut()?);
         let low = u16::try_from(unit).unwrap_or(u16::MAX);
