@@ -240,7 +240,8 @@ impl World {
         let Some(app) = self.units[unit].sockets[CLIENT].as_ref() else {
             return;
         };
-        if !self.units[unit].handed {
+        // What an application that has ended its connection did not read is not wanted.
+        if !self.units[unit].handed || (app.connected && app.app_rst) {
             return;
         }
         let delivered = Offset(app.got);
