@@ -133,7 +133,6 @@ fn a_thousand_messages_reach_the_next_connection_of_their_user_alone() {
     let pushed = messages(0..1_000);
     scene.lose(&pushed);
     scene.lab.heal();
-    scene.tund.client.wait_attached(LONG);
 
     let (mut bobs, mut origin) = scene.connect(BOB);
     scene.push(&mut origin, &messages(5_000..5_010));
@@ -166,7 +165,6 @@ fn what_outlasts_two_outages_is_handed_on_behind_both() {
     let scene = Scene::new("handed on twice", "1h");
     scene.lose(&messages(0..100));
     scene.lab.heal();
-    scene.tund.client.wait_attached(LONG);
     let (mut app, mut origin) = scene.connect(ALICE);
     assert_eq!(next(&mut app, 50), messages(0..50));
     // What its kernel has is the application's; that may be more than it has read.
@@ -184,7 +182,6 @@ fn what_outlasts_two_outages_is_handed_on_behind_both() {
     let whole = rest.rfind('\n').map_or("", |end| &rest[..=end]);
     let rest: Vec<_> = whole.lines().map(str::to_owned).collect();
     scene.lab.heal();
-    scene.tund.client.wait_attached(LONG);
 
     let (mut last, _origin) = scene.connect(ALICE);
     let mut got = messages(0..50);
@@ -209,6 +206,10 @@ fn who_disconnects_gets_nothing() {
     let (mut app, _origin) = scene.connect(ALICE);
 
     assert_eq!(line(&mut app), GREETING);
+    wait::until_true("the server has forgotten it, too", LATER, || {
+        scene.held()["bytes"] == 0
+    });
+    assert_eq!(scene.held()["handed_on_bytes"], 0);
 }
 
 #[test]
@@ -217,7 +218,7 @@ fn long_what_is_too_old_is_handed_on_to_nobody() {
     let scene = Scene::new("handed on too late", "1m");
     scene.lose(&messages(0..10));
     scene.lab.heal();
-    scene.tund.client.wait_attached(LONG);
+    let _bobs = scene.connect(BOB);
     wait::until_true("it is held", LONG, || scene.held()["bytes"] != 0);
     wait::until_true("it is too old", Duration::from_secs(90), || {
         scene.held()["bytes"] == 0
@@ -234,7 +235,7 @@ fn a_key_that_is_removed_loses_what_is_held() {
     let scene = Scene::new("handed on, key removed", "1h");
     scene.lose(&messages(0..10));
     scene.lab.heal();
-    scene.tund.client.wait_attached(LONG);
+    let _bobs = scene.connect(BOB);
     wait::until_true("it is held", LONG, || scene.held()["bytes"] != 0);
 
     scene.tund.server.unlist(&scene.tund.client_keys);
