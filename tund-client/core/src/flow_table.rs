@@ -290,12 +290,7 @@ impl Client {
                 self.count_drained(flow, now);
                 self.with_session(|session| session.end_delivered(flow, now));
             }
-            NetEvent::Finished { .. } => {
-                if let Some(known) = self.table.flows.get_mut(&flow) {
-                    known.first_fin.get_or_insert(EndedBy::Application);
-                }
-                self.with_session(|session| session.finish(flow, now));
-            }
+            NetEvent::Finished { .. } => self.on_finished(flow, now),
             NetEvent::ResetByApp { .. } => {
                 let end = (EndedBy::Application, HowEnded::Reset);
                 self.table.leave(flow, end, LostBytes::default());
@@ -311,6 +306,14 @@ impl Client {
                 self.count_drained(flow, now);
             }
         }
+    }
+
+    /// The application has sent FIN, and nothing stands before it.
+    pub(crate) fn on_finished(&mut self, flow: FlowId, now: Instant) {
+        if let Some(known) = self.table.flows.get_mut(&flow) {
+            known.first_fin.get_or_insert(EndedBy::Application);
+        }
+        self.with_session(|session| session.finish(flow, now));
     }
 
     /// A flow has ended: its account is told and kept.

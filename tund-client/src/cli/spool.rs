@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use tund_daemon::cli::{ask, columns, elapsed, print, show};
 use tund_daemon::config::format_size;
-use tund_daemon::control::{ClientCommand, Page, SpoolRow};
+use tund_daemon::control::{ClientCommand, Page, SpoolFiles, SpoolRow};
 
 use super::{Reading, Talking};
 
@@ -57,14 +57,25 @@ pub(super) fn execute(command: Spool) -> anyhow::Result<()> {
             show(row, facts(row), json)
         }
         Spool::Retry(Which { id, daemon, .. }) => {
-            let tried = ask(&daemon.control, &ClientCommand::SpoolRetry { file: id })?;
+            let tried = ask(
+                &daemon.control,
+                &ClientCommand::SpoolRetry { files: files(id) },
+            )?;
             tell(id, tried, "tried again")
         }
         Spool::Drop(Which { id, daemon, .. }) => {
-            let dropped = ask(&daemon.control, &ClientCommand::SpoolDrop { file: id })?;
+            let dropped = ask(
+                &daemon.control,
+                &ClientCommand::SpoolDrop { files: files(id) },
+            )?;
             tell(id, dropped, "dropped")
         }
     }
+}
+
+/// Without an id, `--all` was given.
+fn files(id: Option<u64>) -> SpoolFiles {
+    id.map_or(SpoolFiles::All, SpoolFiles::One)
 }
 
 fn tell(id: Option<u64>, count: u64, what: &str) -> anyhow::Result<()> {

@@ -288,10 +288,7 @@ impl Daemon {
             };
             self.on_time(now);
             self.drain(now);
-            if self
-                .stopping
-                .is_some_and(|until| self.links.is_empty() || until <= now)
-            {
+            if self.has_stopped(now) {
                 return Poll::Ready(Ok(()));
             }
             if !(ready || expired || read) {
@@ -301,6 +298,22 @@ impl Daemon {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Everybody has been told, and what was to be stored is on the disk; or it took too long.
+    fn has_stopped(&mut self, now: Instant) -> bool {
+        let Some(until) = self.stopping else {
+            return false;
+        };
+        if self.links.is_empty() && self.files.is_idle() {
+            return true;
+        }
+        if until > now {
+            return false;
+        }
+        self.client.give_up_storing();
+        self.drain(now);
+        true
     }
 
     /// Takes a batch of packets; true if there were any.

@@ -130,8 +130,8 @@ impl Daemon {
                 request.answer(&());
             }
             ClientCommand::Spool { after } => request.answer(&self.spool_page(after, now)),
-            ClientCommand::SpoolDrop { file } => request.answer(&self.drop_files(file, now)),
-            ClientCommand::SpoolRetry { file } => request.answer(&self.retry_files(file, now)),
+            ClientCommand::SpoolDrop { files } => request.answer(&self.drop_files(files, now)),
+            ClientCommand::SpoolRetry { files } => request.answer(&self.retry_files(files, now)),
         }
     }
 

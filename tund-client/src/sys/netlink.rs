@@ -53,7 +53,7 @@ impl Netlink {
         if let Err(error) = socket.set_netlink_get_strict_chk(true) {
             tracing::debug!(%error, "no strict checks on the routing socket");
         }
-        set_answer_timeout(&socket)?;
+        set_answer_timeout(&socket, ANSWER_SECONDS)?;
         Ok(Self {
             socket,
             sequence: 0,
@@ -178,10 +178,10 @@ fn take(
     unsafe_code,
     reason = "the crate's socket lends its descriptor only as a number"
 )]
-fn set_answer_timeout(socket: &Socket) -> io::Result<()> {
+pub(super) fn set_answer_timeout(socket: &Socket, seconds: i64) -> io::Result<()> {
     // SAFETY: `socket` is open and outlives this function's use of the borrowed descriptor.
     let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-    let limit = TimeVal::seconds(ANSWER_SECONDS);
+    let limit = TimeVal::seconds(seconds);
     setsockopt(&fd, sockopt::ReceiveTimeout, &limit)?;
     Ok(())
 }

@@ -2,16 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::{TimeVal, TimeValLike};
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::{Socket, SocketAddr as KernelAddr, protocols::NETLINK_SOCK_DIAG};
+
+use super::netlink;
 
 /// One answer, with room to spare.
 const RECEIVE_BYTES: usize = 4096;
@@ -31,7 +30,7 @@ pub(crate) fn owner(source: SocketAddr, destination: SocketAddr) -> io::Result<u
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&KernelAddr::new(0, 0))?;
-    set_answer_timeout(&socket)?;
+    netlink::set_answer_timeout(&socket, ANSWER_SECONDS)?;
     let request = InetRequest {
         family: match source.ip() {
             IpAddr::V4(_) => AF_INET,
@@ -66,18 +65,6 @@ pub(crate) fn owner(source: SocketAddr, destination: SocketAddr) -> io::Result<u
     } else {
         Err(Errno::EBADMSG.into())
     }
-}
-
-#[expect(
-    unsafe_code,
-    reason = "the crate's socket lends its descriptor only as a number"
-)]
-fn set_answer_timeout(socket: &Socket) -> io::Result<()> {
-    // SAFETY: `socket` is open and outlives this function's use of the borrowed descriptor.
-    let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-    let limit = TimeVal::seconds(ANSWER_SECONDS);
-    setsockopt(&fd, sockopt::ReceiveTimeout, &limit)?;
-    Ok(())
 }
 
 #[cfg(test)]

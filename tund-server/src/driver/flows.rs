@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tund_daemon::telemetry::Redacted;
 use tund_session::wire::frame::{FlowCode, Open, OpenError, Protocol};
-use tund_session::{Delivery, Event, FlowId, Instant, LinkId, SessionId};
+use tund_session::{Delivery, Event, FlowId, Instant, LinkId, Offset, SessionId};
 
 /// Bytes taken from one origin before others get their turn.
 pub(super) const READ_TURN_BYTES: u64 = 512 * 1024;
@@ -382,7 +382,11 @@ impl OriginSlot {
         now: Instant,
     ) {
         let unsent = self.origin.unsent().unwrap_or(0);
-        session.strand(flow, u64::try_from(unsent).unwrap_or(u64::MAX));
+        let unsent = u64::try_from(unsent).unwrap_or(u64::MAX);
+        // What was acknowledged since the last look need not be delivered again.
+        let acknowledged = session.taken(flow).0.saturating_sub(unsent);
+        session.settle_to(flow, Offset(acknowledged), now);
+        session.strand(flow, unsent);
         session.reset(flow, code_of(error), now);
     }
 

@@ -128,11 +128,7 @@ impl Recorder {
             self.under_way.values().map(Progress::encode).collect()
         };
         self.write = Some(tokio::task::spawn_blocking(move || {
-            let result = if is_rewrite {
-                journal.rewrite(&records)
-            } else {
-                journal.append(&records).and_then(|()| journal.sync())
-            };
+            let result = journal.write(&records, is_rewrite);
             (journal, result)
         }));
         true

@@ -130,11 +130,7 @@ impl State {
             records = registry.tombstones(now).map(encode).collect();
         }
         self.writes.spawn_blocking(move || {
-            let result = if is_rewrite {
-                journal.rewrite(&records)
-            } else {
-                journal.append(&records).and_then(|()| journal.sync())
-            };
+            let result = journal.write(&records, is_rewrite);
             (journal, result)
         });
         true

@@ -22,6 +22,16 @@ pub trait Command: Debug + Serialize + DeserializeOwned + Send + 'static {
     fn access(&self) -> Access;
 }
 
+/// Stored files that a command is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpoolFiles {
+    /// Every one.
+    All,
+    /// The one of this id.
+    One(u64),
+}
+
 /// What `tund-client` is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
@@ -46,13 +56,13 @@ pub enum ClientCommand {
     },
     /// Drop a stored file, or all. Answer: how many.
     SpoolDrop {
-        /// Which; none: all.
-        file: Option<u64>,
+        /// Which.
+        files: SpoolFiles,
     },
     /// Try to deliver a stored file now, or all. Answer: how many.
     SpoolRetry {
-        /// Which; none: all.
-        file: Option<u64>,
+        /// Which.
+        files: SpoolFiles,
     },
     /// Totals. Answer: the client's status.
     Status,

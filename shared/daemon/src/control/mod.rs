@@ -15,6 +15,7 @@ use std::time::Duration;
 pub use ask::{AskError, ask};
 pub use command::{
     ClientCommand, Command, FLOW_ROWS_MAX, SESSION_ROWS_MAX, SPOOL_ROWS_MAX, ServerCommand,
+    SpoolFiles,
 };
 pub use peer::{Access, Caller};
 pub use report::{

@@ -145,6 +145,19 @@ impl Journal {
         Ok(())
     }
 
+    /// Appends records durably, or with `is_rewrite` replaces all by these.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::append`] and [`Self::sync`], or of [`Self::rewrite`].
+    pub fn write(&mut self, records: &[Vec<u8>], is_rewrite: bool) -> io::Result<()> {
+        if is_rewrite {
+            return self.rewrite(records);
+        }
+        self.append(records)?;
+        self.sync()
+    }
+
     /// So few of the records count, or the file has grown by so much, that it is worth rewriting:
     /// it never holds more than twice what counted at its last rewriting, and some slack.
     pub fn is_bloated(&self, alive: usize) -> bool {

@@ -212,7 +212,10 @@ impl Session {
             });
             return;
         }
-        self.lost += self.flows.get(&id).map_or(0, Flow::at_stake);
+        if let Some(flow) = self.flows.get_mut(&id) {
+            self.lost += flow.at_stake();
+            flow.abandon_sending();
+        }
         self.abort_socket(id, FlowCode::Expired);
     }
 

@@ -229,9 +229,9 @@ impl Session {
         };
         if flow.stage == Stage::Opening && self.lane.unsay_open(id) {
             // The peer never heard of it.
+            self.lost += flow.at_stake();
             flow.abandon_sending();
             let lost = flow.lost;
-            self.lost += lost;
             self.forget(id, now);
             self.events.push_back(Event::FlowForgotten {
                 flow: id,

@@ -231,8 +231,12 @@ impl Client {
         let connection = known.connection;
         self.netstack.set_intake(connection, session.intake(flow));
         if known.is_open {
-            // Accepted before: what the application has sent meanwhile goes on.
+            // Accepted before: what the application has sent meanwhile goes on, and its FIN, which
+            // is told only once where nothing stands before it.
             self.pump_up(flow, now);
+            if self.netstack.readable(connection) == 0 && self.netstack.has_finished(connection) {
+                self.on_finished(flow, now);
+            }
             self.pump_down(flow, now);
             return;
         }

@@ -3,7 +3,7 @@
 use super::Client;
 use crate::flow_table::ClientFlow;
 use crate::netstack::ConnectionId;
-use crate::spool::{FileId, FileRow, Found};
+use crate::spool::{FileId, FileRow, Found, RecordRead};
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, VecDeque};
@@ -94,10 +94,13 @@ impl Client {
         self.spool.load(found, now);
     }
 
-    /// The answer to [`SpoolOrder::Read`](crate::spool::SpoolOrder::Read): the record as it goes
-    /// out on the wire; none if it is damaged.
-    pub fn handle_record(&mut self, file: FileId, record: u32, bytes: Option<Bytes>, now: Instant) {
-        self.spool.handle_record((file, record), bytes);
+    /// The answer to [`SpoolOrder::Read`](crate::spool::SpoolOrder::Read).
+    pub fn handle_record(&mut self, file: FileId, record: u32, read: RecordRead, now: Instant) {
+        self.spool.handle_record((file, record), read);
+        let failed = self.spool.fail_unread(now);
+        if let (Some(flow), Some(session)) = (failed, &mut self.session) {
+            session.abort(flow, FlowCode::Cancelled, now);
+        }
         if let (Some(flow), Some(session)) = (self.spool.flow_of(file), &mut self.session) {
             self.spool.pump(flow, session, now);
         }
@@ -173,6 +176,22 @@ impl Client {
         is_any
     }
 
+    /// When a delivery has failed that does not move.
+    pub(super) fn delivery_stalls_at(&self) -> Option<Instant> {
+        let is_attached = self.session.as_ref().is_some_and(Session::is_attached);
+        self.spool.stalls_at().filter(|_| is_attached)
+    }
+
+    /// Gives up deliveries that do not move: an origin that takes nothing, or a server that cannot
+    /// record what it took, holds nobody back for ever.
+    pub(super) fn fail_stalled(&mut self, now: Instant) {
+        while let Some(session) = self.session.as_mut().filter(|s| s.is_attached())
+            && let Some(flow) = self.spool.fail_stalled(now)
+        {
+            session.abort(flow, FlowCode::Cancelled, now);
+        }
+    }
+
     /// New connections to this destination wait: older bytes for it come first.
     pub(super) fn is_draining(&self, destination: SocketAddr) -> bool {
         self.spool.is_draining(destination) && !self.is_undeliverable
@@ -218,7 +237,7 @@ impl Client {
             return Some(event);
         };
         if let Event::FlowReleased { released, .. } = event {
-            self.spool.on_released(flow, released.0);
+            self.spool.on_released(flow, released.0, now);
         } else if let Event::FlowRefused { error, .. } = event {
             self.spool.on_refused(flow, error, now);
         } else if let Event::FlowAborted { code, .. } = event {

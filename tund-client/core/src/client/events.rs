@@ -43,7 +43,7 @@ impl Client {
             Event::FlowAccepted { flow } => {
                 // An origin that answers will take what is stored for it, too.
                 if let Some(known) = self.table.get(flow) {
-                    self.spool.wake(known.destination);
+                    self.spool.on_answered(known.destination);
                 }
                 self.note_given(flow);
                 self.accept(flow, now);
@@ -142,6 +142,7 @@ impl Client {
     }
 
     fn end_outage(&mut self, by: Option<Attempt>, now: Instant) {
+        self.spool.resume(now);
         if let Some(from) = self.outage_from.take() {
             self.outages.count += 1;
             self.outages.last_gap = Some(now.saturating_duration_since(from));

@@ -205,6 +205,7 @@ impl Client {
         }
         self.dialer.handle_timeout(now, &mut self.orders);
         self.spool.handle_timeout(now);
+        self.fail_stalled(now);
         self.expire_behind(now);
         self.takes.handle_timeout(now);
         self.linger(now);
@@ -249,6 +250,7 @@ impl Client {
             self.lingers_until(),
             self.asking.poll_timeout(),
             self.spool.poll_timeout(),
+            self.delivery_stalls_at(),
             self.behind.poll_timeout(),
             self.takes.poll_timeout(),
             self.outlook.poll_timeout(),

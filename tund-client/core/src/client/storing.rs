@@ -193,6 +193,14 @@ impl Client {
         self.store_more(connection, now);
     }
 
+    /// The daemon can wait no longer for the disk: what is not on it is lost.
+    pub fn give_up_storing(&mut self) {
+        let left: Vec<_> = self.storing.left.keys().copied().collect();
+        for connection in left {
+            self.end_storing(connection, Some(NotStored::Failed));
+        }
+    }
+
     fn end_storing(&mut self, connection: ConnectionId, why: Option<NotStored>) {
         let Some(left) = self.storing.left.remove(&connection) else {
             return;

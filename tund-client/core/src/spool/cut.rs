@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use tund_session::wire::frame::Framing;
 use tund_session::{Framer, Offset};
 
-/// Bytes of messages in one record, unless a single message is longer (PROTOCOL.md §5.7).
+/// Bytes of messages in one record, unless a single message is longer (PROTOCOL.md §5.8).
 const RECORD_BYTES: usize = 16 * 1024;
 /// How much is looked at at once while the end of a longer message is looked for.
 const STEP_BYTES: usize = 512;

@@ -1,7 +1,7 @@
 //! One file on its way: records out of it into a flow, and what becomes of it.
 
-use super::lane::Outcome;
-use super::{Dead, FileId, FileState, Spool, SpoolOrder};
+use super::lane::{Outcome, STALLED_AFTER};
+use super::{Dead, FileId, FileState, RecordRead, Spool, SpoolOrder};
 use crate::policy::Policies;
 use bytes::Bytes;
 use std::net::SocketAddr;
@@ -28,10 +28,14 @@ pub(super) struct Delivery {
     records: u32,
     is_reading: bool,
     is_damaged: bool,
+    /// The disk does not give a record away.
+    has_failed: bool,
     is_finished: bool,
     /// What was read and the session has not taken.
     pending: Bytes,
     written: u64,
+    /// When it began, or something of it was released; in an outage the clock stands still.
+    moved_at: Instant,
     /// What became of it, while its flow still ends.
     outcome: Option<Outcome>,
 }
@@ -66,9 +70,11 @@ impl Spool {
                 records: head.records,
                 is_reading: false,
                 is_damaged: false,
+                has_failed: false,
                 is_finished: false,
                 pending: Bytes::new(),
                 written: 0,
+                moved_at: now,
                 outcome: None,
             };
             self.deliveries.insert(flow, delivery);
@@ -109,23 +115,24 @@ impl Spool {
         }
     }
 
-    /// The driver has read a record; none: it is damaged, and so is what follows.
-    pub(crate) fn handle_record(&mut self, (file, record): (FileId, u32), bytes: Option<Bytes>) {
+    /// The driver has read a record, or could not.
+    pub(crate) fn handle_record(&mut self, (file, record): (FileId, u32), read: RecordRead) {
         let mut reading = self.deliveries.values_mut();
         let Some(delivery) = reading.find(|d| d.file == file && d.is_reading && d.next == record)
         else {
             return;
         };
         delivery.is_reading = false;
-        match bytes {
-            Some(bytes) => {
+        match read {
+            RecordRead::Whole(bytes) => {
                 delivery.pending = bytes;
                 delivery.next += 1;
             }
-            None => {
+            RecordRead::Damaged => {
                 delivery.is_damaged = true;
                 delivery.records = delivery.next;
             }
+            RecordRead::Failed => delivery.has_failed = true,
         }
     }
 
@@ -136,10 +143,11 @@ impl Spool {
     }
 
     /// More of a delivery is recorded at the server: with the last of it, the file goes.
-    pub(crate) fn on_released(&mut self, flow: FlowId, released: u64) {
+    pub(crate) fn on_released(&mut self, flow: FlowId, released: u64, now: Instant) {
         let Some(delivery) = self.deliveries.get_mut(&flow) else {
             return;
         };
+        delivery.moved_at = now;
         if delivery.is_finished && delivery.outcome.is_none() && released >= delivery.written {
             delivery.outcome = Some(Outcome::Done);
             let (file, is_damaged) = (delivery.file, delivery.is_damaged);
@@ -195,6 +203,37 @@ impl Spool {
     /// The flow has ended at both ends: if the file is not done with, the origin did not take it.
     pub(crate) fn on_forgotten(&mut self, flow: FlowId, now: Instant) {
         self.end_delivery(flow, Outcome::Failed, now);
+    }
+
+    /// There is a link again.
+    pub(crate) fn resume(&mut self, now: Instant) {
+        for delivery in self.deliveries.values_mut() {
+            delivery.moved_at = now;
+        }
+    }
+
+    /// While there is a link: when a delivery has failed that does not move.
+    pub(crate) fn stalls_at(&self) -> Option<Instant> {
+        let moved = self.deliveries.values().map(|delivery| delivery.moved_at);
+        moved.min().map(|at| at + STALLED_AFTER)
+    }
+
+    /// A delivery whose file cannot be read at present has failed, and its flow is to be aborted.
+    pub(crate) fn fail_unread(&mut self, now: Instant) -> Option<FlowId> {
+        let mut all = self.deliveries.iter();
+        let flow = *all.find(|(_, delivery)| delivery.has_failed)?.0;
+        self.end_delivery(flow, Outcome::Failed, now);
+        Some(flow)
+    }
+
+    /// While there is a link: a delivery that has not moved for too long has failed, and its flow is
+    /// to be aborted.
+    pub(crate) fn fail_stalled(&mut self, now: Instant) -> Option<FlowId> {
+        let mut all = self.deliveries.iter();
+        let (flow, _) = all.find(|(_, delivery)| delivery.moved_at + STALLED_AFTER <= now)?;
+        let flow = *flow;
+        self.end_delivery(flow, Outcome::Stalled, now);
+        Some(flow)
     }
 
     fn end_delivery(&mut self, flow: FlowId, outcome: Outcome, now: Instant) {

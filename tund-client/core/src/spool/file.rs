@@ -1,10 +1,11 @@
 //! The bytes of a stored file: a head that says what it is, then sealed records.
 //!
 //! All numbers are big-endian. A file is written whole before it gets its name; what is damaged
-//! after that shows by the checksums, and by the length in the head.
+//! after that shows by the checksums.
 
 use super::cut::Record;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 use tund_session::wire::frame::Framing;
 use tund_session::{FlowId, Offset, SessionId};
 
@@ -12,7 +13,9 @@ use tund_session::{FlowId, Offset, SessionId};
 const MAGIC: &[u8; 12] = b"tund spool 1";
 /// Bytes of the head, its checksum included.
 pub const HEAD_BYTES: usize = 108;
-/// Bytes before the sealed ones of a record, the same as on the wire (PROTOCOL.md §5.7).
+/// The first second of 2020: no file is older, a machine without a clock begins in 1970.
+const CALENDAR_FROM: u64 = 1_577_836_800;
+/// Bytes before the sealed ones of a record, the same as on the wire (PROTOCOL.md §5.8).
 pub const RECORD_HEAD_BYTES: usize = 21;
 /// Bytes of a checksum: CRC-32 of all before it.
 pub const CHECKSUM_BYTES: usize = 4;
@@ -76,6 +79,14 @@ pub fn file_bytes(records: &[Record]) -> u64 {
 }
 
 impl Head {
+    /// How long the file is still worth delivering, `now` being seconds since 1970. A calendar that
+    /// was wrong when the file was written, or is now, says nothing: its time begins anew.
+    pub fn keep_for(&self, now: u64) -> Duration {
+        let is_known = (CALENDAR_FROM..=now).contains(&self.stored_at);
+        let from = if is_known { now } else { self.stored_at };
+        Duration::from_secs(self.keep_until.saturating_sub(from))
+    }
+
     /// As it stands at the beginning of the file.
     pub fn encode(&self) -> Vec<u8> {
         let (family, address) = match self.destination.ip() {
@@ -204,6 +215,26 @@ mod tests {
             fin: true,
             bytes: Bytes::from_static(b"hello\nworld\n"),
         }
+    }
+
+    #[test]
+    fn a_calendar_that_was_wrong_begins_the_time_anew() {
+        const TODAY: u64 = 1_795_000_000;
+        let kept = |stored_at: u64, now: u64| {
+            let keep_until = stored_at + 3600;
+            Head {
+                stored_at,
+                keep_until,
+                ..head()
+            }
+            .keep_for(now)
+            .as_secs()
+        };
+
+        assert_eq!(kept(TODAY - 600, TODAY), 3000);
+        assert_eq!(kept(TODAY - 7200, TODAY), 0);
+        assert_eq!(kept(70, TODAY), 3600, "stored in 1970");
+        assert_eq!(kept(TODAY, 70), 3600, "looked at in 1970");
     }
 
     #[test]

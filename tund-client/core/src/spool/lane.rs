@@ -11,6 +11,10 @@ const PAUSE_FIRST: Duration = Duration::from_secs(5 * 60);
 /// The longest pause.
 const PAUSE_LONGEST: Duration = Duration::from_secs(60 * 60);
 
+/// What there is no room for, or does not move, for so long has failed: new connections to its
+/// destination wait no longer. Chosen: the longest message passes at 28 kbit/s.
+pub(super) const STALLED_AFTER: Duration = PAUSE_FIRST;
+
 /// What waits for one destination.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -19,6 +23,10 @@ pub(super) struct Lane {
     turn: Turn,
     /// The last pause; zero behind a success.
     pause: Duration,
+    /// Since when there has been no room for it.
+    postponed_since: Option<Instant>,
+    /// It failed because nothing of it moved: that the origin answers others proves nothing.
+    has_stalled: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +35,20 @@ enum Turn {
     Busy,
     /// It is in the queue of those that may begin.
     Ready,
+    /// There was no room for it; it is tried again then.
+    Postponed(Instant),
     /// It failed, and is tried again then.
     Resting(Instant),
+}
+
+impl Turn {
+    /// When a lane goes on that may not begin yet.
+    const fn paused_until(self) -> Option<Instant> {
+        match self {
+            Self::Busy | Self::Ready => None,
+            Self::Postponed(at) | Self::Resting(at) => Some(at),
+        }
+    }
 }
 
 impl Spool {
@@ -45,6 +65,8 @@ impl Spool {
                 files: BTreeSet::new(),
                 turn: Turn::Ready,
                 pause: Duration::ZERO,
+                postponed_since: None,
+                has_stalled: false,
             }
         });
         lane.files.insert(id);
@@ -66,12 +88,10 @@ impl Spool {
 
     fn end_lane(&mut self, destination: SocketAddr) {
         if let Some(lane) = self.lanes.remove(&destination) {
-            match lane.turn {
-                Turn::Busy => {}
-                Turn::Ready => self.ready.retain(|other| *other != destination),
-                Turn::Resting(at) => {
-                    self.resting.remove(&(at, destination));
-                }
+            if lane.turn == Turn::Ready {
+                self.ready.retain(|other| *other != destination);
+            } else if let Some(at) = lane.turn.paused_until() {
+                self.paused.remove(&(at, destination));
             }
         }
     }
@@ -100,14 +120,19 @@ impl Spool {
         if lane.turn != Turn::Busy {
             return;
         }
+        let since = lane.postponed_since.take();
+        lane.has_stalled = outcome == Outcome::Stalled;
         match outcome {
             Outcome::Done => {
                 lane.pause = Duration::ZERO;
                 lane.turn = Turn::Ready;
             }
             Outcome::Interrupted => lane.turn = Turn::Ready,
-            Outcome::Postponed(pause) => lane.turn = Turn::Resting(now + pause),
-            Outcome::Failed => {
+            Outcome::Postponed(pause) if since.is_none_or(|at| now < at + STALLED_AFTER) => {
+                lane.postponed_since = since.or(Some(now));
+                lane.turn = Turn::Postponed(now + pause);
+            }
+            Outcome::Postponed(_) | Outcome::Failed | Outcome::Stalled => {
                 lane.pause = (lane.pause * 2).clamp(PAUSE_FIRST, PAUSE_LONGEST);
                 lane.turn = Turn::Resting(now + lane.pause);
             }
@@ -117,31 +142,40 @@ impl Spool {
             self.end_lane(destination);
             return;
         }
-        match lane.turn {
-            Turn::Busy => {}
-            Turn::Ready => self.ready.push_back(destination),
-            Turn::Resting(at) => {
-                self.resting.insert((at, destination));
-            }
+        if let Some(at) = lane.turn.paused_until() {
+            self.paused.insert((at, destination));
+        } else {
+            self.ready.push_back(destination);
         }
     }
 
     /// Lanes whose pause is over may begin.
     pub(super) fn wake_lanes(&mut self, now: Instant) {
-        while let Some((at, destination)) = self.resting.first().copied()
+        while let Some((at, destination)) = self.paused.first().copied()
             && at <= now
         {
             self.wake(destination);
         }
     }
 
-    /// A lane that rests may begin at once: a person wants it, or the origin has answered others.
-    pub(crate) fn wake(&mut self, destination: SocketAddr) {
+    /// The origin has answered others: a lane that pauses may begin at once.
+    pub(crate) fn on_answered(&mut self, destination: SocketAddr) {
+        if self
+            .lanes
+            .get(&destination)
+            .is_some_and(|lane| !lane.has_stalled)
+        {
+            self.wake(destination);
+        }
+    }
+
+    /// A lane that pauses may begin at once.
+    pub(super) fn wake(&mut self, destination: SocketAddr) {
         if let Some(lane) = self.lanes.get_mut(&destination)
-            && let Turn::Resting(at) = lane.turn
+            && let Some(at) = lane.turn.paused_until()
         {
             lane.turn = Turn::Ready;
-            self.resting.remove(&(at, destination));
+            self.paused.remove(&(at, destination));
             self.ready.push_back(destination);
         }
     }
@@ -150,14 +184,14 @@ impl Spool {
     pub(super) fn rests_until(&self, destination: SocketAddr) -> Option<Instant> {
         match self.lanes.get(&destination)?.turn {
             Turn::Resting(at) => Some(at),
-            Turn::Busy | Turn::Ready => None,
+            Turn::Busy | Turn::Postponed(_) | Turn::Ready => None,
         }
     }
 
-    /// Something for this destination is being delivered, or would be.
+    /// Something for this destination is being delivered, or would be: it has not failed.
     pub(crate) fn is_draining(&self, destination: SocketAddr) -> bool {
         let turn = self.lanes.get(&destination).map(|lane| lane.turn);
-        matches!(turn, Some(Turn::Busy | Turn::Ready))
+        turn.is_some_and(|turn| !matches!(turn, Turn::Resting(_)))
     }
 
     /// Something is being delivered, or would be.
@@ -197,4 +231,6 @@ pub(super) enum Outcome {
     Interrupted,
     /// There is no room in the session for so long.
     Postponed(Duration),
+    /// Nothing of it moved.
+    Stalled,
 }

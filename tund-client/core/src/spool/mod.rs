@@ -10,6 +10,7 @@ pub(crate) use cut::{Opaque, Run};
 pub use file::Head;
 pub(crate) use file::file_bytes;
 
+use bytes::Bytes;
 use deliver::Delivery;
 use lane::Lane;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,7 +21,9 @@ use tund_session::{FlowId, Instant};
 
 /// Files at once, whatever their size. Chosen: each is looked at when the daemon starts.
 const FILES_MAX: usize = 10_000;
-/// The part of the spool that one user may have.
+/// Files of one user at once: the same part as of the bytes.
+const FILES_EACH: usize = FILES_MAX / 4;
+/// The part of the spool's bytes that one user may have.
 const SHARES: u64 = 4;
 /// How long a file is kept that a person wants to be tried again though its time is over.
 const TRIED_AGAIN: Duration = Duration::from_secs(24 * 3600);
@@ -110,6 +113,17 @@ pub enum SpoolOrder {
     },
 }
 
+/// What became of the reading of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordRead {
+    /// As it goes out on the wire.
+    Whole(Bytes),
+    /// It is damaged, and so is what follows.
+    Damaged,
+    /// The disk did not give it away this time.
+    Failed,
+}
+
 /// A file that was found when the daemon started.
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
@@ -150,11 +164,12 @@ pub(crate) struct Spool {
     files: BTreeMap<FileId, File>,
     next: FileId,
     used: u64,
-    used_by: BTreeMap<u32, u64>,
+    /// Bytes and files of each user.
+    used_by: BTreeMap<u32, (u64, usize)>,
     /// Of each destination with files that wait.
     lanes: BTreeMap<SocketAddr, Lane>,
-    /// Lanes that failed, by the time of their next attempt.
-    resting: BTreeSet<(Instant, SocketAddr)>,
+    /// Lanes that failed or found no room, by the time of their next attempt.
+    paused: BTreeSet<(Instant, SocketAddr)>,
     /// Lanes with something to deliver at once, in the order of their turns.
     ready: VecDeque<SocketAddr>,
     deliveries: BTreeMap<FlowId, Delivery>,
@@ -173,7 +188,7 @@ impl Spool {
             used: 0,
             used_by: BTreeMap::new(),
             lanes: BTreeMap::new(),
-            resting: BTreeSet::new(),
+            paused: BTreeSet::new(),
             ready: VecDeque::new(),
             deliveries: BTreeMap::new(),
             next_expiry: None,
@@ -199,7 +214,9 @@ impl Spool {
 
     fn insert(&mut self, id: FileId, head: Head, state: FileState, expires_at: Instant) {
         self.used += head.file_bytes;
-        *self.used_by.entry(head.user).or_default() += head.file_bytes;
+        let (bytes, files) = self.used_by.entry(head.user).or_default();
+        *bytes += head.file_bytes;
+        *files += 1;
         self.files.insert(
             id,
             File {
@@ -222,9 +239,10 @@ impl Spool {
             return;
         };
         self.used -= file.head.file_bytes;
-        if let Some(used) = self.used_by.get_mut(&file.head.user) {
-            *used -= file.head.file_bytes;
-            if *used == 0 {
+        if let Some((bytes, files)) = self.used_by.get_mut(&file.head.user) {
+            *bytes -= file.head.file_bytes;
+            *files -= 1;
+            if *files == 0 {
                 self.used_by.remove(&file.head.user);
             }
         }
@@ -232,8 +250,9 @@ impl Spool {
 
     /// Whether this user may have a file of so many bytes more.
     fn has_room(&self, user: u32, bytes: u64) -> bool {
-        let used = self.used_by.get(&user).copied().unwrap_or(0);
+        let (used, files) = self.used_by.get(&user).copied().unwrap_or((0, 0));
         self.files.len() < FILES_MAX
+            && files < FILES_EACH
             && self.used.saturating_add(bytes) <= self.max_bytes
             && used.saturating_add(bytes) <= self.max_bytes / SHARES
     }
@@ -296,7 +315,7 @@ impl Spool {
 
     /// The next deadline: an attempt, or the end of a file's time.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let attempt = self.resting.first().map(|(at, _)| *at);
+        let attempt = self.paused.first().map(|(at, _)| *at);
         [attempt, self.next_expiry].into_iter().flatten().min()
     }
 

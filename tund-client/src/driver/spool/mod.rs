@@ -7,18 +7,16 @@ use super::Daemon;
 use crate::config::Config;
 use crate::sys::user::owner;
 use anyhow::Context as _;
-use bytes::Bytes;
 use disk::{Disk, Listing, reason};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::task::JoinSet;
 use tund_client_core::netstack::ConnectionId;
 use tund_client_core::spool::file::{encode_record, flags, framing_code};
-use tund_client_core::spool::{Found, Head, Record};
+use tund_client_core::spool::{Found, Head, Record, RecordRead};
 use tund_client_core::{FileId, SpoolOrder};
 use tund_daemon::clock;
 use tund_daemon::identity::PublicKey;
@@ -31,8 +29,8 @@ use tund_session::Instant;
 pub(super) enum Done {
     /// A file was written, or why it was not.
     Stored(FileId, Result<(), String>),
-    /// A record was read; none if it is damaged.
-    Record(FileId, u32, Option<Bytes>),
+    /// A record was read, or not.
+    Record(FileId, u32, RecordRead),
     /// A name was changed or removed.
     Named,
 }
@@ -55,23 +53,32 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Takes the directory over, and tells what it holds. Without a policy that stores, and
-    /// without a directory, there is nothing to take over.
+    /// Takes the directory over, and tells what it holds. Without a policy that stores, it need not
+    /// be there, nor be ours: another daemon may have it.
     pub(super) fn open(config: &Config) -> anyhow::Result<(Self, Vec<Found>)> {
         let directory = config.spool.directory.clone();
         let stores = config.policies.iter().any(|policy| policy.store.is_some());
-        let (disk, listing, lock) = if stores || directory.exists() {
-            let opened = Disk::open(&directory).with_context(|| {
+        let is_there = stores || directory.exists();
+        let opened = match is_there.then(|| Disk::open(&directory)).transpose() {
+            Err(error) if !stores => {
+                tracing::warn!(
+                    directory = %directory.display(),
+                    %error,
+                    "what may be stored there is not delivered by this daemon"
+                );
+                None
+            }
+            opened => opened.with_context(|| {
                 format!(
                     "cannot use {} for what a [[policy]] stores; make it a directory of this \
                      user, or name another one as [spool] directory",
                     directory.display()
                 )
-            })?;
-            (Some(opened.0), Some(opened.1), Some(opened.2))
-        } else {
-            (None, None, None)
+            })?,
         };
+        let (disk, listing, lock) = opened.map_or((None, None, None), |(disk, listing, lock)| {
+            (Some(disk), Some(listing), Some(lock))
+        });
         let server_key = config.server_keys.first().copied();
         let files = Self {
             directory,
@@ -103,7 +110,7 @@ impl Files {
             file,
             head,
             dead,
-            keep_for: Duration::from_secs(head.keep_until.saturating_sub(now)),
+            keep_for: head.keep_for(now),
         });
         let found: Vec<_> = found.collect();
         if !found.is_empty() {
@@ -131,6 +138,11 @@ impl Files {
         }
         self.orders.push_back(order);
         self.work();
+    }
+
+    /// Nothing is being written or read, nor waits to be.
+    pub(super) fn is_idle(&self) -> bool {
+        self.working.is_empty()
     }
 
     fn work(&mut self) {
@@ -206,8 +218,8 @@ impl Daemon {
                 }
                 self.client.handle_stored(file, result.is_ok(), now);
             }
-            Done::Record(file, record, bytes) => {
-                self.client.handle_record(file, record, bytes, now);
+            Done::Record(file, record, read) => {
+                self.client.handle_record(file, record, read, now);
             }
             Done::Named => {}
         }
@@ -232,10 +244,14 @@ fn carry_out(disk: &mut Disk, keys: (PublicKey, PublicKey), order: SpoolOrder) -
             Done::Stored(file, written.map_err(|error| error.to_string()))
         }
         SpoolOrder::Read { file, record } => {
-            let read = disk.record(file, record).unwrap_or_else(|error| {
-                tracing::error!(%file, %error, "a stored file cannot be read");
-                None
-            });
+            let read = match disk.record(file, record) {
+                Ok(Some(bytes)) => RecordRead::Whole(bytes),
+                Ok(None) => RecordRead::Damaged,
+                Err(error) => {
+                    tracing::error!(%file, %error, "a stored file cannot be read; tried again later");
+                    RecordRead::Failed
+                }
+            };
             Done::Record(file, record, read)
         }
         SpoolOrder::Remove { file } => named(file, disk.remove(file)),
@@ -289,6 +305,7 @@ fn store(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
     use tund_client_core::spool::file::SEAL_BYTES;
     use tund_daemon::identity::PrivateKey;
     use tund_daemon::seal::{OVERHEAD_BYTES, Opener};
@@ -337,7 +354,7 @@ mod tests {
             file: FileId(3),
             record: 0,
         };
-        let Done::Record(FileId(3), 0, Some(wire)) =
+        let Done::Record(FileId(3), 0, RecordRead::Whole(wire)) =
             carry_out(&mut disk, (client, server.public()), read)
         else {
             panic!("no record");

@@ -5,7 +5,7 @@ use crate::driver::Daemon;
 use tund_client_core::FileId;
 use tund_client_core::spool::{FileRow, FileState};
 use tund_daemon::clock;
-use tund_daemon::control::{Page, SPOOL_ROWS_MAX, SpoolCounts, SpoolRow};
+use tund_daemon::control::{Page, SPOOL_ROWS_MAX, SpoolCounts, SpoolFiles, SpoolRow};
 use tund_session::Instant;
 use tund_session::wire::frame::Framing;
 
@@ -39,8 +39,8 @@ impl Daemon {
     }
 
     /// Has a file tried again, or all; returns how many.
-    pub(in crate::driver) fn retry_files(&mut self, file: Option<u64>, now: Instant) -> u64 {
-        let files = self.named_files(file);
+    pub(in crate::driver) fn retry_files(&mut self, files: SpoolFiles, now: Instant) -> u64 {
+        let files = self.named_files(files);
         let tried = files
             .into_iter()
             .filter(|file| self.client.retry_file(*file, now));
@@ -48,16 +48,19 @@ impl Daemon {
     }
 
     /// Drops a file, or all; returns how many.
-    pub(in crate::driver) fn drop_files(&mut self, file: Option<u64>, now: Instant) -> u64 {
-        let files = self.named_files(file);
+    pub(in crate::driver) fn drop_files(&mut self, files: SpoolFiles, now: Instant) -> u64 {
+        let files = self.named_files(files);
         let dropped = files
             .into_iter()
             .filter(|file| self.client.drop_file(*file, now));
         count(dropped)
     }
 
-    fn named_files(&self, file: Option<u64>) -> Vec<FileId> {
-        file.map_or_else(|| self.client.spool_files(), |file| vec![FileId(file)])
+    fn named_files(&self, files: SpoolFiles) -> Vec<FileId> {
+        match files {
+            SpoolFiles::All => self.client.spool_files(),
+            SpoolFiles::One(file) => vec![FileId(file)],
+        }
     }
 }
 

@@ -2,10 +2,11 @@
 
 use super::server::{End, OriginId};
 use super::storing;
-use super::world::{GRACE, SECOND, World, client_config, registry_config};
+use super::world::{GRACE, RULES, SECOND, World, client_config, registry_config};
 use crate::account::{EndedBy, FlowAccount, HowEnded, LostBytes};
 use crate::client::{ClientConfig, ClientEvent};
 use crate::netstack::tests::world::pattern;
+use crate::policy::{DuringOutage, Policies, Policy};
 use smoltcp::iface::SocketHandle;
 use tund_server_core::registry::Registry;
 use tund_session::wire::frame::{CloseCode, DeniedBy, OpenError};
@@ -334,4 +335,32 @@ fn the_end_of_a_session_settles_what_was_still_on_its_way() {
     let lost = LostBytes { up: 900, down: 0 };
     assert_eq!(only(&world), (EndedBy::Application, HowEnded::Reset, lost));
     assert_eq!(world.client.flows().kept(), 0);
+}
+
+#[test]
+fn what_was_accepted_ahead_and_never_asked_for_is_counted_once() {
+    let early = Policy {
+        store: None,
+        ..storing::policy(storing::EARLY, Some(DuringOutage::Accept))
+    };
+    let keeper = Policy {
+        grace: Some(GRACE * 3),
+        store: None,
+        ..storing::policy(80, None)
+    };
+    let config = ClientConfig {
+        policies: Policies::new(RULES, vec![early, keeper]),
+        ..client_config()
+    };
+    let mut world = World::with(config, registry_config(200));
+    world.connect(80);
+    world.fail();
+    world.pass(SECOND * 2);
+    let app = world.connect(storing::EARLY);
+    world.write(app, b"one\n");
+
+    world.pass(GRACE * 4);
+
+    let (_, _, lost) = world.ended().unwrap();
+    assert_eq!(lost, 4);
 }

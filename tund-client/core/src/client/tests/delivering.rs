@@ -1,4 +1,4 @@
-//! What was stored is delivered, in order, and new connections wait behind it.
+//! What was stored is delivered, in order.
 
 use super::storing::{EARLY, LOG, RETAIN, config, outlast, world};
 use super::world::{GRACE, Network, SECOND, World, registry_config};
@@ -181,50 +181,6 @@ fn a_damaged_file_is_delivered_as_far_as_it_goes() {
 }
 
 #[test]
-fn a_new_connection_waits_behind_what_is_stored_for_its_destination() {
-    let mut world = world();
-    let app = world.connect(LOG);
-    world.fail();
-    world.write(app, b"old\n");
-    world.pass(GRACE + SECOND);
-    world.stall_new_origins = true;
-    world.heal();
-    world.pass(SECOND);
-
-    let (next, other) = (world.connect(LOG), world.connect(80));
-    assert_eq!(world.state(next), tcp::State::SynSent);
-    assert_eq!(world.state(other), tcp::State::Established);
-    world.stall_new_origins = false;
-    let half: Vec<_> = world.half_records.keys().copied().collect();
-    world.woken.extend(half);
-    world.run();
-
-    assert_eq!(world.delivered_to(LOG), "old\n");
-    assert_eq!(world.state(next), tcp::State::Established);
-    assert_eq!(world.client.behind.kept(), 0);
-}
-
-#[test]
-fn a_new_connection_does_not_wait_for_a_destination_that_has_failed() {
-    let mut world = world();
-    let app = world.connect(LOG);
-    world.fail();
-    world.write(app, b"old\n");
-    world.pass(GRACE + SECOND);
-    world.answers.insert(LOG, OpenError::TimedOut);
-    world.heal();
-    world.pass(SECOND * 5);
-    world.answers.clear();
-
-    let next = world.connect(LOG);
-
-    assert_eq!(world.state(next), tcp::State::Established);
-    // And it shows that the origin is there again.
-    world.pass(SECOND);
-    assert_eq!(world.delivered_to(LOG), "old\n");
-}
-
-#[test]
 fn with_accept_an_application_connects_and_sends_during_an_outage() {
     let mut world = world();
     world.open();
@@ -276,44 +232,6 @@ fn what_was_accepted_and_is_then_refused_is_stored() {
 
     assert_eq!(world.state(app), tcp::State::Closed);
     assert_eq!(world.disk.texts(), ["one\n"]);
-}
-
-#[test]
-fn what_is_accepted_behind_stored_files_comes_after_them() {
-    let mut world = world();
-    world.network = Network::Silent;
-    let first = world.connect(EARLY);
-    world.write(first, b"one\n");
-    world.pass(GRACE + SECOND);
-
-    let second = world.connect(EARLY);
-    assert_eq!(world.state(second), tcp::State::Established);
-    world.write(second, b"two\n");
-    world.heal();
-    world.pass(SECOND * 15);
-
-    assert_eq!(world.delivered_to(EARLY), "one\n");
-    let origin = world.opened.last().unwrap().0;
-    assert_eq!(world.origins[&origin].received, b"two\n");
-    assert_eq!(world.state(second), tcp::State::Established);
-}
-
-#[test]
-fn what_waits_behind_stored_files_is_stored_itself_after_grace() {
-    let mut world = world();
-    world.network = Network::Silent;
-    for text in [&b"one\n"[..], b"two\n", b"three\n"] {
-        let app = world.connect(EARLY);
-        world.write(app, text);
-        world.pass(GRACE + SECOND);
-        assert_eq!(world.state(app), tcp::State::Closed);
-    }
-
-    assert_eq!(world.disk.texts(), ["one\n", "two\n", "three\n"]);
-    assert_eq!(world.client.behind.kept(), 0);
-    world.heal();
-    world.pass(SECOND * 15);
-    assert_eq!(world.delivered_to(EARLY), "one\ntwo\nthree\n");
 }
 
 #[test]
@@ -392,6 +310,25 @@ fn an_origin_that_resets_is_tried_again_later() {
     assert!(row.retry_at.is_some());
     world.stall_new_origins = false;
     world.pass(SECOND * 301);
+
+    assert_eq!(world.delivered_to(LOG), "one\n");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_at_present_is_tried_again() {
+    let mut world = world();
+    let app = world.connect(LOG);
+    world.fail();
+    world.write(app, b"one\n");
+    world.pass(GRACE + SECOND);
+    world.disk.is_unreadable = true;
+    world.heal();
+    world.pass(SECOND);
+    let row = world.client.spool_rows(None, 9)[0];
+    assert_eq!(row.state, FileState::Waiting);
+    world.disk.is_unreadable = false;
+
+    world.pass(SECOND * 300);
 
     assert_eq!(world.delivered_to(LOG), "one\n");
 }

@@ -1,7 +1,7 @@
 //! The spool of the client's tests: what its driver would have on the disk.
 
 use super::world::World;
-use crate::spool::{Dead, FileId, Head, Record, SpoolOrder};
+use crate::spool::{Dead, FileId, Head, Record, RecordRead, SpoolOrder};
 use std::collections::BTreeMap;
 
 /// The spool's directory.
@@ -16,6 +16,8 @@ pub(super) struct Disk {
     pub(super) under_way: Vec<FileId>,
     /// Records from this one on are damaged.
     pub(super) damaged_from: Option<u32>,
+    /// It gives nothing away.
+    pub(super) is_unreadable: bool,
 }
 
 impl Disk {
@@ -69,8 +71,12 @@ impl World {
                 }
             }
             SpoolOrder::Read { file, record } => {
-                let wire = self.disk.wire(file, record);
-                self.client.handle_record(file, record, wire, now);
+                let read = match self.disk.wire(file, record) {
+                    _ if self.disk.is_unreadable => RecordRead::Failed,
+                    Some(wire) => RecordRead::Whole(wire),
+                    None => RecordRead::Damaged,
+                };
+                self.client.handle_record(file, record, read, now);
             }
             SpoolOrder::Remove { file } => {
                 self.disk.files.remove(&file).expect("it was stored");

@@ -187,6 +187,8 @@ fn of_a_user_who_is_not_known_nothing_is_held() {
     let mut world = world();
     world.user = None;
     lose(&mut world, FEED, &lines(0..10));
+    world.pass(SERVER_EXTRA * 2);
+    assert!(world.registry.offers().is_empty());
     world.heal();
     world.user = Some(USER);
 
@@ -240,6 +242,7 @@ fn who_disconnects_gets_nothing_of_what_was_held() {
     assert_eq!(world.state(other), tcp::State::Closed);
 
     assert!(world.registry.offers().is_empty());
+    assert_eq!(world.client.takes.kept(), 0);
     let (app, origin) = open(&mut world, FEED);
     push(&mut world, origin, "new\n");
     assert_eq!(read(&mut world, app), "new\n");

@@ -1,6 +1,7 @@
 //! The whole client between an application's kernel and a real registry, in virtual time.
 
 mod account;
+mod behind;
 mod budget;
 mod connect;
 mod delivering;

@@ -5,7 +5,7 @@ use crate::account::HowEnded;
 use crate::client::{ClientConfig, ClientEvent, NotStored};
 use crate::netstack::tests::world::ORIGIN_V4;
 use crate::policy::{DuringOutage, Policies, Policy, Store};
-use crate::spool::FileId;
+use crate::spool::{Dead, FileId, Found, Head};
 use smoltcp::socket::tcp;
 use std::time::Duration;
 use tund_session::wire::frame::Framing;
@@ -264,4 +264,49 @@ fn a_restarted_server_has_what_is_left_stored_and_delivered() {
     assert_eq!(world.state(app), tcp::State::Closed);
     assert_eq!(world.delivered_to(LOG), "one\n");
     assert!(world.disk.files.is_empty());
+}
+
+#[test]
+fn the_small_files_of_one_user_leave_room_for_those_of_others() {
+    let mut first = world();
+    let app = first.connect(LOG);
+    first.fail();
+    first.write(app, b"one\n");
+    first.pass(GRACE + SECOND);
+    let (head, _) = first.disk.files[&FileId(1)].clone();
+    let of = |user, name| Found {
+        file: FileId(name),
+        head: Head { user, ..head },
+        dead: Some(Dead::Denied),
+        keep_for: RETAIN,
+    };
+    for (user, texts) in [(USER + 1, &["mine\n"][..]), (USER, &[])] {
+        let mut world = world();
+        let found: Vec<_> = (1..=2_500).map(|name| of(user, name)).collect();
+        world.client.load_spool(&found, world.now);
+        let app = world.connect(LOG);
+        world.fail();
+        world.write(app, b"mine\n");
+
+        world.pass(GRACE + SECOND);
+
+        assert_eq!(world.disk.texts(), texts);
+    }
+}
+
+#[test]
+fn what_the_disk_has_not_taken_by_the_end_of_the_daemon_is_reset_and_counted() {
+    let mut world = world();
+    let app = world.connect(LOG);
+    world.fail();
+    world.write(app, b"one\n");
+    world.disk.is_slow = true;
+    world.pass(GRACE + SECOND);
+    assert_eq!(world.state(app), tcp::State::Established);
+
+    world.client.give_up_storing();
+    world.run();
+
+    assert_eq!(world.state(app), tcp::State::Closed);
+    assert_eq!(stored(&world), [(0, 4, Some(NotStored::Failed))]);
 }
