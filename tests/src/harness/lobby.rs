@@ -49,7 +49,7 @@ pub(super) struct Lobby {
 
 /// Whose a flow of the world is.
 const fn user(unit: usize) -> u32 {
-    if unit % 3 == 0 { 1001 } else { 1000 }
+    if unit.is_multiple_of(3) { 1001 } else { 1000 }
 }
 
 impl World {
