@@ -258,10 +258,7 @@ fn the_old_link_carries_until_the_new_one_has_answered() {
     let mut world = World::calm(Knobs::ROOMY);
     world.connect();
     let new = world.dial().unwrap();
-    world.transmit(new, CLIENT, 60_000);
-    world.deliver(new, CLIENT, usize::MAX);
-    world.transmit(new, SERVER, 60_000);
-    world.deliver(new, SERVER, usize::MAX);
+    round_trip(&mut world, new);
     world.silence(new);
 
     assert_passes_at_once(&mut world);

@@ -306,6 +306,7 @@ fn store(
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use std::time::Duration;
     use tund_client_core::spool::file::SEAL_BYTES;
     use tund_daemon::identity::PrivateKey;
     use tund_daemon::seal::{OVERHEAD_BYTES, Opener};
