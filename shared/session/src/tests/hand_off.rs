@@ -141,6 +141,12 @@ fn what_the_user_ends_leaves_nothing() {
     let flow = opened(&mut pair, &[]);
     say(&mut pair, flow, "one\n");
 
+    let other = opened(&mut pair, &[]);
+    say(&mut pair, other, "one\n");
+    pair.ends[CLIENT].abort(other, FlowCode::Asked, pair.now);
+    pair.run();
+    assert_eq!(held(&pair, other), None);
+
     pair.ends[CLIENT].close(CloseCode::Asked, pair.now);
     pair.run();
 
@@ -354,6 +360,26 @@ fn a_flow_is_refused_while_the_server_has_no_room_for_a_message() {
     assert_eq!(counts, [20 - refused; 2]);
 }
 
+/// What the ring of such a flow takes is not released at once.
+fn releases_what_drains(client: &mut Session, flow: FlowId) -> bool {
+    let (now, limit) = (Instant::from_nanos(1_000_000_000), Offset(100));
+    let grace = Duration::from_secs(60);
+    let message = wire::frame::Control::OpenOk { flow, limit, grace };
+    let data = wire::frame::Data {
+        flow,
+        offset: Offset(0),
+        fin: false,
+        payload: Bytes::from_static(b"one\n"),
+    };
+    for frame in [Frame::Control { number: 1, message }, Frame::Data(data)] {
+        let mut bytes = Vec::new();
+        wire::codec::encode(&frame, &mut bytes);
+        client.handle_bytes(LinkId(1), bytes.into(), now);
+    }
+    client.release(flow, 4, now);
+    client.awaits_release(flow)
+}
+
 /// What WELCOME says to a client that has a flow waiting, and whether its OPEN wants anything held.
 fn wanted_after_welcome(capabilities: u64, buffer_bytes: u64) -> bool {
     let now = Instant::from_nanos(1_000_000_000);
@@ -387,7 +413,9 @@ fn wanted_after_welcome(capabilities: u64, buffer_bytes: u64) -> bool {
             ..
         } = frame
         {
-            return open.hand_off.is_some();
+            let is_wanted = open.hand_off.is_some();
+            assert_eq!(releases_what_drains(&mut client, open.flow), is_wanted);
+            return is_wanted;
         }
     }
     panic!("no OPEN");
