@@ -132,6 +132,11 @@ fn an_origin_that_refuses_is_tried_again_in_five_minutes_or_when_a_person_wants_
     });
     let row = &scene.stored()[0];
     assert_eq!(row["state"], "waiting");
+    let [age, keep] = ["age_s", "keep_s"].map(|what| row[what].as_u64().expect("a number"));
+    assert!(
+        age < 60 && (72 * 3600 - 60..=72 * 3600).contains(&keep),
+        "{row}"
+    );
     let pause = row["retry_ms"].as_u64().expect("a number");
     assert!((270_000..=300_000).contains(&pause), "{pause}");
     let listener = scene.lab.origin.listen(AWAY);

@@ -107,8 +107,8 @@ impl Client {
     }
 
     /// Stored files in the order of their names.
-    pub fn spool_rows(&self, after: Option<FileId>, most: usize) -> Vec<FileRow> {
-        self.spool.rows(after, most)
+    pub fn spool_rows(&self, after: Option<FileId>, most: usize, now: Instant) -> Vec<FileRow> {
+        self.spool.rows(after, most, now)
     }
 
     /// Names of all files that can be tried again or dropped.

@@ -79,12 +79,17 @@ pub fn file_bytes(records: &[Record]) -> u64 {
 }
 
 impl Head {
-    /// How long the file is still worth delivering, `now` being seconds since 1970. A calendar that
-    /// was wrong when the file was written, or is now, says nothing: its time begins anew.
-    pub fn keep_for(&self, now: u64) -> Duration {
+    /// How long ago the file was written, `now` being seconds since 1970. A calendar that was wrong
+    /// then, or is now, says nothing: its time begins anew.
+    pub fn age(&self, now: u64) -> Duration {
         let is_known = (CALENDAR_FROM..=now).contains(&self.stored_at);
-        let from = if is_known { now } else { self.stored_at };
-        Duration::from_secs(self.keep_until.saturating_sub(from))
+        Duration::from_secs(if is_known { now - self.stored_at } else { 0 })
+    }
+
+    /// How long the file is still worth delivering, likewise.
+    pub fn keep_for(&self, now: u64) -> Duration {
+        let retain = Duration::from_secs(self.keep_until.saturating_sub(self.stored_at));
+        retain.saturating_sub(self.age(now))
     }
 
     /// As it stands at the beginning of the file.

@@ -133,6 +133,8 @@ pub struct Found {
     pub head: Head,
     /// It was buried.
     pub dead: Option<Dead>,
+    /// How long ago it was written, as far as that is known.
+    pub age: Duration,
     /// How long it is still worth delivering.
     pub keep_for: Duration,
 }
@@ -146,6 +148,10 @@ pub struct FileRow {
     pub head: Head,
     /// What is being done about it.
     pub state: FileState,
+    /// How long ago it was stored.
+    pub age: Duration,
+    /// How long it is still worth delivering.
+    pub keep_for: Duration,
     /// When its destination is tried again, if it failed before.
     pub retry_at: Option<Instant>,
 }
@@ -154,6 +160,8 @@ pub struct FileRow {
 struct File {
     head: Head,
     state: FileState,
+    /// When it came to be known here, and how old it was then.
+    known: (Instant, Duration),
     expires_at: Instant,
 }
 
@@ -201,7 +209,8 @@ impl Spool {
         for found in found {
             let state = found.dead.map_or(FileState::Waiting, FileState::Dead);
             self.next = self.next.max(FileId(found.file.0 + 1));
-            self.insert(found.file, found.head, state, now + found.keep_for);
+            let known = (now, found.age);
+            self.insert(found.file, found.head, state, (known, now + found.keep_for));
             if state == FileState::Waiting {
                 self.line_up(found.file);
             }
@@ -212,7 +221,13 @@ impl Spool {
         self.orders.pop_front()
     }
 
-    fn insert(&mut self, id: FileId, head: Head, state: FileState, expires_at: Instant) {
+    fn insert(
+        &mut self,
+        id: FileId,
+        head: Head,
+        state: FileState,
+        (known, expires_at): ((Instant, Duration), Instant),
+    ) {
         self.used += head.file_bytes;
         let (bytes, files) = self.used_by.entry(head.user).or_default();
         *bytes += head.file_bytes;
@@ -222,6 +237,7 @@ impl Spool {
             File {
                 head,
                 state,
+                known,
                 expires_at,
             },
         );
@@ -275,7 +291,8 @@ impl Spool {
         }
         let file = self.next;
         self.next = FileId(file.0 + 1);
-        self.insert(file, head, FileState::Storing, now + retain);
+        let known = (now, Duration::ZERO);
+        self.insert(file, head, FileState::Storing, (known, now + retain));
         self.orders.push_back(SpoolOrder::Store {
             file,
             head,
@@ -338,13 +355,15 @@ impl Spool {
     }
 
     /// Up to `most` files with larger names than `after`.
-    pub(crate) fn rows(&self, after: Option<FileId>, most: usize) -> Vec<FileRow> {
+    pub(crate) fn rows(&self, after: Option<FileId>, most: usize, now: Instant) -> Vec<FileRow> {
         let later = self.files.iter();
         let later = later.filter(|(id, _)| after.is_none_or(|after| **id > after));
         let rows = later.take(most).map(|(id, file)| FileRow {
             file: *id,
             head: file.head,
             state: file.state,
+            age: file.known.1 + now.saturating_duration_since(file.known.0),
+            keep_for: file.expires_at.saturating_duration_since(now),
             retry_at: self.rests_until(file.head.destination),
         });
         rows.collect()

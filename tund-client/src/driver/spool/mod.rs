@@ -110,6 +110,7 @@ impl Files {
             file,
             head,
             dead,
+            age: head.age(now),
             keep_for: head.keep_for(now),
         });
         let found: Vec<_> = found.collect();

@@ -4,7 +4,6 @@ use super::disk::reason;
 use crate::driver::Daemon;
 use tund_client_core::FileId;
 use tund_client_core::spool::{FileRow, FileState};
-use tund_daemon::clock;
 use tund_daemon::control::{Page, SPOOL_ROWS_MAX, SpoolCounts, SpoolFiles, SpoolRow};
 use tund_session::Instant;
 use tund_session::wire::frame::Framing;
@@ -17,13 +16,12 @@ impl Daemon {
     ) -> Page<SpoolRow, u64> {
         let mut rows = self
             .client
-            .spool_rows(after.map(FileId), SPOOL_ROWS_MAX + 1);
+            .spool_rows(after.map(FileId), SPOOL_ROWS_MAX + 1, now);
         let more = rows.len() > SPOOL_ROWS_MAX;
         rows.truncate(SPOOL_ROWS_MAX);
         let next = rows.last().filter(|_| more).map(|row| row.file.0);
-        let today = clock::time_of_day().as_secs();
         Page {
-            rows: rows.iter().map(|row| report(row, now, today)).collect(),
+            rows: rows.iter().map(|row| report(row, now)).collect(),
             next,
         }
     }
@@ -68,7 +66,7 @@ fn count(files: impl Iterator<Item = FileId>) -> u64 {
     u64::try_from(files.count()).unwrap_or(u64::MAX)
 }
 
-fn report(row: &FileRow, now: Instant, today: u64) -> SpoolRow {
+fn report(row: &FileRow, now: Instant) -> SpoolRow {
     let head = &row.head;
     let (state, reason) = match row.state {
         FileState::Storing => ("storing", None),
@@ -93,8 +91,8 @@ fn report(row: &FileRow, now: Instant, today: u64) -> SpoolRow {
         file_bytes: head.file_bytes,
         records: head.records,
         session_id: head.session.to_string(),
-        age_s: today.saturating_sub(head.stored_at),
-        keep_s: head.keep_until.saturating_sub(today),
+        age_s: row.age.as_secs(),
+        keep_s: row.keep_for.as_secs(),
         retry_ms: retry_at.map(|at| {
             let wait = at.saturating_duration_since(now);
             u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)

@@ -5,6 +5,7 @@ use super::world::{GRACE, Network, SECOND, World, registry_config};
 use crate::client::{ClientEvent, State};
 use crate::spool::{Dead, FileId, FileState, Found};
 use smoltcp::socket::tcp;
+use std::time::Duration;
 use tund_session::wire::frame::{DeniedBy, OpenError};
 
 #[test]
@@ -21,14 +22,14 @@ fn an_outage_within_a_delivery_doubles_nothing() {
     world.heal();
     world.pass(SECOND * 2);
     assert_eq!(
-        world.client.spool_rows(None, 9)[0].state,
+        world.client.spool_rows(None, 9, world.now)[0].state,
         FileState::Delivering
     );
 
     world.stall_new_origins = false;
     outlast(&mut world);
     assert_eq!(
-        world.client.spool_rows(None, 9)[0].state,
+        world.client.spool_rows(None, 9, world.now)[0].state,
         FileState::Waiting
     );
     world.heal();
@@ -75,13 +76,13 @@ fn a_destination_that_refuses_is_tried_again_ever_more_rarely() {
     world.heal();
     world.pass(SECOND * 5);
     assert_eq!(
-        world.client.spool_rows(None, 9)[0].state,
+        world.client.spool_rows(None, 9, world.now)[0].state,
         FileState::Waiting
     );
 
     let mut pauses = Vec::new();
     for _ in 0..6 {
-        let next = world.client.spool_rows(None, 9)[0]
+        let next = world.client.spool_rows(None, 9, world.now)[0]
             .retry_at
             .expect("a pause");
         pauses.push(
@@ -152,7 +153,7 @@ fn a_file_whose_time_ends_while_it_is_delivered_is_kept_for_a_person_if_that_fai
     world.heal();
     world.pass(SECOND * 60);
     assert_eq!(
-        world.client.spool_rows(None, 9)[0].state,
+        world.client.spool_rows(None, 9, world.now)[0].state,
         FileState::Delivering
     );
 
@@ -249,6 +250,7 @@ fn what_was_found_at_the_start_is_delivered_without_being_asked_for() {
         file: FileId(1),
         head,
         dead: None,
+        age: Duration::ZERO,
         keep_for: SECOND * 60,
     };
     next.client.load_spool(&[found], next.now);
@@ -305,7 +307,7 @@ fn an_origin_that_resets_is_tried_again_later() {
     });
     world.half_records.clear();
     world.run();
-    let row = world.client.spool_rows(None, 9)[0];
+    let row = world.client.spool_rows(None, 9, world.now)[0];
     assert_eq!(row.state, FileState::Waiting);
     assert!(row.retry_at.is_some());
     world.stall_new_origins = false;
@@ -324,7 +326,7 @@ fn a_file_that_cannot_be_read_at_present_is_tried_again() {
     world.disk.is_unreadable = true;
     world.heal();
     world.pass(SECOND);
-    let row = world.client.spool_rows(None, 9)[0];
+    let row = world.client.spool_rows(None, 9, world.now)[0];
     assert_eq!(row.state, FileState::Waiting);
     world.disk.is_unreadable = false;
 

@@ -278,6 +278,7 @@ fn the_small_files_of_one_user_leave_room_for_those_of_others() {
         file: FileId(name),
         head: Head { user, ..head },
         dead: Some(Dead::Denied),
+        age: Duration::ZERO,
         keep_for: RETAIN,
     };
     for (user, texts) in [(USER + 1, &["mine\n"][..]), (USER, &[])] {
