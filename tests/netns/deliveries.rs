@@ -16,6 +16,7 @@ use tund_session::{FlowId, Offset, SessionId};
 use tund_tests::crowd::{Pair, Rogue};
 use tund_tests::lab::{Family, Keys, Lab, ServerDaemon, Settings, wait};
 
+use crate::kills::inject;
 use crate::support::{LATER, SOON};
 
 /// Of the collector.
@@ -316,6 +317,39 @@ fn what_was_sealed_as_something_else_is_not_delivered() {
     };
     until(&mut rogue, "the delivery is stopped", stopped);
     scene.collector.wait_for(&[""]);
+}
+
+/// A delivery that cannot be recorded would stand still, and hold new connections back at the client.
+#[test]
+fn a_delivery_that_cannot_be_recorded_is_stopped() {
+    let scene = Scene::new("a journal on a full disk");
+    let (mut rogue, _) = scene.client();
+    let journal = scene.lab.directory().join("server-state/deliveries");
+    let _strace = inject(
+        (&scene.server.process, &scene.lab.server),
+        scene.lab.directory(),
+        ("fdatasync", &journal),
+        "error=ENOSPC",
+    );
+    let record = scene.record(THEN, 0, "one\n");
+
+    scene.begin(&mut rogue, THEN, &record);
+
+    let stopped = |frame: &Frame| {
+        matches!(
+            frame,
+            Frame::Control {
+                message: Control::Stop {
+                    code: FlowCode::SocketError,
+                    ..
+                },
+                ..
+            }
+        )
+    };
+    until(&mut rogue, "the delivery is stopped", stopped);
+    let log = scene.server.process.log();
+    assert!(log.contains("deliveries are given up"), "{log}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A collector that takes lines, and a policy that stores for it what outlasts grace.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,14 +47,22 @@ impl Collector {
     /// Whole lines in the order of their connections; what no newline ends is none.
     pub(crate) fn lines(&self) -> Vec<String> {
         let all = self.connections();
-        let lines = all.iter().flat_map(|bytes| {
-            let whole = bytes.iter().rposition(|byte| *byte == b'\n');
-            let whole = whole.map_or(&[][..], |end| &bytes[..end]);
-            let text = String::from_utf8_lossy(whole).into_owned();
-            let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-            lines
-        });
-        lines.collect()
+        all.iter().flat_map(|bytes| whole_lines(bytes)).collect()
+    }
+
+    /// Each connection has brought a run of what was sent: in order, and nothing left out.
+    #[track_caller]
+    pub(crate) fn expect_runs(&self, sent: &[String]) {
+        let place: BTreeMap<_, _> = sent.iter().zip(0..).collect();
+        for bytes in self.connections() {
+            let places = whole_lines(&bytes).into_iter().map(|line| {
+                let at = place.get(&line).copied();
+                at.unwrap_or_else(|| panic!("{line:?} was never sent"))
+            });
+            let places: Vec<usize> = places.collect();
+            let breaks = places.windows(2).find(|pair| pair[1] != pair[0] + 1);
+            assert_eq!(breaks, None, "neighbours in one connection");
+        }
     }
 
     #[track_caller]
@@ -64,6 +72,13 @@ impl Collector {
         });
         self.lines()
     }
+}
+
+fn whole_lines(bytes: &[u8]) -> Vec<String> {
+    let end = bytes.iter().rposition(|byte| *byte == b'\n');
+    let whole = end.map_or(&[][..], |end| &bytes[..end]);
+    let text = String::from_utf8_lossy(whole);
+    text.lines().map(str::to_owned).collect()
 }
 
 fn collect(mut stream: TcpStream, place: usize, all: &Mutex<Vec<Vec<u8>>>) {
@@ -168,6 +183,13 @@ pub(crate) fn lines(range: std::ops::Range<u32>) -> Vec<String> {
     range
         .map(|number| format!("line {number} of what an application has to say"))
         .collect()
+}
+
+/// The most lines of `sent` that a connection that breaks may double: what is on its way and not
+/// recorded (PROTOCOL.md §5.8) is less than 16 KiB, and one record more.
+pub(crate) fn most_doubled(sent: &[String]) -> usize {
+    let least = sent.iter().map(String::len).min().unwrap_or(0) + 1;
+    2 * 16_384 / least
 }
 
 /// Every line that was sent has come, the first time in its order; how many have come again.

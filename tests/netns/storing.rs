@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tund_tests::lab::{Lab, Process, wait};
 
-use crate::lines::{Scene, doubled, lines};
+use crate::lines::{Scene, doubled, lines, most_doubled};
 use crate::support::{Dice, LATER, LONG, figure};
 
 #[test]
@@ -89,11 +89,13 @@ fn a_client_that_is_killed_again_and_again_delivers_every_line() {
             .len()
             == all.len()
     });
+    let twice = doubled(&scene.collector.lines(), &sent);
     figure(&format!(
-        "five kills of the client: {} of {} lines doubled",
-        doubled(&scene.collector.lines(), &sent),
+        "five kills of the client: {twice} of {} lines doubled",
         sent.len()
     ));
+    scene.collector.expect_runs(&sent);
+    assert!(twice <= 5 * most_doubled(&sent), "{twice} lines doubled");
 }
 
 /// A directory with hardly any room.
@@ -196,11 +198,14 @@ fn lost_at(places: usize) {
             new.len() == part.len()
         });
     }
+    let twice = doubled(&scene.collector.lines(), &sent);
     figure(&format!(
-        "{places} places: {} of {} lines doubled",
-        doubled(&scene.collector.lines(), &sent),
+        "{places} places: {twice} of {} lines doubled",
         sent.len()
     ));
+    scene.collector.expect_runs(&sent);
+    // The server and its connections live on: nothing is on its way but one message, if any.
+    assert!(twice <= places, "{twice} lines doubled");
 }
 
 #[test]

@@ -88,6 +88,8 @@ pub(crate) struct Flow {
     pub(crate) reset_code: Option<FlowCode>,
     /// Of the bytes that the local socket took, those that it did not get rid of before it failed.
     pub(crate) stranded: u64,
+    /// Server: the socket was given up, and the owner has not said what it still had.
+    pub(crate) awaits_stranded: bool,
     /// My direction is complete: released by the peer, or dropped by RESET or STOP.
     pub(crate) send_done: bool,
     /// The peer's direction is complete: delivered to its end, or dropped.
@@ -153,6 +155,7 @@ impl Flow {
             reset_received: None,
             reset_code: None,
             stranded: 0,
+            awaits_stranded: false,
             send_done: false,
             receive_done: false,
             reset_due: false,
@@ -275,7 +278,8 @@ impl Flow {
 
     /// Both directions are complete and the peer has not been told.
     pub(crate) fn owes_done(&self) -> bool {
-        self.send_done && self.receive_done && !self.done_sent && !self.reset_due
+        let is_known = !self.reset_due && !self.awaits_stranded;
+        self.send_done && self.receive_done && !self.done_sent && is_known
     }
 
     pub(crate) fn is_over(&self) -> bool {

@@ -192,6 +192,18 @@ impl Link {
         self.phase == Phase::Live && self.suspect_since.is_none()
     }
 
+    /// Since when the peer owes an answer, while the link is suspect: its first frame that is not
+    /// known to have arrived, or else the PING.
+    pub(crate) fn unanswered_since(&self) -> Option<Instant> {
+        let asked = self.suspect_since?;
+        let is_owing = self.position > self.proved;
+        Some(if is_owing {
+            asked.min(self.quiet_from)
+        } else {
+            asked
+        })
+    }
+
     pub(crate) fn last_heard(&self) -> Instant {
         self.last_heard
     }

@@ -151,7 +151,7 @@ impl ReceiveBuffer {
         self.limit = self.limit.max(limit);
     }
 
-    pub(crate) fn queue(&self) -> impl Iterator<Item = &Bytes> {
+    pub(crate) fn queue(&self) -> impl Iterator<Item = &Bytes> + Clone {
         self.queue.iter().map(|piece| &piece.bytes)
     }
 

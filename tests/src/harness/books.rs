@@ -144,6 +144,8 @@ impl Local {
         if socket.inbound() == 0 {
             if socket.app_rst {
                 self.reset_told = true;
+                // A driver asks its kernel once more.
+                self.acknowledge((id, session), socket, now);
                 session.reset(id, FlowCode::PeerReset, now);
                 acted = true;
             } else if socket.app_fin && !self.fin_told {

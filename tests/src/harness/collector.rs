@@ -5,7 +5,7 @@ use super::records::unseal;
 use super::rng::Rng;
 use super::socket::{narrow, wide};
 use super::world::{CLIENT, KEY, SERVER, Who, World};
-use tund_server_core::delivery::{Binding, Step};
+use tund_server_core::delivery::{Binding, Step, Turn};
 use tund_session::wire::frame::{Deliver, OpenError};
 use tund_session::{Delivery as End, Event, FlowId, Session, SessionId};
 
@@ -130,6 +130,7 @@ impl World {
         self.close_collector(id, *flow);
         if let Event::FlowAborted { code, .. } = event {
             self.on_delivery_aborted(Who::Server(id), *code);
+            self.strand(Who::Server(id), *flow);
         }
         true
     }
@@ -216,19 +217,20 @@ impl World {
         };
         let delivered = self.registry.delivered().offset(&delivery.of());
         let (mut left, mut acted, mut finishes, mut wrong) = (chunk, false, false, None);
-        let (mut writes, mut situations) = (Vec::new(), Vec::new());
+        let (mut writes, mut situations, mut turn) = (Vec::new(), Vec::new(), Turn::default());
         self.registry.with(id, now, |session: &mut Session| {
             loop {
-                let arrived: Vec<_> = session.readable(flow).cloned().collect();
-                let is_all = session.has_all(flow);
+                let arrived = (session.readable(flow), session.has_all(flow));
                 let current = &mut connection.record;
                 let open = |binding: &Binding, sealed: &[u8]| {
                     let record = &binding.record;
                     *current = Some((record.start.0, record.end.0, true));
                     unseal(binding, sealed)
                 };
-                match delivery.step((arrived.iter(), is_all), delivered, open) {
+                match delivery.step(arrived, delivered, &mut turn, open) {
                     Step::Write if left == 0 => break,
+                    // `due` stays: there is another turn.
+                    Step::Yield => break,
                     Step::Write => {
                         let text = delivery.text().cloned().unwrap_or_default();
                         let count = text.len().min(left);

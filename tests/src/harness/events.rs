@@ -99,6 +99,7 @@ impl World {
             Event::FlowAborted { flow, code } => {
                 self.check_unstored(who, flow, code);
                 self.on_aborted(who, flow, code);
+                self.strand(who, flow);
             }
             Event::FlowExpired { flow, remainder } => {
                 self.met(Situation::StoredAtExpiry);
@@ -164,6 +165,7 @@ impl World {
         };
         local.accept();
         let unit = local.unit;
+        self.units[unit].is_early = false;
         if let Some(socket) = &mut self.units[unit].sockets[who.side()] {
             socket.connected = true;
         }
@@ -235,6 +237,10 @@ impl World {
                 self.units[index].aborted = Some("cancelled");
             }
             FlowCode::Expired => self.on_expired(who, index),
+            FlowCode::PeerReset if who != Who::Client && self.units[index].is_early => {
+                // The application did not wait for its origin.
+                self.units[index].aborted = Some("cancelled");
+            }
             FlowCode::PeerReset => self.on_stalled_reset(who, flow, (index, progress_at)),
             FlowCode::SocketError | FlowCode::Asked | FlowCode::Unsealable => {
                 self.fault(format!(
@@ -244,6 +250,14 @@ impl World {
         }
         if let Some(socket) = &mut self.units[index].sockets[side] {
             socket.reset();
+        }
+    }
+
+    /// A server's driver says what its socket throws away, as its kernel has it.
+    pub(super) fn strand(&mut self, who: Who, flow: FlowId) {
+        let now = self.now;
+        if who.side() == SERVER {
+            self.with(who, |session| session.strand(flow, 0, now));
         }
     }
 

@@ -14,6 +14,13 @@ impl World {
             return;
         };
         let (unit, (fin_told, reset_told)) = (local.unit, local.end_told());
+        if self.units[unit].is_early {
+            self.met(Situation::EarlyLeft);
+            if !self.units[unit].stored {
+                // Its owner asks for the origin anew, or counts it as lost.
+                return;
+            }
+        }
         let [Some(app), origin] = &self.units[unit].sockets else {
             return;
         };

@@ -80,6 +80,8 @@ pub struct Unit {
     pub stored: bool,
     /// What its application does not get is held for its user's next connection.
     pub handed: bool,
+    /// The application was accepted, and the client does not know whether its origin answers.
+    pub is_early: bool,
     /// When the application connected.
     pub born: Instant,
 }
@@ -307,6 +309,7 @@ impl World {
         let stored = self.knobs.stored && unit.is_multiple_of(2);
         let handed = self.knobs.handed && !stored;
         let hand_off = handed.then(|| self.hand_off(unit));
+        let is_early = self.knobs.stored && unit % 3 == 1;
         let (now, client) = (self.now, self.client.as_mut()?);
         let low = u16::try_from(unit).unwrap_or(u16::MAX);
         let target = Target {
@@ -319,7 +322,7 @@ impl World {
             } else {
                 OnExpiry::Reset
             },
-            accept_early: false,
+            accept_early: is_early,
         };
         let opened = match hand_off.clone() {
             None => client.session.open_flow(&target, now),
@@ -327,11 +330,16 @@ impl World {
         };
         match opened {
             Ok(flow) => {
-                let local = Local::new(unit, stored).handed(handed);
+                let mut local = Local::new(unit, stored).handed(handed);
+                if is_early {
+                    local.accept();
+                }
                 client.books.locals.insert(flow, local);
                 let uid = client.uid;
                 self.witness.opened(uid, flow, unit);
-                let socket = Socket::new(unit, CLIENT, self.knobs.ring).in_lines([stored, handed]);
+                let socket = Socket::new(unit, CLIENT, self.knobs.ring);
+                let mut socket = socket.in_lines([stored, handed]);
+                socket.connected = is_early;
                 if let Some(hand_off) = &hand_off {
                     self.wants_held(flow, hand_off);
                 }
@@ -342,6 +350,7 @@ impl World {
                     grace,
                     stored,
                     handed,
+                    is_early,
                     born: now,
                 });
                 self.tell(|| format!("application opens u{unit} as {flow}"));
@@ -454,6 +463,13 @@ impl World {
             }
             if was_reset && acted && !attached && local.accepted {
                 self.met(Situation::ResetWhileDetached);
+            }
+            let is_early = who == Who::Client && self.units[local.unit].is_early;
+            if is_early && socket.taken() > 0 {
+                self.met(Situation::TakenEarly);
+            }
+            if was_reset && acted && !attached && local.stored && side == SERVER {
+                self.met(Situation::OriginFailedDetached);
             }
             if was_reset && was_fin && acted {
                 self.met(Situation::FinThenReset);

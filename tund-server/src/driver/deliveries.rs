@@ -10,7 +10,7 @@ use tund_daemon::clock;
 use tund_daemon::identity::{PrivateKey, PublicKey};
 use tund_daemon::journal::Journal;
 use tund_daemon::seal::{Bound, Opener};
-use tund_server_core::delivery::{Binding, Deliveries, Delivery, Progress, Step, StoredFlow};
+use tund_server_core::delivery::{Binding, Deliveries, Delivery, Progress, Step, StoredFlow, Turn};
 use tund_session::wire::frame::{
     Deliver, FlowCode, OnExpiry, Open, OpenError, Protocol, capability,
 };
@@ -22,6 +22,8 @@ pub(super) struct Deliverer {
     /// None where nothing can be written down.
     recorder: Option<Recorder>,
     opener: Opener,
+    /// Of the loop; all deliveries share it.
+    turn: Turn,
 }
 
 impl Deliverer {
@@ -30,6 +32,7 @@ impl Deliverer {
             running: Deliveries::default(),
             recorder: journal.map(Recorder::new),
             opener: Opener::new(key),
+            turn: Turn::default(),
         }
     }
 
@@ -38,6 +41,11 @@ impl Deliverer {
     pub(super) fn capabilities(&self) -> u64 {
         let delivery = self.recorder.as_ref().map_or(0, |_| capability::DELIVERY);
         delivery | capability::HAND_OFF
+    }
+
+    /// A new turn of the loop.
+    pub(super) fn next_turn(&mut self) {
+        self.turn = Turn::default();
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -167,7 +175,8 @@ impl Server {
         if let Some(offset) = delivery.acknowledged(wide(unacknowledged), has_sent_fin) {
             self.note_progress(of, offset);
         }
-        if self.deliverer.is_recorded() {
+        let recorder = self.deliverer.recorder.as_ref();
+        if recorder.is_some_and(|recorder| recorder.has_written(&of)) {
             let offset = self.registry.delivered().offset(&of);
             self.release_recorded(session, flow, offset, now);
         }
@@ -208,23 +217,36 @@ impl Server {
                 return;
             };
             let written = recorder.poll_written(cx, self.registry.delivered(), now);
+            let has_failed = recorder.has_failed();
             let Poll::Ready(written) = written else {
+                if has_failed {
+                    self.stop_deliveries(now);
+                }
                 return;
             };
-            let is_all = self.deliverer.is_recorded();
             let running: Vec<_> = self.deliverer.running.running().collect();
             for (session, flow, of) in running {
-                let known = self.registry.delivered().offset(&of);
-                let of_batch = written.iter().find(|progress| progress.of == of);
-                let recorded = if is_all {
-                    Some(known)
-                } else {
-                    of_batch.map(|p| p.offset)
-                };
-                if let Some(offset) = recorded {
-                    self.release_recorded(session, flow, offset, now);
+                if let Ok(at) = written.binary_search_by_key(&of, |progress| progress.of)
+                    && let Some(progress) = written.get(at)
+                {
+                    self.release_recorded(session, flow, progress.offset, now);
                 }
             }
+        }
+    }
+
+    /// Nothing can be recorded: a delivery would stand still and hold new connections back, as no
+    /// other would begin. Clients try again later.
+    fn stop_deliveries(&mut self, now: Instant) {
+        for (session, flow, _) in self.deliverer.running.running().collect::<Vec<_>>() {
+            self.opens.forget(session, flow);
+            self.end_delivery(session, flow);
+            self.reset_origin(session, flow);
+            self.registry.with(session, now, |s| {
+                // The first where the origin has not answered, else the second.
+                s.refuse_flow(flow, OpenError::Exhausted, now);
+                s.abort(flow, FlowCode::SocketError, now);
+            });
         }
     }
 
@@ -252,11 +274,11 @@ impl Server {
             return Fate::Lives;
         };
         let delivered = self.registry.delivered().offset(&delivery.of());
-        let opener = &self.deliverer.opener;
+        let (opener, turn) = (&self.deliverer.opener, &mut self.deliverer.turn);
         let buffer = &mut self.read_buffer;
         let mut fate = Fate::Lives;
         self.registry.with(session, now, |s| {
-            fate = slot.write_records(s, delivery, (delivered, opener), now);
+            fate = slot.write_records(s, delivery, (delivered, opener, turn), now);
             if matches!(fate, Fate::Lives) {
                 fate = slot.discard_in(s, flow, buffer, now);
             }
@@ -286,17 +308,20 @@ impl OriginSlot {
         &mut self,
         session: &mut Session,
         delivery: &mut Delivery,
-        (delivered, opener): (Offset, &Opener),
+        (delivered, opener, turn): (Offset, &Opener, &mut Turn),
         now: Instant,
     ) -> Fate {
         let mut cx = Context::from_waker(&self.waker);
         let flow = delivery.deliver().flow;
         loop {
-            let arrived: Vec<_> = session.readable(flow).cloned().collect();
             let open = |binding: &Binding, sealed: &[u8]| unseal(opener, binding, sealed);
-            let is_all = session.has_all(flow);
-            match delivery.step((arrived.iter(), is_all), delivered, open) {
+            let arrived = (session.readable(flow), session.has_all(flow));
+            match delivery.step(arrived, delivered, turn, open) {
                 Step::Wait => return self.end_records(session, flow, now),
+                Step::Yield => {
+                    self.waker.wake_by_ref();
+                    return Fate::Lives;
+                }
                 Step::Take(count) => session.release(flow, count, now),
                 Step::Broken(what) => {
                     tracing::warn!(what, "stored messages cannot be delivered");
@@ -320,8 +345,14 @@ impl OriginSlot {
         match session.delivery(flow) {
             End::Open | End::Ended => Fate::Lives,
             End::Fin => {
-                // A failure shows at the next read.
-                let _shut = self.origin.finish();
+                if let Err(error) = self.origin.finish() {
+                    if !self.is_read_over {
+                        // It shows at the next read, too.
+                        return Fate::Lives;
+                    }
+                    session.reset(flow, code_of(&error), now);
+                    return Fate::Gone;
+                }
                 session.end_delivered(flow, now);
                 Fate::Lives
             }

@@ -260,6 +260,7 @@ impl Server {
             self.woken = woken;
             self.on_time(now);
             self.opens.next_turn();
+            self.deliverer.next_turn();
             self.open_waiting(now);
             self.drain(now);
             self.state.poll(cx, &mut self.registry, now);

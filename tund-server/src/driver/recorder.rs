@@ -56,6 +56,11 @@ impl Recorder {
         self.write.is_none() && self.waiting.is_empty()
     }
 
+    /// Everything that was noted of a stream is written, whatever of others waits.
+    pub(super) fn has_written(&self, of: &StoredFlow) -> bool {
+        !self.waiting.contains_key(of) && !self.under_way.contains_key(of)
+    }
+
     /// The last batch could not be written.
     pub(super) fn has_failed(&self) -> bool {
         self.rewrite_due
@@ -66,7 +71,7 @@ impl Recorder {
         self.again_at
     }
 
-    /// What a batch has made safe; begins the next one. `all` is everything remembered.
+    /// What a batch has made safe, stream by stream in their order; begins the next one. `all` is everything remembered.
     pub(super) fn poll_written(
         &mut self,
         cx: &mut Context<'_>,
@@ -105,8 +110,8 @@ impl Recorder {
     fn put_back(&mut self, batch: BTreeMap<StoredFlow, Progress>, error: &io::Error, now: Instant) {
         tracing::error!(
             %error,
-            "how far stored streams were delivered cannot be written down; deliveries wait. \
-             Make room on the disk of [state] directory, or make it writable"
+            "how far stored streams were delivered cannot be written down; deliveries are given up, \
+             and clients try again later. Make room on the disk of [state] directory, or make it writable"
         );
         self.again_at = Some(now + AGAIN);
         self.rewrite_due = true;
@@ -135,14 +140,14 @@ impl Recorder {
     }
 }
 
-/// What the journal says.
-pub(super) fn restore(path: &Path, found: &Found) -> Delivered {
+/// What the journal says, read `today`, in time of the calendar.
+pub(super) fn restore(path: &Path, found: &Found, today: Duration) -> Delivered {
     let mut delivered = Delivered::default();
     let mut unknown = found.damaged;
     for record in &found.records {
         match Progress::decode(record) {
             Some(progress) => {
-                delivered.note(&progress);
+                delivered.restore(&progress, today.as_secs());
             }
             None => unknown += 1,
         }
@@ -170,6 +175,7 @@ mod tests {
     use super::*;
     use std::fs;
     use std::future::poll_fn;
+    use tund_daemon::clock;
     use tund_daemon::journal::StateDirectory;
     use tund_server_core::registry::ClientKey;
     use tund_session::{FlowId, Offset, SessionId};
@@ -193,7 +199,8 @@ mod tests {
     fn open(path: &Path) -> (Recorder, Delivered, StateDirectory) {
         let directory = StateDirectory::open(path).unwrap();
         let (journal, found) = directory.journal(DELIVERIES).unwrap();
-        (Recorder::new(journal), restore(path, &found), directory)
+        let delivered = restore(path, &found, clock::time_of_day());
+        (Recorder::new(journal), delivered, directory)
     }
 
     /// Notes progress as the driver does, and waits until it is written.
@@ -274,15 +281,18 @@ mod tests {
         delivered.note(&progress(1, 6));
         recorder.note(progress(1, 6));
         assert!(!recorder.is_idle());
+        assert!(!recorder.has_written(&progress(1, 6).of));
+        assert!(recorder.has_written(&progress(2, 0).of), "of no concern");
 
         let first = poll_fn(|cx| recorder.poll_written(cx, &delivered, now())).await;
+        assert!(!recorder.has_written(&progress(1, 6).of));
         let second = poll_fn(|cx| recorder.poll_written(cx, &delivered, now())).await;
 
         assert_eq!(
             (first, second),
             (vec![progress(1, 5)], vec![progress(1, 6)])
         );
-        assert!(recorder.is_idle());
+        assert!(recorder.is_idle() && recorder.has_written(&progress(1, 6).of));
     }
 
     #[tokio::test]

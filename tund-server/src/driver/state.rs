@@ -65,7 +65,7 @@ impl State {
                 let files = Files {
                     tombstones,
                     deliveries: Some(deliveries),
-                    delivered: recorder::restore(path, &found),
+                    delivered: recorder::restore(path, &found, clock::time_of_day()),
                 };
                 (state, files)
             }

@@ -253,7 +253,8 @@ pub enum Event {
         /// Which.
         flow: FlowId,
     },
-    /// The local socket is to be reset at once.
+    /// The local socket is to be reset at once. The server's owner says first, by
+    /// [`Session::strand`](super::Session::strand), what is thrown away with it: DONE waits for that.
     FlowAborted {
         /// Which.
         flow: FlowId,

@@ -1,5 +1,5 @@
-//! What outlives grace: flows whose messages are kept, and flows that deliver them later
-//! (PROTOCOL.md §5.7).
+//! What outlives grace: flows whose messages are kept (PROTOCOL.md §5.7), and flows that deliver
+//! them later (§5.8).
 
 use super::receive::Taken;
 use super::{EndReason, Event, OpenRefused, Remainder, Role, Session};

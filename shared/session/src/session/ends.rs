@@ -2,6 +2,7 @@
 
 use super::delivery::final_offset;
 use super::{EndReason, Event, LinkDeath, Role, Session};
+use crate::flow::Stage;
 use crate::id::FlowId;
 use crate::time::Instant;
 use crate::wire::frame::{CloseCode, Control, FlowCode};
@@ -61,6 +62,7 @@ impl Session {
         }
         if !flow.detached_socket {
             flow.detached_socket = true;
+            flow.awaits_stranded = self.role == Role::Server && flow.stage == Stage::Open;
             self.events.push_back(Event::FlowAborted { flow: id, code });
         }
     }

@@ -213,11 +213,14 @@ impl Session {
         }
     }
 
-    /// The local socket has failed and still had so many of the bytes that were released: its peer
-    /// never acknowledged them. A FIN counts as one.
-    pub fn strand(&mut self, id: FlowId, bytes: u64) {
+    /// Server: the local socket has failed, or is given up after
+    /// [`Event::FlowAborted`], and still had so many of the bytes that
+    /// were released: its peer never acknowledged them. A FIN counts as one.
+    pub fn strand(&mut self, id: FlowId, bytes: u64, now: Instant) {
         if let Some(flow) = self.flows.get_mut(&id) {
             flow.stranded = bytes;
+            flow.awaits_stranded = false;
+            self.settle(id, now);
         }
     }
 

@@ -24,7 +24,7 @@ impl Session {
             return;
         };
         if link.judge(progress, now) {
-            let since = link.suspect_since;
+            let since = link.unanswered_since();
             self.check_detached(since, now);
             self.weigh_suspect(id, now);
         }
@@ -86,7 +86,7 @@ impl Session {
         {
             self.lane.say_link_down(number);
         }
-        self.check_detached(link.suspect_since, now);
+        self.check_detached(link.unanswered_since(), now);
         self.steer(now);
     }
 

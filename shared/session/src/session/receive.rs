@@ -438,7 +438,7 @@ impl Session {
     }
 
     /// Bytes to be written to the local socket, in order.
-    pub fn readable(&self, id: FlowId) -> impl Iterator<Item = &Bytes> {
+    pub fn readable(&self, id: FlowId) -> impl Iterator<Item = &Bytes> + Clone {
         self.flows
             .get(&id)
             .into_iter()

@@ -19,6 +19,22 @@ fn a_silent_cut_is_noticed_in_little_over_a_second() {
     assert!(pair.saw(CLIENT, &Event::Detached));
 }
 
+/// It had begun with the PING, a second later than at the application.
+#[test]
+fn an_outage_begins_with_the_first_frame_that_nobody_answers() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.seconds(10);
+    let cut_at = pair.now;
+    pair.cut = true;
+    pair.write(CLIENT, flow, 10);
+    pair.run();
+
+    pair.seconds(3);
+
+    assert_eq!(pair.ends[CLIENT].detached_since(), Some(cut_at));
+}
+
 #[test]
 fn a_kernel_that_hears_of_the_peer_vouches_for_a_slow_link() {
     for (heard_ms, vouches) in [(749, true), (750, false)] {

@@ -15,6 +15,8 @@ pub(super) struct Pair {
     /// What both kernels say of the peer and the path.
     pub(super) heard_ago: Option<Duration>,
     pub(super) round_trip: Option<Duration>,
+    /// What the server's sockets have of each flow when they are given up.
+    pub(super) unsent: u64,
     pub(super) links: Vec<LinkId>,
     pub(super) next: u64,
 }
@@ -95,6 +97,7 @@ impl Pair {
             cut: false,
             heard_ago: None,
             round_trip: None,
+            unsent: 0,
             links: vec![link],
             next: 2,
         }
@@ -114,6 +117,12 @@ impl Pair {
                     }
                 }
                 while let Some(event) = self.ends[end].poll_event() {
+                    if let Event::FlowAborted { flow, .. } = event
+                        && end == SERVER
+                    {
+                        self.ends[SERVER].strand(flow, self.unsent, self.now);
+                        moved = true;
+                    }
                     self.events[end].push_back(event);
                 }
             }

@@ -30,6 +30,9 @@ pub struct Progress {
     pub at: u64,
 }
 
+/// No clock that goes right has shown less since this was written, in seconds of the calendar: 2020.
+pub(super) const EARLIEST: u64 = 1_577_836_800;
+
 /// The only layout so far: version, key, session, flow, offset, time. Numbers are little-endian.
 const VERSION: u8 = 1;
 const LENGTH: usize = 1 + 32 + 16 + 8 + 8 + 8;
@@ -88,6 +91,15 @@ impl Delivered {
         known.map_or(Offset(0), |(offset, _)| *offset)
     }
 
+    /// Takes what an earlier start has written down. A time before there could be any, or still to
+    /// come, was told by a clock that went wrong: of the two, forgetting too late costs less, so it
+    /// counts as `today`, in seconds of the calendar.
+    pub fn restore(&mut self, progress: &Progress, today: u64) {
+        let is_believed = (EARLIEST..=today).contains(&progress.at);
+        let at = if is_believed { progress.at } else { today };
+        self.note(&Progress { at, ..*progress });
+    }
+
     /// Takes news of a stream, from a socket or from what was written down; true if it is news,
     /// and to be written down.
     pub fn note(&mut self, progress: &Progress) -> bool {
@@ -97,18 +109,23 @@ impl Delivered {
         }
         let streams = self.clients.entry(of.client).or_default();
         let id = (of.session, of.flow);
-        if let Some((_, before)) = streams.progress.insert(id, (offset, at)) {
+        if let Some((_, before)) = streams.progress.remove(&id) {
             streams.order.remove(&(before, of.session, of.flow));
-        }
-        streams.order.insert((at, of.session, of.flow));
-        if streams.progress.len() > FLOWS_PER_KEY {
+        } else if streams.progress.len() >= FLOWS_PER_KEY {
+            // Before this one is among them: with a clock that went back it would be the oldest.
             streams.forget_oldest();
         }
+        streams.progress.insert(id, (offset, at));
+        streams.order.insert((at, of.session, of.flow));
         true
     }
 
-    /// Forgets what has not changed since then.
-    pub fn forget_before(&mut self, at: u64) {
+    /// Forgets what has not changed for so long before `today`, both in seconds. A clock that is far
+    /// ahead must not make all be forgotten: the newest change says what it may be at most.
+    pub fn forget_older(&mut self, retain: u64, today: u64) {
+        let newest = self.clients.values().filter_map(|s| s.order.last());
+        let newest = newest.map(|(at, ..)| *at).max().unwrap_or(today);
+        let at = newest.min(today).saturating_sub(retain);
         for streams in self.clients.values_mut() {
             while streams.order.first().is_some_and(|(last, ..)| *last < at) {
                 streams.forget_oldest();

@@ -23,11 +23,36 @@ const RECORD_TEXT: u64 = 16 * 1024;
 /// socket is asked again and a disk that takes as long.
 const UNRECORDED_BYTES: u64 = 16 * 1024;
 
+/// Records that are taken up and not released: with so many, the next one waits. It bounds memory
+/// where each is a byte. Chosen: more than 16 KiB of records of usual length ever are.
+const UNRECORDED_RECORDS: usize = 256;
+
+/// Records that are taken up in one turn of the owner's loop, by all deliveries together: to open one
+/// takes up to 0.25 ms, and a client that sends many short ones must not silence the links of the
+/// others. Chosen; a record of usual length is more than a turn may write anyway.
+const RECORDS_PER_TURN: usize = 16;
+
+/// What all deliveries together may still do in this turn of the owner's loop.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    records: usize,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self {
+            records: RECORDS_PER_TURN,
+        }
+    }
+}
+
 /// What is to be done next with a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// The next record is not here yet, or waits until more is recorded.
     Wait,
+    /// The next record waits for the next turn of the owner's loop.
+    Yield,
     /// [`Delivery::text`] is to be written to the origin.
     Write,
     /// A record is over with: so many bytes of the flow were taken.
@@ -57,6 +82,8 @@ pub struct Delivery {
     current: Option<Current>,
     /// Records not released, in order; the last of them may be the current one.
     unreleased: VecDeque<Stretch>,
+    /// The sum of their `bytes`.
+    unrecorded: u64,
 }
 
 /// The record that is being written.
@@ -92,6 +119,7 @@ impl Delivery {
             written: 0,
             current: None,
             unreleased: VecDeque::new(),
+            unrecorded: 0,
         }
     }
 
@@ -105,22 +133,26 @@ impl Delivery {
         &self.deliver
     }
 
-    /// What comes next. `arrived` is what the session holds of the flow, and whether nothing comes
-    /// behind it; `delivered` is how far the stored stream is known to have been acknowledged;
-    /// `open` unseals a record.
+    /// What comes next, within this `turn`. `arrived` is what the session holds of the flow, and
+    /// whether nothing comes behind it; `delivered` is how far the stored stream is known to have
+    /// been acknowledged; `open` unseals a record.
     pub fn step<'a>(
         &mut self,
         (arrived, is_all): (impl Iterator<Item = &'a Bytes> + Clone, bool),
         delivered: Offset,
+        turn: &mut Turn,
         open: impl FnOnce(&Binding, &[u8]) -> Option<Vec<u8>>,
     ) -> Step {
         if self.current.is_none() {
             if self.is_held() {
                 return Step::Wait;
             }
+            if turn.records == 0 {
+                return Step::Yield;
+            }
             let is_cut_off = is_all && arrived.clone().next().is_some();
             match self.next_record(arrived, delivered, open) {
-                Ok(true) => {}
+                Ok(true) => turn.records -= 1,
                 Ok(false) if is_cut_off => return Step::Broken("a record that is cut off"),
                 Ok(false) => return Step::Wait,
                 Err(what) => return Step::Broken(what),
@@ -134,8 +166,7 @@ impl Delivery {
 
     /// Enough is written that is not recorded.
     fn is_held(&self) -> bool {
-        let unrecorded: u64 = self.unreleased.iter().map(|stretch| stretch.bytes).sum();
-        unrecorded >= UNRECORDED_BYTES
+        self.unrecorded >= UNRECORDED_BYTES || self.unreleased.len() >= UNRECORDED_RECORDS
     }
 
     /// Takes up the next record; false if it is not here yet.
@@ -218,13 +249,20 @@ impl Delivery {
         self.taken += wide(len);
         self.end = record.end;
         self.is_last = record.has_fin;
-        self.unreleased.push_back(Stretch {
+        let stretch = Stretch {
             flow_end: Offset(self.taken),
             written: self.written,
             bytes: wide(text.len()),
             end: record.end_with_fin(),
             has_fin: record.has_fin,
-        });
+        };
+        self.unrecorded += stretch.bytes;
+        match self.unreleased.back_mut() {
+            // Of records that are left out, one after the other, the last speaks for all: what was
+            // delivered before is recorded soon, and all at once.
+            Some(last) if last.bytes == 0 && stretch.bytes == 0 => *last = stretch,
+            _ => self.unreleased.push_back(stretch),
+        }
         self.current = Some(Current { text, len });
     }
 
@@ -265,6 +303,7 @@ impl Delivery {
             && first.end <= offset
         {
             released = Some(first.flow_end);
+            self.unrecorded -= first.bytes;
             self.unreleased.pop_front();
         }
         if has_fin_arrived && self.unreleased.is_empty() && self.current.is_none() {

@@ -1,5 +1,6 @@
 //! Records in any pieces, what was delivered before, and what may be released when.
 
+use super::delivered::EARLIEST;
 use super::*;
 use proptest::collection::vec;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
@@ -58,9 +59,15 @@ fn pieces(bytes: &[u8], size: usize) -> Vec<Bytes> {
 /// Runs a delivery of `stream` until it waits; what is written to the origin and taken.
 fn run(delivery: &mut Delivery, stream: &[u8], delivered: u64) -> (Vec<u8>, usize, Step) {
     let (mut written, mut taken) = (Vec::new(), 0);
+    let mut turn = Turn::default();
     loop {
         let arrived = pieces(&stream[taken..], 5);
-        match delivery.step((arrived.iter(), false), Offset(delivered), unseal) {
+        match delivery.step(
+            (arrived.iter(), false),
+            Offset(delivered),
+            &mut turn,
+            unseal,
+        ) {
             Step::Write => {
                 let text = delivery.text().unwrap().clone();
                 let some = text.len().min(3);
@@ -68,6 +75,7 @@ fn run(delivery: &mut Delivery, stream: &[u8], delivered: u64) -> (Vec<u8>, usiz
                 delivery.wrote(some);
             }
             Step::Take(count) => taken += count,
+            Step::Yield => turn = Turn::default(),
             end @ (Step::Wait | Step::Broken(_)) => return (written, taken, end),
         }
     }
@@ -103,7 +111,8 @@ fn a_record_that_is_cut_off_is_found_out() {
     let stream = record(0, b"one\n", false);
     let step = |len: usize| {
         let arrived = pieces(&stream[..len], 7);
-        delivery().step((arrived.iter(), true), Offset(0), unseal)
+        let turn = &mut Turn::default();
+        delivery().step((arrived.iter(), true), Offset(0), turn, unseal)
     };
 
     assert_eq!(step(0), Step::Wait);
@@ -120,7 +129,8 @@ fn what_was_delivered_is_neither_opened_nor_written() {
     let mut opened = 0;
     let arrived = pieces(&stream, 100);
 
-    let step = delivery.step((arrived.iter(), false), Offset(4), |_, _| {
+    let turn = &mut Turn::default();
+    let step = delivery.step((arrived.iter(), false), Offset(4), turn, |_, _| {
         opened += 1;
         None
     });
@@ -216,6 +226,43 @@ fn no_more_is_written_than_a_crash_may_repeat() {
 }
 
 #[test]
+fn records_that_are_left_out_take_no_memory_each() {
+    let mut delivery = delivery();
+    let mut taken = 0;
+    for n in 0..10_000 {
+        let skipped = record(n, b"", true);
+        // A record without FIN, sealed to nothing: its header alone counts.
+        let mut skipped = skipped[..HEADER_BYTES].to_vec();
+        skipped[8..16].copy_from_slice(&(n + 1).to_be_bytes());
+        skipped[16..].fill(0);
+        let (written, count, step) = run(&mut delivery, &skipped, 1 << 61);
+        assert_eq!((written.len(), step), (0, Step::Wait));
+        taken += count;
+    }
+
+    assert_eq!(taken, 10_000 * HEADER_BYTES);
+    assert!(delivery.unreleased.len() < 10);
+    assert_eq!(
+        delivery.recorded(Offset(1 << 61), false),
+        Some(Offset(wide(taken)))
+    );
+}
+
+#[test]
+fn many_short_records_wait_until_some_are_recorded() {
+    let count = wide(UNRECORDED_RECORDS) + 1;
+    let stream: Vec<u8> = (0..count).flat_map(|n| record(n, b"\n", false)).collect();
+    let mut delivery = delivery();
+
+    let (written, taken, step) = run(&mut delivery, &stream, 0);
+    assert_eq!((written.len(), step), (UNRECORDED_RECORDS, Step::Wait));
+
+    delivery.recorded(Offset(1), false);
+    let (written, _, _) = run(&mut delivery, &stream[taken..], 0);
+    assert_eq!(written.len(), 1);
+}
+
+#[test]
 fn what_was_left_out_is_released_with_what_is_recorded_already() {
     let stream = [record(0, b"one\n", false), record(4, b"two\n", false)].concat();
     let mut delivery = delivery();
@@ -270,6 +317,54 @@ fn what_is_no_record_is_found_out() {
     assert_eq!(run(&mut delivery(), &record(0, b"", true), 0).2, Step::Wait);
 }
 
+/// How many records of one message each two deliveries take up together in one turn.
+fn taken_up_in_one_turn(delivered: Offset) -> usize {
+    let stream: Vec<u8> = (0..100).flat_map(|n| record(n, b"\n", false)).collect();
+    let mut turn = Turn::default();
+    let mut records = 0;
+    for mut delivery in [delivery(), delivery()] {
+        let mut rest = Bytes::from(stream.clone());
+        loop {
+            let arrived = [rest.clone()];
+            match delivery.step((arrived.iter(), true), delivered, &mut turn, unseal) {
+                Step::Write => delivery.wrote(1),
+                Step::Take(count) => {
+                    rest.advance(count);
+                    records += 1;
+                }
+                Step::Yield => break,
+                end @ (Step::Wait | Step::Broken(_)) => panic!("{end:?}"),
+            }
+        }
+    }
+    records
+}
+
+#[test]
+fn all_deliveries_together_take_up_a_few_records_in_a_turn() {
+    for delivered in [Offset(0), Offset(1_000)] {
+        assert_eq!(taken_up_in_one_turn(delivered), RECORDS_PER_TURN);
+    }
+}
+
+#[test]
+fn a_record_that_is_begun_goes_on_in_a_turn_that_is_over() {
+    let stream = [record(0, b"one\n", false), record(4, b"two\n", false)].concat();
+    let arrived = pieces(&stream, 1_000);
+    let mut delivery = delivery();
+    let mut turn = Turn { records: 1 };
+    let mut step = |delivery: &mut Delivery| {
+        delivery.step((arrived.iter(), true), Offset(0), &mut turn, unseal)
+    };
+
+    assert_eq!(step(&mut delivery), Step::Write);
+    delivery.wrote(2);
+    assert_eq!(step(&mut delivery), Step::Write);
+    delivery.wrote(2);
+    assert_eq!(step(&mut delivery), Step::Take(stream.len() / 2));
+    assert_eq!(step(&mut delivery), Step::Yield);
+}
+
 #[test]
 fn a_stream_is_delivered_by_one_flow_at_a_time() {
     let mut deliveries = Deliveries::default();
@@ -317,13 +412,58 @@ fn progress_only_grows_and_is_forgotten_by_age() {
         all(&delivered),
         [(FlowId(1), Offset(11)), (FlowId(2), Offset(5))]
     );
-    delivered.forget_before(150);
+    delivered.forget_older(50, 200);
     assert_eq!(delivered.len(), 2);
-    delivered.forget_before(151);
+    delivered.forget_older(49, 200);
 
     assert_eq!(all(&delivered), [(FlowId(1), Offset(11))]);
-    delivered.forget_before(201);
-    assert!(delivered.is_empty());
+}
+
+#[test]
+fn a_clock_that_is_far_ahead_makes_nothing_be_forgotten() {
+    let mut delivered = Delivered::default();
+    delivered.note(&progress(1, 1, 10, 1_000));
+    delivered.note(&progress(1, 2, 10, 1_060));
+
+    delivered.forget_older(60, 1_000_000);
+
+    assert_eq!(delivered.len(), 2);
+    delivered.forget_older(59, 1_000_000);
+    assert_eq!(delivered.len(), 1);
+}
+
+#[test]
+fn what_a_wrong_clock_has_written_down_counts_as_of_today() {
+    let today = EARLIEST + 1_000;
+    for (at, expected) in [
+        (0, today),
+        (EARLIEST - 1, today),
+        (EARLIEST, EARLIEST),
+        (today, today),
+        (today + 1, today),
+    ] {
+        let mut delivered = Delivered::default();
+        delivered.restore(&progress(1, 1, 10, at), today);
+
+        assert_eq!(
+            delivered.all().map(|p| p.at).collect::<Vec<_>>(),
+            [expected]
+        );
+    }
+}
+
+#[test]
+fn with_a_clock_that_went_back_the_newest_is_not_forgotten() {
+    let mut delivered = Delivered::default();
+    for flow in 0..wide(FLOWS_PER_KEY) {
+        delivered.note(&progress(1, flow, 1, 1_000 + flow));
+    }
+
+    assert!(delivered.note(&progress(2, 1, 7, 5)));
+
+    assert_eq!(delivered.offset(&progress(2, 1, 0, 0).of), Offset(7));
+    assert_eq!(delivered.offset(&progress(1, 0, 0, 0).of), Offset(0));
+    assert_eq!(delivered.len(), FLOWS_PER_KEY);
 }
 
 #[test]

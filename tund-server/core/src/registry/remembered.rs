@@ -14,8 +14,8 @@ impl Registry {
 
     /// Forgets of stored streams what has not changed for as long as ends are remembered.
     pub fn forget_deliveries(&mut self, today: Duration) {
-        let since = today.saturating_sub(self.retain);
-        self.delivered.forget_before(since.as_secs());
+        let retain = self.retain.as_secs();
+        self.delivered.forget_older(retain, today.as_secs());
     }
 
     /// Remembers an end that was written down `age` ago, by an earlier start too; the oldest first.

@@ -110,6 +110,7 @@ impl World {
                 if let Some(origin) = self.origins.get_mut(&(session, flow)) {
                     origin.reset = true;
                 }
+                self.registry.with(session, now, |s| s.strand(flow, 0, now));
             }
             Event::Ended { .. } => {
                 let of_session = self
@@ -295,7 +296,7 @@ impl World {
                     Some(End::Fin) => session.finish(flow, now),
                     Some(End::Reset) => session.reset(flow, FlowCode::PeerReset, now),
                     Some(End::Silence(unsent)) => {
-                        session.strand(flow, unsent);
+                        session.strand(flow, unsent, now);
                         session.reset(flow, FlowCode::SocketError, now);
                     }
                     None => {}

@@ -49,11 +49,7 @@ impl Server {
             Event::FlowReadable { flow } | Event::FlowWritable { flow } => {
                 self.drive_origin(session, flow, now);
             }
-            Event::FlowAborted { flow, .. } => {
-                self.opens.forget(session, flow);
-                self.end_delivery(session, flow);
-                self.reset_origin(session, flow);
-            }
+            Event::FlowAborted { flow, .. } => self.abort_origin(session, flow, now),
             Event::FlowForgotten { flow, .. } => {
                 self.opens.forget(session, flow);
                 self.end_delivery(session, flow);
@@ -331,6 +327,22 @@ impl Server {
             .lose_rest(slot.origin.unread().unwrap_or_default());
     }
 
+    /// The session has given a flow up: what its socket still has is thrown away, and told.
+    fn abort_origin(&mut self, session: SessionId, flow: FlowId, now: Instant) {
+        self.opens.forget(session, flow);
+        // What of a delivery has arrived is known record by record.
+        let is_delivery = self.deliverer.running.get_mut(session, flow).is_some();
+        self.end_delivery(session, flow);
+        let slot = self.origins.get(&(session, flow));
+        let unsent = slot
+            .filter(|_| !is_delivery)
+            .and_then(|slot| slot.origin.unsent().ok());
+        let unsent = u64::try_from(unsent.unwrap_or(0)).unwrap_or(u64::MAX);
+        self.registry
+            .with(session, now, |s| s.strand(flow, unsent, now));
+        self.reset_origin(session, flow);
+    }
+
     pub(super) fn reset_origin(&mut self, session: SessionId, flow: FlowId) {
         if let Some(slot) = self.take_origin(session, flow) {
             slot.origin.reset();
@@ -386,7 +398,7 @@ impl OriginSlot {
         // What was acknowledged since the last look need not be delivered again.
         let acknowledged = session.taken(flow).0.saturating_sub(unsent);
         session.settle_to(flow, Offset(acknowledged), now);
-        session.strand(flow, unsent);
+        session.strand(flow, unsent, now);
         session.reset(flow, code_of(error), now);
     }
 
@@ -399,8 +411,9 @@ impl OriginSlot {
         match session.delivery(flow) {
             Delivery::Open | Delivery::Ended => Fate::Lives,
             Delivery::Fin => {
-                // A failure shows at the next read.
-                let _shut = self.origin.finish();
+                if let Err(error) = self.origin.finish() {
+                    return self.fail_to_finish(session, flow, &error, now);
+                }
                 session.end_delivered(flow, now);
                 if session.delivery(flow) == Delivery::Reset {
                     return self.write_end(session, flow, now);
@@ -420,6 +433,22 @@ impl OriginSlot {
                 Fate::Drains
             }
         }
+    }
+
+    /// FIN could not be sent: the socket has failed, and FIN is not among what it has taken.
+    fn fail_to_finish(
+        &self,
+        session: &mut tund_session::Session,
+        flow: FlowId,
+        error: &io::Error,
+        now: Instant,
+    ) -> Fate {
+        if !self.is_read_over {
+            // What the origin had sent before is still to be read, and the failure behind it.
+            return Fate::Lives;
+        }
+        self.fail(session, flow, error, now);
+        Fate::Gone
     }
 
     /// From the origin to the session.
@@ -469,3 +498,6 @@ pub(super) fn code_of(error: &io::Error) -> FlowCode {
         FlowCode::SocketError
     }
 }
+
+#[cfg(test)]
+mod tests;
