@@ -203,11 +203,16 @@ impl Session {
             Control::Reset { flow, end, code } => self.on_reset(flow, end, code, now),
             Control::Stop { flow, code } => {
                 if self.known(flow)?.is_some() {
-                    // Who cancels may have been given something ahead of the answer.
-                    if !client && matches!(code, FlowCode::Expired | FlowCode::Cancelled) {
-                        self.hold(flow);
+                    if code == FlowCode::Expired {
+                        // The peer's clock was first: what is to be stored or held is, all the same.
+                        self.expire(flow);
+                    } else {
+                        // Who cancels may have been given something ahead of the answer.
+                        if !client && code == FlowCode::Cancelled {
+                            self.hold(flow);
+                        }
+                        self.abort_socket(flow, code);
                     }
-                    self.abort_socket(flow, code);
                     self.drop_both(flow);
                     self.settle(flow, now);
                 }

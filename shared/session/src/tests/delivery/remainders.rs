@@ -32,6 +32,24 @@ fn an_expired_flow_gives_back_what_is_held_from_the_last_boundary_on() {
     assert!(of(&|e| matches!(e, Event::FlowFinal { .. })) < of(&|e| *e == aborted));
 }
 
+/// It was reset, and what it held was lost: the peer had slept, and its clock was first.
+#[test]
+fn a_flow_that_the_peer_holds_expired_gives_back_what_is_held_too() {
+    let mut pair = pair();
+    let flow = pair.stored();
+    pair.send(flow, "one\ntwo\n");
+    pair.take(flow);
+    pair.acknowledge(flow, 4);
+
+    let now = pair.now;
+    pair.ends[SERVER].abort(flow, FlowCode::Expired, now);
+    pair.run();
+
+    let left = pair.expired(flow).expect("a remainder");
+    assert_eq!(left, (4, "two\n".to_owned(), false));
+    assert_eq!(pair.ends[CLIENT].lost(), 0);
+}
+
 #[test]
 fn an_opaque_flow_that_expires_is_lost() {
     let mut pair = pair();
