@@ -27,9 +27,8 @@ struct Left {
 #[derive(Debug)]
 struct Held {
     unit: usize,
-    /// The place behind the last byte that was read of the origin, and whether its end is there.
+    /// The place behind the last byte that was read of the origin.
     end: u64,
-    fin: bool,
 }
 
 /// What both daemons should know of it.
@@ -136,11 +135,7 @@ impl World {
             let ends = |at: &u64| *at == 0 || origin.written_at(*at - 1) == b'\n';
             let boundary = |at: u64| (0..=at).rev().find(ends).unwrap_or(0);
             let from = boundary(take.delivered.0);
-            let to = if held.fin {
-                held.end
-            } else {
-                boundary(held.end)
-            };
+            let to = boundary(held.end);
             let (is_again, is_cut) = (from < origin.prologue_len(), from < take.delivered.0);
             if !origin.writes_opaque() {
                 prologue.extend((from..to).map(|at| origin.written_at(at)));
@@ -206,7 +201,6 @@ impl World {
         let held = Held {
             unit,
             end: origin.taken(),
-            fin: is_over && origin.inbound() == 0,
         };
         let end = held.end;
         self.lobby.held.insert((id, flow), held);

@@ -174,7 +174,7 @@ fn a_flow_whose_client_says_that_it_has_expired_or_was_never_used_is_held() {
 }
 
 #[test]
-fn a_reset_of_the_origin_ends_the_last_message() {
+fn behind_a_reset_of_the_origin_nothing_more_is_to_come() {
     let mut pair = pair();
     let flow = opened(&mut pair, &[]);
     pair.lose_link();

@@ -34,7 +34,8 @@ struct Offer {
     start: Offset,
     blocks: Vec<Bytes>,
     bytes: u64,
-    /// The stream ends behind what was read, and its last message there.
+    /// The stream ends behind what was read. Its last message is whole only where its framing says
+    /// so: something else comes behind it in the connection that is given it.
     fin: bool,
     /// No more of it is kept: what came behind was lost.
     is_cut: bool,
@@ -371,9 +372,6 @@ impl Offer {
                 from = Some(framer.boundary());
             }
             framer.feed(behind);
-        }
-        if self.fin && !self.is_cut {
-            framer.finish();
         }
         let from = from.unwrap_or(end);
         if framer.is_opaque() {

@@ -84,16 +84,36 @@ fn the_message_that_was_cut_is_said_again_whole() {
 }
 
 #[test]
-fn fin_ends_the_last_message() {
-    assert_eq!(
-        take(&mut offers(0, "one\ntwo", true), &[(1, 0)]),
-        "one\ntwo"
-    );
+fn an_end_does_not_make_a_message_whole() {
+    let mut ended = offers(0, "one\ntwo", true);
+    assert_eq!(take(&mut ended, &[(1, 0)]), "one\n");
+    assert_eq!(ended.tally().lost, 3);
+
     let mut later = offers(0, "one\ntw", false);
     later.append((SESSION, FlowId(1)), b"o\nth", MOST);
     later.finish((SESSION, FlowId(1)));
     assert_eq!(later.room((SESSION, FlowId(1))), None);
-    assert_eq!(take(&mut later, &[(1, 0)]), "one\ntwo\nth");
+    assert_eq!(take(&mut later, &[(1, 0)]), "one\ntwo\n");
+    assert_eq!(later.tally().lost, 2);
+}
+
+#[test]
+fn what_comes_behind_an_unfinished_message_is_cut_as_if_there_were_none() {
+    let mut offers = Offers::new(MOST);
+    for (flow, text) in [(1, "3 one100 tw"), (2, "3 two"), (3, "")] {
+        let mut held = held(0, text.as_bytes(), true);
+        held.hand_off.framing = Framing::OctetCount;
+        hold(&mut offers, flow, held);
+    }
+
+    assert_eq!(take(&mut offers, &[(1, 0), (2, 0), (3, 0)]), "3 one3 two");
+    assert_eq!(
+        offers.tally(),
+        Tally {
+            handed_on: 10,
+            lost: 6
+        }
+    );
 }
 
 #[test]
@@ -346,7 +366,8 @@ proptest! {
 
         let mut got = all[..before(delivered)].to_vec();
         got.extend_from_slice(new.as_bytes());
-        let whole = if fin { sent } else { before(sent) };
+        // FIN or not, what comes next must not be taken for the rest of a message.
+        let whole = before(sent);
         prop_assert_eq!(&got[..], &all[..whole.max(before(delivered))]);
         prop_assert!(offers.is_empty());
         prop_assert_eq!(offers.bytes(), 0);

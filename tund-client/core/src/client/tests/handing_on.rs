@@ -311,7 +311,7 @@ fn several_connections_leave_theirs_in_the_order_in_which_they_were_lost() {
 }
 
 #[test]
-fn what_the_socket_still_had_to_read_comes_behind_it_and_fin_ends_it() {
+fn what_the_socket_still_had_to_read_comes_behind_it_up_to_one_buffer() {
     let mut world = world();
     let (_, origin) = open(&mut world, FEED);
     world.fail();
@@ -335,6 +335,27 @@ fn what_the_socket_still_had_to_read_comes_behind_it_and_fin_ends_it() {
     assert!(all.starts_with(&got) && got.ends_with('\n'));
     assert_eq!(got.len(), 1_048_000);
     assert!(world.registry.offers().is_empty());
+}
+
+#[test]
+fn a_message_that_the_origin_did_not_finish_is_not_glued_to_the_next() {
+    for end in [End::Fin, End::Reset] {
+        let mut world = world();
+        let (_, origin) = open(&mut world, FEED);
+        world.fail();
+        push(&mut world, origin, "one\ntw");
+        world.origin(origin).then = Some(end);
+        world.run();
+        world.pass(GRACE + SERVER_EXTRA + SECOND);
+        world.heal();
+
+        let (app, origin) = open(&mut world, FEED);
+        push(&mut world, origin, "new\n");
+
+        assert_eq!(read(&mut world, app), "one\nnew\n");
+        let tally = world.registry.offers().tally();
+        assert_eq!((tally.handed_on, tally.lost), (4, 2));
+    }
 }
 
 #[test]
