@@ -37,6 +37,8 @@ pub struct ClientFlow {
     pub(crate) user: Option<u32>,
     /// The last of what its user's connections have left that this one has asked for.
     pub(crate) asked_to: u64,
+    /// The origin has answered, as far as the policy hands off.
+    pub(crate) is_answered: bool,
     /// What the application did not get is held for its next one.
     pub(crate) is_left: bool,
     /// Outages it has lived through.
@@ -74,6 +76,7 @@ impl ClientFlow {
             hand_off: None,
             user: None,
             asked_to: 0,
+            is_answered: false,
             is_left: false,
             outages: 0,
             up_bytes: 0,

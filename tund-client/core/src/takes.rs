@@ -20,16 +20,12 @@ type Place = (u32, SocketAddr);
 struct Entry {
     number: u64,
     take: Take,
+    /// OPEN_OK of the flow had come. One that was still being opened has most probably left nothing,
+    /// and goes first: an application that tries again and again must not have forgotten what
+    /// others left.
+    is_answered: bool,
     /// It is worth asking for until then.
     until: Instant,
-}
-
-impl Entry {
-    /// The flow was being opened, and has most probably left nothing: these go first, so that an
-    /// application that tries again and again does not have what others left forgotten.
-    const fn is_doubtful(&self) -> bool {
-        self.take.delivered.0 == 0
-    }
 }
 
 /// The users' takes, in memory only.
@@ -45,14 +41,20 @@ pub(crate) struct Takes {
 
 impl Takes {
     /// A connection has left something, perhaps. Of a user who is not known nothing is remembered.
-    pub(crate) fn leave(&mut self, place: Place, take: Take, retain: Duration, now: Instant) {
+    pub(crate) fn leave(
+        &mut self,
+        place: Place,
+        (take, is_answered): (Take, bool),
+        retain: Duration,
+        now: Instant,
+    ) {
         if place.0 == NOBODY {
             return;
         }
         if let Some(of) = self.of.get(&place).filter(|of| of.len() >= MAX_TAKES)
             && let Some(worst) = of
                 .iter()
-                .find(|entry| entry.is_doubtful())
+                .find(|entry| !entry.is_answered)
                 .or_else(|| of.front())
         {
             self.forget(worst.number);
@@ -68,6 +70,7 @@ impl Takes {
         queue.push_back(Entry {
             number: self.next,
             take,
+            is_answered,
             until,
         });
         self.places.insert(self.next, place);
@@ -146,12 +149,14 @@ mod tests {
     const START: Instant = Instant::from_nanos(1_000_000_000);
     const HOUR: Duration = Duration::from_secs(3600);
 
-    fn take(flow: u64) -> Take {
-        Take {
+    /// Of a flow whose origin had answered.
+    fn take(flow: u64) -> (Take, bool) {
+        let take = Take {
             session: SessionId([1; 16]),
             flow: FlowId(flow),
-            delivered: Offset(flow * 10),
-        }
+            delivered: Offset(0),
+        };
+        (take, true)
     }
 
     fn to(last: u8) -> SocketAddr {
@@ -213,11 +218,9 @@ mod tests {
     fn one_that_has_most_probably_left_nothing_goes_first() {
         let mut takes = Takes::default();
         for flow in 1..=16 {
-            let take = Take {
-                delivered: Offset(flow % 8),
-                ..take(flow)
-            };
-            takes.leave((1000, to(1)), take, HOUR, START);
+            let (take, _) = take(flow);
+            let is_answered = flow % 8 != 0;
+            takes.leave((1000, to(1)), (take, is_answered), HOUR, START);
         }
 
         takes.leave((1000, to(1)), take(17), HOUR, START);
@@ -225,6 +228,20 @@ mod tests {
         takes.leave((1000, to(1)), take(19), HOUR, START);
 
         let left = (2..=7).chain(9..=15).chain(17..=19);
+        assert_eq!(flows(&takes, 1000, to(1)), left.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn one_that_was_idle_outlives_all_that_were_never_opened() {
+        let mut takes = Takes::default();
+        takes.leave((1000, to(1)), take(1), HOUR, START);
+
+        for flow in 2..=40 {
+            let (take, _) = take(flow);
+            takes.leave((1000, to(1)), (take, false), HOUR, START);
+        }
+
+        let left = [1].into_iter().chain(26..=40);
         assert_eq!(flows(&takes, 1000, to(1)), left.collect::<Vec<_>>());
     }
 

@@ -37,7 +37,8 @@ impl Client {
         let is_known = waiting.whose() != NOBODY;
         let rule = waiting.hand_off.filter(|_| is_known)?;
         let (takes, last) = self.takes.wanted((waiting.whose(), waiting.destination));
-        (waiting.asked_to, waiting.is_left) = (last, false);
+        waiting.asked_to = last;
+        (waiting.is_answered, waiting.is_left) = (false, false);
         Some(HandOff {
             user: waiting.whose(),
             framing: rule.framing,
@@ -48,9 +49,10 @@ impl Client {
 
     /// The origin has answered, and the server has given what it held.
     pub(super) fn note_given(&mut self, flow: FlowId) {
-        if let Some(known) = self.table.get(flow)
+        if let Some(known) = self.table.get_mut(flow)
             && known.hand_off.is_some()
         {
+            known.is_answered = true;
             let (user, destination) = (known.whose(), known.destination);
             self.takes.given((user, destination), known.asked_to);
         }
@@ -72,8 +74,9 @@ impl Client {
             flow,
             delivered: Offset(known.down_bytes.saturating_sub(unsent)),
         };
+        let left = (take, known.is_answered);
         self.takes
-            .leave((user, destination), take, rule.retain, now);
+            .leave((user, destination), left, rule.retain, now);
     }
 
     /// The same of a flow of this session, if its server may hold anything of it.

@@ -375,6 +375,31 @@ fn an_open_that_is_refused_leaves_what_is_held_for_the_next() {
 }
 
 #[test]
+fn connections_that_were_given_up_do_not_have_forgotten_what_an_idle_one_left() {
+    let mut world = world();
+    // It has got nothing before the outage.
+    let (idle, origin) = open(&mut world, FEED);
+    world.fail();
+    push(&mut world, origin, &lines(0..1_000));
+    world.pass(GRACE + SECOND);
+    assert_eq!(world.state(idle), tcp::State::Closed);
+    world.heal();
+    world.open();
+    world.quiet_ports.insert(FEED);
+    for _ in 0..20 {
+        let app = world.connect(FEED);
+        assert_eq!(world.state(app), tcp::State::SynSent);
+        world.kernel.sockets.remove(app);
+        world.pass(SECOND * 4);
+    }
+    world.quiet_ports.clear();
+
+    let (app, _) = open(&mut world, FEED);
+
+    assert_eq!(read(&mut world, app), lines(0..1_000));
+}
+
+#[test]
 fn a_connection_that_is_lost_as_it_is_opened_leaves_what_it_was_given() {
     let mut world = world();
     lose(&mut world, FEED, &lines(0..10));
