@@ -135,8 +135,9 @@ impl Offers {
         self.names.insert(name, number);
         self.of_key.insert((key, number));
         self.expiries.insert((until, number));
+        self.make_room(number, wide(held.remainder.len()), most);
         for piece in &held.remainder.bytes {
-            self.append(name, piece, most);
+            self.push(number, piece, most);
         }
     }
 
@@ -149,11 +150,15 @@ impl Offers {
 
     /// The socket of a flow that has left something had this still to be read.
     pub fn append(&mut self, name: (SessionId, FlowId), bytes: &[u8], most: u64) {
-        let Some(number) = self.names.get(&name).copied() else {
-            return;
-        };
+        if let Some(number) = self.names.get(&name).copied() {
+            self.make_room(number, wide(bytes.len()), most);
+            self.push(number, bytes, most);
+        }
+    }
+
+    /// Keeps as much of it as there is room for.
+    fn push(&mut self, number: u64, bytes: &[u8], most: u64) {
         let wanted = wide(bytes.len());
-        self.make_room(number, wanted, most);
         let Some(offer) = self.offers.get_mut(&number) else {
             return;
         };
@@ -255,7 +260,7 @@ impl Offers {
         while self.bytes_of(key).saturating_add(wanted) > self.bytes_per_key
             && self.evict(key, number)
         {}
-        while self.bytes.saturating_add(wanted) > most && self.evict_any(number) {}
+        while self.bytes.saturating_add(wanted) > most && self.evict_any((key, number), wanted) {}
     }
 
     fn bytes_of(&self, key: ClientKey) -> u64 {
@@ -272,12 +277,16 @@ impl Offers {
         true
     }
 
-    /// The same of the key that holds the most: no client makes others' be forgotten.
-    fn evict_any(&mut self, number: u64) -> bool {
-        let mut keys: Vec<_> = self.bytes_of.iter().map(|(key, n)| (*n, *key)).collect();
-        keys.sort_unstable();
-        let mut most = keys.into_iter().rev();
-        most.any(|(_, key)| self.evict(key, number))
+    /// The same of the key that holds the most, if that is more than `key` would hold with `wanted`
+    /// bytes more, else of `key`: no client makes others' be forgotten that hold less.
+    fn evict_any(&mut self, (key, number): (ClientKey, u64), wanted: u64) -> bool {
+        let own = self.bytes_of(key).saturating_add(wanted);
+        let others = self.bytes_of.iter().filter(|(other, _)| **other != key);
+        let most = others.max_by_key(|(other, bytes)| (**bytes, **other));
+        match most.map(|(other, bytes)| (*other, *bytes)) {
+            Some((other, bytes)) if bytes > own => self.evict(other, u64::MAX),
+            _ => self.evict(key, number),
+        }
     }
 
     /// Another offer of `key` is to come.

@@ -270,6 +270,26 @@ fn at_the_bound_of_all_the_key_that_holds_the_most_gives_way() {
 }
 
 #[test]
+fn one_great_offer_makes_nobody_elses_be_forgotten_and_gives_way_to_a_small_one() {
+    let mut offers = Offers::new(MOST);
+    let of = |offers: &mut Offers, key, flow, text: &[u8]| {
+        let held = held(0, text, false);
+        offers.hold((SESSION, FlowId(flow)), key, held, 12, START);
+    };
+    of(&mut offers, KEY, 1, b"one\n");
+    of(&mut offers, OTHER_KEY, 2, b"12\n45\n78\nab\n");
+
+    // It got what was left, and its end was lost.
+    assert_eq!((offers.len(), offers.bytes()), (2, 12));
+    assert_eq!(offers.tally().lost, 4);
+
+    of(&mut offers, KEY, 3, b"2\n");
+
+    assert_eq!((offers.len(), offers.bytes()), (2, 6));
+    assert_eq!(take(&mut offers, &[(1, 0), (3, 0)]), "one\n2\n");
+}
+
+#[test]
 fn a_key_that_leaves_nothing_but_names_makes_nobody_elses_be_forgotten() {
     let mut offers = Offers::new(MOST);
     offers.hold(
