@@ -51,12 +51,18 @@ pub struct Tally {
     pub lost: u64,
 }
 
-/// All that is held, in memory only: of each key at most so many bytes, and in all as many as the
-/// owner says. Each offer is given once.
-#[derive(Debug)]
+/// How many bytes may be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Of one key.
+    pub of_key: u64,
+    /// Of all of them.
+    pub of_all: u64,
+}
+
+/// All that is held, in memory only, and no more than the owner says. Each offer is given once.
+#[derive(Debug, Default)]
 pub struct Offers {
-    /// The most of one key.
-    bytes_per_key: u64,
     /// Oldest first.
     offers: BTreeMap<u64, Offer>,
     names: BTreeMap<(SessionId, FlowId), u64>,
@@ -69,21 +75,6 @@ pub struct Offers {
 }
 
 impl Offers {
-    /// Nothing is held.
-    pub fn new(bytes_per_key: u64) -> Self {
-        Self {
-            bytes_per_key,
-            offers: BTreeMap::new(),
-            names: BTreeMap::new(),
-            of_key: BTreeSet::new(),
-            bytes_of: BTreeMap::new(),
-            expiries: BTreeSet::new(),
-            bytes: 0,
-            next: 0,
-            tally: Tally::default(),
-        }
-    }
-
     /// Bytes held.
     pub const fn bytes(&self) -> u64 {
         self.bytes
@@ -104,13 +95,13 @@ impl Offers {
         self.tally
     }
 
-    /// A flow of `key` has left this. All offers together may have `most` bytes.
+    /// A flow of `key` has left this.
     pub fn hold(
         &mut self,
         name: (SessionId, FlowId),
         key: ClientKey,
         held: Held,
-        most: u64,
+        bound: Bound,
         now: Instant,
     ) {
         self.erase_name(name);
@@ -135,36 +126,42 @@ impl Offers {
         self.names.insert(name, number);
         self.of_key.insert((key, number));
         self.expiries.insert((until, number));
-        self.make_room(number, wide(held.remainder.len()), most);
+        self.make_room(number, wide(held.remainder.len()), bound);
         for piece in &held.remainder.bytes {
-            self.push(number, piece, most);
+            self.push(number, piece, bound);
         }
     }
 
+    /// Whose what is held of a flow is.
+    pub fn key_of(&self, name: (SessionId, FlowId)) -> Option<ClientKey> {
+        let offer = self.offers.get(self.names.get(&name)?)?;
+        Some(offer.key)
+    }
+
     /// How many bytes may be appended to what is held of a flow; none if nothing is to be.
-    pub fn room(&self, name: (SessionId, FlowId)) -> Option<u64> {
+    pub fn room(&self, name: (SessionId, FlowId), bound: Bound) -> Option<u64> {
         let offer = self.offers.get(self.names.get(&name)?)?;
         let is_open = !offer.fin && !offer.is_cut;
-        is_open.then(|| self.bytes_per_key.saturating_sub(offer.bytes))
+        is_open.then(|| bound.of_key.saturating_sub(offer.bytes))
     }
 
     /// The socket of a flow that has left something had this still to be read.
-    pub fn append(&mut self, name: (SessionId, FlowId), bytes: &[u8], most: u64) {
+    pub fn append(&mut self, name: (SessionId, FlowId), bytes: &[u8], bound: Bound) {
         if let Some(number) = self.names.get(&name).copied() {
-            self.make_room(number, wide(bytes.len()), most);
-            self.push(number, bytes, most);
+            self.make_room(number, wide(bytes.len()), bound);
+            self.push(number, bytes, bound);
         }
     }
 
     /// Keeps as much of it as there is room for.
-    fn push(&mut self, number: u64, bytes: &[u8], most: u64) {
+    fn push(&mut self, number: u64, bytes: &[u8], bound: Bound) {
         let wanted = wide(bytes.len());
         let Some(offer) = self.offers.get_mut(&number) else {
             return;
         };
         let of_key = self.bytes_of.entry(offer.key).or_default();
-        let free = self.bytes_per_key.saturating_sub(*of_key);
-        let room = free.min(most.saturating_sub(self.bytes));
+        let free = bound.of_key.saturating_sub(*of_key);
+        let room = free.min(bound.of_all.saturating_sub(self.bytes));
         let fits = if offer.is_cut { 0 } else { wanted.min(room) };
         offer.is_cut |= fits < wanted;
         let (kept, _) = bytes.split_at(usize::try_from(fits).unwrap_or(0).min(bytes.len()));
@@ -253,14 +250,21 @@ impl Offers {
     }
 
     /// Forgets the oldest until `wanted` bytes more of `number` fit, or no other is left that may go.
-    fn make_room(&mut self, number: u64, wanted: u64, most: u64) {
-        let Some(key) = self.offers.get(&number).map(|offer| offer.key) else {
+    fn make_room(&mut self, number: u64, wanted: u64, bound: Bound) {
+        let of_offer = |offer: &Offer| (offer.key, offer.bytes);
+        let Some((key, bytes)) = self.offers.get(&number).map(of_offer) else {
             return;
         };
-        while self.bytes_of(key).saturating_add(wanted) > self.bytes_per_key
-            && self.evict(key, number)
+        // Beyond a bound it cannot grow, whoever gives way.
+        let most = bound.of_key.min(bound.of_all);
+        let wanted = wanted.min(most.saturating_sub(bytes));
+        if wanted == 0 {
+            return;
+        }
+        while self.bytes_of(key).saturating_add(wanted) > bound.of_key && self.evict(key, number) {}
+        while self.bytes.saturating_add(wanted) > bound.of_all
+            && self.evict_any((key, number), wanted)
         {}
-        while self.bytes.saturating_add(wanted) > most && self.evict_any((key, number), wanted) {}
     }
 
     fn bytes_of(&self, key: ClientKey) -> u64 {

@@ -12,7 +12,11 @@ const USER: u32 = 1000;
 const START: Instant = Instant::from_nanos(1_000_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
 const SESSION: SessionId = SessionId([3; 16]);
-const MOST: u64 = 1 << 20;
+/// Of tests that do not get there.
+const BOUND: Bound = Bound {
+    of_key: 4 << 20,
+    of_all: 4 << 20,
+};
 
 fn destination() -> SocketAddr {
     ([192, 0, 2, 1], 514).into()
@@ -48,13 +52,13 @@ fn held(start: u64, text: &[u8], fin: bool) -> Held {
 
 /// One flow of `KEY` has left `text` from `start` on.
 fn offers(start: u64, text: &str, fin: bool) -> Offers {
-    let mut offers = Offers::new(MOST);
+    let mut offers = Offers::default();
     hold(&mut offers, 1, held(start, text.as_bytes(), fin));
     offers
 }
 
 fn hold(offers: &mut Offers, flow: u64, held: Held) {
-    offers.hold((SESSION, FlowId(flow)), KEY, held, MOST, START);
+    offers.hold((SESSION, FlowId(flow)), KEY, held, BOUND, START);
 }
 
 fn take(offers: &mut Offers, takes: &[(u64, u64)]) -> String {
@@ -90,16 +94,16 @@ fn an_end_does_not_make_a_message_whole() {
     assert_eq!(ended.tally().lost, 3);
 
     let mut later = offers(0, "one\ntw", false);
-    later.append((SESSION, FlowId(1)), b"o\nth", MOST);
+    later.append((SESSION, FlowId(1)), b"o\nth", BOUND);
     later.finish((SESSION, FlowId(1)));
-    assert_eq!(later.room((SESSION, FlowId(1))), None);
+    assert_eq!(later.room((SESSION, FlowId(1)), BOUND), None);
     assert_eq!(take(&mut later, &[(1, 0)]), "one\ntwo\n");
     assert_eq!(later.tally().lost, 2);
 }
 
 #[test]
 fn what_comes_behind_an_unfinished_message_is_cut_as_if_there_were_none() {
-    let mut offers = Offers::new(MOST);
+    let mut offers = Offers::default();
     for (flow, text) in [(1, "3 one100 tw"), (2, "3 two"), (3, "")] {
         let mut held = held(0, text.as_bytes(), true);
         held.hand_off.framing = Framing::OctetCount;
@@ -147,7 +151,7 @@ fn each_offer_is_given_once() {
 
 #[test]
 fn several_are_given_in_the_order_in_which_they_are_asked_for() {
-    let mut offers = Offers::new(MOST);
+    let mut offers = Offers::default();
     for (flow, text) in [(5, "c\n"), (2, "a\n"), (9, "b\n")] {
         hold(&mut offers, flow, held(0, text.as_bytes(), false));
     }
@@ -187,7 +191,7 @@ fn nobody_else_gets_it() {
 
 #[test]
 fn what_is_too_old_is_forgotten_and_not_before() {
-    let mut offers = Offers::new(MOST);
+    let mut offers = Offers::default();
     hold(&mut offers, 1, held(0, b"one\n", false));
     let mut long = held(0, b"other\n", false);
     long.hand_off.retain = 30 * HELD_FOR;
@@ -211,7 +215,7 @@ fn a_key_that_is_removed_loses_all_that_is_held_and_no_other() {
         (SESSION, FlowId(2)),
         OTHER_KEY,
         held(0, b"two\n", false),
-        MOST,
+        BOUND,
         START,
     );
 
@@ -232,7 +236,14 @@ fn a_key_that_is_removed_loses_all_that_is_held_and_no_other() {
 
 #[test]
 fn at_a_keys_bound_its_oldest_goes_and_then_the_end() {
-    let mut offers = Offers::new(10);
+    let mut offers = Offers::default();
+    let bound = Bound {
+        of_key: 10,
+        ..BOUND
+    };
+    let hold = |offers: &mut Offers, flow, held| {
+        offers.hold((SESSION, FlowId(flow)), KEY, held, bound, START);
+    };
     hold(&mut offers, 1, held(0, b"12345\n", false));
     hold(&mut offers, 2, held(0, b"789\n", false));
     assert_eq!((offers.len(), offers.bytes()), (2, 10));
@@ -243,23 +254,27 @@ fn at_a_keys_bound_its_oldest_goes_and_then_the_end() {
     hold(&mut offers, 4, held(0, b"12\n45\n78\nab\n", true));
 
     assert_eq!((offers.len(), offers.bytes()), (1, 10));
-    assert_eq!(offers.room((SESSION, FlowId(4))), None);
+    assert_eq!(offers.room((SESSION, FlowId(4)), bound), None);
     assert_eq!(take(&mut offers, &[(4, 0)]), "12\n45\n78\n");
 }
 
 #[test]
 fn at_the_bound_of_all_the_key_that_holds_the_most_gives_way() {
-    let mut offers = Offers::new(MOST);
+    let mut offers = Offers::default();
+    let bound = Bound {
+        of_all: 10,
+        ..BOUND
+    };
     let other = |offers: &mut Offers, flow, text: &[u8]| {
         offers.hold(
             (SESSION, FlowId(flow)),
             OTHER_KEY,
             held(0, text, false),
-            10,
+            bound,
             START,
         );
     };
-    offers.hold((SESSION, FlowId(1)), KEY, held(0, b"1\n", false), 10, START);
+    offers.hold((SESSION, FlowId(1)), KEY, held(0, b"1\n", false), bound, START);
     other(&mut offers, 2, b"123\n");
     other(&mut offers, 3, b"123\n");
 
@@ -271,10 +286,14 @@ fn at_the_bound_of_all_the_key_that_holds_the_most_gives_way() {
 
 #[test]
 fn one_great_offer_makes_nobody_elses_be_forgotten_and_gives_way_to_a_small_one() {
-    let mut offers = Offers::new(MOST);
+    let mut offers = Offers::default();
+    let bound = Bound {
+        of_all: 12,
+        ..BOUND
+    };
     let of = |offers: &mut Offers, key, flow, text: &[u8]| {
         let held = held(0, text, false);
-        offers.hold((SESSION, FlowId(flow)), key, held, 12, START);
+        offers.hold((SESSION, FlowId(flow)), key, held, bound, START);
     };
     of(&mut offers, KEY, 1, b"one\n");
     of(&mut offers, OTHER_KEY, 2, b"12\n45\n78\nab\n");
@@ -291,17 +310,17 @@ fn one_great_offer_makes_nobody_elses_be_forgotten_and_gives_way_to_a_small_one(
 
 #[test]
 fn a_key_that_leaves_nothing_but_names_makes_nobody_elses_be_forgotten() {
-    let mut offers = Offers::new(MOST);
+    let mut offers = Offers::default();
     offers.hold(
         (SESSION, FlowId(1)),
         KEY,
         held(0, b"one\n", false),
-        MOST,
+        BOUND,
         START,
     );
     for flow in 2..20_000 {
         let name = (SESSION, FlowId(flow));
-        offers.hold(name, OTHER_KEY, held(0, b"", false), MOST, START);
+        offers.hold(name, OTHER_KEY, held(0, b"", false), BOUND, START);
     }
 
     assert_eq!(offers.len(), 1 + OFFERS_PER_KEY);
@@ -310,19 +329,19 @@ fn a_key_that_leaves_nothing_but_names_makes_nobody_elses_be_forgotten() {
 
 #[test]
 fn at_the_bound_of_offers_the_key_that_has_most_of_them_gives_way() {
-    let mut offers = Offers::new(MOST);
+    let mut offers = Offers::default();
     offers.hold(
         (SESSION, FlowId(1)),
         KEY,
         held(0, b"one\n", false),
-        MOST,
+        BOUND,
         START,
     );
     for flow in 2..10_200_u64 {
         let [low, high, ..] = flow.to_le_bytes();
         let key = ClientKey([(low ^ high) % 20 + 100; 32]);
         let name = (SESSION, FlowId(flow));
-        offers.hold(name, key, held(0, b"", false), MOST, START);
+        offers.hold(name, key, held(0, b"", false), BOUND, START);
     }
 
     assert_eq!(offers.len(), OFFERS);
@@ -331,11 +350,11 @@ fn at_the_bound_of_offers_the_key_that_has_most_of_them_gives_way() {
 
 #[test]
 fn blocks_hold_no_more_than_what_is_held() {
-    let mut offers = Offers::new(MOST);
+    let mut offers = Offers::default();
     hold(&mut offers, 1, held(0, b"", false));
     let name = (SESSION, FlowId(1));
     for _ in 0..100_000 {
-        offers.append(name, b"x\n", MOST);
+        offers.append(name, b"x\n", BOUND);
     }
 
     let offer = offers.offers.values().next().unwrap();
@@ -379,8 +398,8 @@ proptest! {
         }
         let mut held = held(u64::try_from(start).unwrap(), b"", fin);
         held.remainder.bytes = bytes;
-        let mut offers = Offers::new(4 << 20);
-        offers.hold((SESSION, FlowId(1)), KEY, held, 4 << 20, START);
+        let mut offers = Offers::default();
+        offers.hold((SESSION, FlowId(1)), KEY, held, BOUND, START);
 
         let new = take(&mut offers, &[(1, u64::try_from(delivered).unwrap())]);
 

@@ -1,9 +1,9 @@
 //! What is held of flows that expired, and who is given it.
 
 use super::{ClientKey, Registry, RegistryEvent};
-use crate::offers::Offers;
+use crate::offers::{Bound, Offers};
 use tund_session::wire::frame::CloseCode;
-use tund_session::{EndReason, FlowId, Held, Instant, SessionId};
+use tund_session::{EndReason, FlowId, Held, Instant, Session, SessionId};
 
 impl Registry {
     /// C is connected: the application gets what is held for it, then what C says.
@@ -27,7 +27,8 @@ impl Registry {
 
     /// How much more is to be read of the socket of a flow that has left something; none if nothing.
     pub fn room_for_rest(&self, id: SessionId, flow: FlowId) -> Option<usize> {
-        let room = self.offers.room((id, flow))?;
+        let key = self.offers.key_of((id, flow))?;
+        let room = self.offers.room((id, flow), self.bound(key))?;
         Some(usize::try_from(room).unwrap_or(usize::MAX))
     }
 
@@ -35,8 +36,10 @@ impl Registry {
     pub fn add_rest(&mut self, id: SessionId, flow: FlowId, rest: Option<&[u8]>) {
         match rest {
             Some(bytes) => {
-                let most = self.most_held();
-                self.offers.append((id, flow), bytes, most);
+                if let Some(key) = self.offers.key_of((id, flow)) {
+                    let bound = self.bound(key);
+                    self.offers.append((id, flow), bytes, bound);
+                }
             }
             None => self.offers.finish((id, flow)),
         }
@@ -53,9 +56,18 @@ impl Registry {
         &self.offers
     }
 
-    /// What all offers may have together: sessions go first.
-    fn most_held(&self) -> u64 {
-        self.config.memory_bytes.saturating_sub(self.lent)
+    /// How much may be held: for a key no more than a buffer. What waits in its sessions ahead of
+    /// their origins' bytes was held for it before, and counts as if it still were: else a client
+    /// could take and not read, and leave as much again, without end.
+    fn bound(&self, key: ClientKey) -> Bound {
+        let sessions = self.sessions_of(&key);
+        let sessions = sessions.iter().filter_map(|id| self.session(*id));
+        let taken: u64 = sessions.map(Session::prologue_bytes).sum();
+        Bound {
+            of_key: self.config.session.buffer_bytes.saturating_sub(taken),
+            // Sessions go first.
+            of_all: self.config.memory_bytes.saturating_sub(self.lent),
+        }
     }
 
     /// A flow has left something. Its driver reads on before it resets the socket.
@@ -66,8 +78,8 @@ impl Registry {
         held: Held,
         now: Instant,
     ) {
-        let most = self.most_held();
-        self.offers.hold((id, flow), key, held, most, now);
+        let bound = self.bound(key);
+        self.offers.hold((id, flow), key, held, bound, now);
         self.events
             .push_back(RegistryEvent::Held { session: id, flow });
     }

@@ -119,13 +119,13 @@ impl Registry {
     /// An empty registry.
     pub fn new(config: RegistryConfig) -> Self {
         Self {
-            offers: Offers::new(config.session.buffer_bytes),
             config,
             entries: BTreeMap::new(),
             links: BTreeMap::new(),
             keys: BTreeMap::new(),
             tombstones: Tombstones::new(REMEMBERED_FOR),
             delivered: Delivered::default(),
+            offers: Offers::default(),
             retain: REMEMBERED_FOR,
             timers: BTreeSet::new(),
             greeting_timers: BTreeSet::new(),

@@ -4,12 +4,13 @@ use super::world::{GRACE, SECOND, World, config, key};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tund_session::Target;
-use tund_session::wire::frame::{CloseCode, Framing, HandOff, OnExpiry, Protocol};
+use tund_session::wire::frame::{
+    CloseCode, FlowCode, Framing, HandOff, OnExpiry, Protocol, Take,
+};
+use tund_session::{FlowId, Offset, Session, SessionId, Target};
 
-/// A client of that key whose flow has expired, with a message for its application.
-fn leave(world: &mut World, n: u8) {
-    let (client, id) = world.attached(n, key(n));
+/// A flow that is handed off and begins with what another one has left.
+fn ask(world: &mut World, client: usize, takes: &[(SessionId, FlowId)]) -> FlowId {
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
     let target = Target {
         protocol: Protocol::Tcp,
@@ -23,18 +24,57 @@ fn leave(world: &mut World, n: u8) {
         user: 1000,
         framing: Framing::Line,
         retain: Duration::from_secs(3600),
-        takes: Vec::new(),
+        takes: takes
+            .iter()
+            .map(|(session, flow)| Take {
+                session: *session,
+                flow: *flow,
+                delivered: Offset(0),
+            })
+            .collect(),
     };
     let now = world.now;
     let flow = world.clients[client].open_handed_off(&target, hand_off, now);
-    let flow = flow.unwrap();
+    flow.unwrap()
+}
+
+/// The same, whose origin has answered.
+fn open(world: &mut World, client: usize, takes: &[(SessionId, FlowId)]) -> FlowId {
+    let flow = ask(world, client, takes);
     world.accept(client, flow);
+    flow
+}
+
+/// The origin of a flow says so many lines of a hundred bytes, or as many as are taken.
+fn say_lines(world: &mut World, id: SessionId, flow: FlowId, mut lines: u64) {
+    loop {
+        let now = world.now;
+        let mut taken = 0;
+        world.registry.with(id, now, |session| {
+            taken = (session.intake(flow) / 100).min(lines);
+            let text = format!("{:099}\n", 0).repeat(usize::try_from(taken).unwrap());
+            session.write(flow, Bytes::from(text), now);
+        });
+        lines -= taken;
+        if taken == 0 {
+            return;
+        }
+    }
+}
+
+/// A client of that key whose flow has expired with so many lines for its application.
+fn leave_lines(world: &mut World, n: u8, lines: u64) -> (SessionId, FlowId) {
+    let (client, id) = world.attached(n, key(n));
+    let flow = open(world, client, &[]);
     world.lose(client);
-    let now = world.now;
-    world.registry.with(id, now, |session| {
-        session.write(flow, Bytes::from_static(b"one\n"), now);
-    });
+    say_lines(world, id, flow, lines);
     world.pass(GRACE + 31 * SECOND);
+    (id, flow)
+}
+
+/// The same with one.
+fn leave(world: &mut World, n: u8) {
+    leave_lines(world, n, 1);
 }
 
 #[test]
@@ -76,4 +116,30 @@ fn whose_session_is_closed_by_a_wish_loses_what_is_held_and_no_other_client() {
     world.pass(Duration::from_secs(3600));
     assert!(world.registry.offers().is_empty());
     world.expect_nothing_kept();
+}
+
+#[test]
+fn what_was_taken_and_is_not_read_counts_as_held() {
+    let mut world = World::new(config());
+    let buffer = config().session.buffer_bytes;
+    let name = leave_lines(&mut world, 1, 9_000);
+    assert_eq!(world.registry.offers().bytes(), 900_000);
+    let (client, id) = world.attached(11, key(1));
+    // Its application reads nothing.
+    open(&mut world, client, &[name]);
+    let ahead = |world: &World| world.registry.session(id).map_or(0, Session::prologue_bytes);
+    assert!(ahead(&world) > buffer / 2, "{}", ahead(&world));
+
+    for _ in 0..10 {
+        let flow = open(&mut world, client, &[]);
+        say_lines(&mut world, id, flow, 600);
+        let now = world.now;
+        world.clients[client].abort(flow, FlowCode::Expired, now);
+        world.run();
+
+        let held = world.registry.offers().bytes();
+        assert!(held > 0 && held + ahead(&world) <= buffer, "{held}");
+    }
+
+    assert!(world.registry.offers().tally().lost > 0);
 }
