@@ -235,6 +235,20 @@ impl Offers {
         }
     }
 
+    /// No more than `most` bytes may be held any more: of the key that holds the most, the oldest go.
+    pub fn give_up(&mut self, most: u64) {
+        while self.bytes > most {
+            let keys = self.bytes_of.iter();
+            let greatest = keys.max_by_key(|(key, bytes)| (**bytes, **key));
+            let Some(key) = greatest.map(|(key, _)| *key) else {
+                return;
+            };
+            if !self.evict(key, u64::MAX) {
+                return;
+            }
+        }
+    }
+
     /// When the next is too old.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.expiries.first().map(|(at, _)| *at)

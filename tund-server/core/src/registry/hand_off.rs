@@ -5,6 +5,10 @@ use crate::offers::{Bound, Offers};
 use tund_session::wire::frame::CloseCode;
 use tund_session::{EndReason, FlowId, Held, Instant, Session, SessionId};
 
+/// Offers may have this part of the memory, and give that up where sessions need it. Chosen: the next
+/// connection, which takes them, has to find room for the longest message.
+const OFFERS_SHARE: u64 = 4;
+
 impl Registry {
     /// C is connected: the application gets what is held for it, then what C says.
     pub fn accept_flow(&mut self, id: SessionId, flow: FlowId, now: Instant) {
@@ -65,8 +69,7 @@ impl Registry {
         let taken: u64 = sessions.map(Session::prologue_bytes).sum();
         Bound {
             of_key: self.config.session.buffer_bytes.saturating_sub(taken),
-            // Sessions go first.
-            of_all: self.config.memory_bytes.saturating_sub(self.lent),
+            of_all: self.free().min(self.config.memory_bytes / OFFERS_SHARE),
         }
     }
 

@@ -229,13 +229,13 @@ impl Registry {
 
     /// Works on one session, and keeps its deadline, its share of memory and its place in line.
     ///
-    /// A session may hold, in each direction, at most half of what nobody holds: a greedy one
-    /// leaves room for the next, and many share alike.
+    /// A session may hold, in each direction, at most half of what no session holds: a greedy one
+    /// leaves room for the next, and many share alike. What it needs of that, offers give up.
     pub fn with(&mut self, id: SessionId, now: Instant, work: impl FnOnce(&mut Session)) {
+        let free = self.free();
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        let free = free_of(self.config.memory_bytes, self.lent, &self.offers);
         entry.session.set_growth_bound(free / 2);
         work(&mut entry.session);
         let (lent, timer) = if entry.session.is_ended() {
@@ -250,6 +250,8 @@ impl Registry {
             self.lent <= self.config.memory_bytes,
             "INV-5 over all sessions"
         );
+        let left = self.config.memory_bytes.saturating_sub(self.lent);
+        self.offers.give_up(left);
         if timer != entry.timer {
             if let Some(at) = entry.timer {
                 self.timers.remove(&(at, id));
@@ -263,9 +265,9 @@ impl Registry {
         self.take_events(id, now);
     }
 
-    /// What neither sessions nor offers hold.
+    /// What sessions do not hold.
     fn free(&self) -> u64 {
-        free_of(self.config.memory_bytes, self.lent, &self.offers)
+        self.config.memory_bytes.saturating_sub(self.lent)
     }
 
     fn take_events(&mut self, id: SessionId, now: Instant) {
@@ -477,8 +479,4 @@ impl Registry {
             usize::try_from(self.lent).unwrap_or(usize::MAX),
         ]
     }
-}
-
-fn free_of(memory_bytes: u64, lent: u64, offers: &Offers) -> u64 {
-    memory_bytes.saturating_sub(lent.saturating_add(offers.bytes()))
 }

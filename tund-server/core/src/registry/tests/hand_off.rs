@@ -39,7 +39,7 @@ fn ask(world: &mut World, client: usize, takes: &[(SessionId, FlowId)]) -> FlowI
 }
 
 /// The same, whose origin has answered.
-fn open(world: &mut World, client: usize, takes: &[(SessionId, FlowId)]) -> FlowId {
+pub(super) fn open(world: &mut World, client: usize, takes: &[(SessionId, FlowId)]) -> FlowId {
     let flow = ask(world, client, takes);
     world.accept(client, flow);
     flow
@@ -63,7 +63,7 @@ fn say_lines(world: &mut World, id: SessionId, flow: FlowId, mut lines: u64) {
 }
 
 /// A client of that key whose flow has expired with so many lines for its application.
-fn leave_lines(world: &mut World, n: u8, lines: u64) -> (SessionId, FlowId) {
+pub(super) fn leave_lines(world: &mut World, n: u8, lines: u64) -> (SessionId, FlowId) {
     let (client, id) = world.attached(n, key(n));
     let flow = open(world, client, &[]);
     world.lose(client);
