@@ -243,18 +243,26 @@ impl Client {
         match self.netstack.accept(connection) {
             // What has come already goes on with `Writable`, once the handshake is complete.
             Ok(()) => known.is_open = true,
-            Err(AcceptError::Gone) => {
-                session.abort(flow, FlowCode::Cancelled, now);
-                self.leave_one(flow, now);
-                let end = (EndedBy::Application, HowEnded::Cancelled);
-                self.table.leave(flow, end, LostBytes::default());
-            }
-            Err(AcceptError::NoMemory) => {
-                let end = (EndedBy::Client, HowEnded::Failed);
-                self.table.leave(flow, end, LostBytes::default());
-                self.netstack.refuse(connection, Refusal::Silence);
-                session.abort(flow, FlowCode::SocketError, now);
-            }
+            Err(error) => self.lose_accepted(flow, error, now),
+        }
+    }
+
+    /// There is no connection A for an origin that has answered: nobody was given what the server
+    /// has for it, and the next one is to be.
+    fn lose_accepted(&mut self, flow: FlowId, error: AcceptError, now: Instant) {
+        self.leave_one(flow, now);
+        let end = match error {
+            AcceptError::Gone => (EndedBy::Application, HowEnded::Cancelled),
+            AcceptError::NoMemory => (EndedBy::Client, HowEnded::Failed),
+        };
+        let known = self.table.leave(flow, end, LostBytes::default());
+        if error == AcceptError::NoMemory
+            && let Some(known) = known
+        {
+            self.netstack.refuse(known.connection, Refusal::Silence);
+        }
+        if let Some(session) = &mut self.session {
+            session.abort(flow, FlowCode::Cancelled, now);
         }
     }
 

@@ -432,6 +432,29 @@ fn a_connection_that_is_lost_as_it_is_opened_leaves_what_it_was_given() {
 }
 
 #[test]
+fn what_was_given_to_a_connection_without_memory_is_for_the_next() {
+    let config = ClientConfig {
+        policies: Policies::new(RULES, vec![policy(FEED)]),
+        ..client_config()
+    };
+    let mut world = World::with_rings(config, registry_config(200), 65_536, 1);
+    lose(&mut world, FEED, &lines(0..10));
+    world.heal();
+    let (other, _) = world.open();
+    let app = world.connect(FEED);
+    assert_eq!(world.state(app), tcp::State::SynSent);
+    assert!(world.registry.offers().tally().handed_on > 0);
+    assert_eq!(world.registry.offers().len(), 1, "it is held again");
+    world.kernel.sockets.remove(app);
+    world.kernel.socket(other).abort();
+    world.pass(SECOND * 5);
+
+    let (app, _) = open(&mut world, FEED);
+
+    assert_eq!(read(&mut world, app), lines(0..10));
+}
+
+#[test]
 fn stored_and_handed_on_go_together() {
     let mut world = world();
     let (app, origin) = open(&mut world, BOTH);
