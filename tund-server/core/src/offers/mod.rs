@@ -218,16 +218,28 @@ impl Offers {
         prologue
     }
 
+    /// Nothing is held for this key any more but what flows of one session have left.
+    pub fn erase_others(&mut self, key: ClientKey, session: SessionId) {
+        self.erase(key, |of| of != session);
+    }
+
     /// Nothing is held for this key any more.
     pub fn erase_key(&mut self, key: ClientKey) {
+        self.erase(key, |_| true);
+    }
+
+    fn erase(&mut self, key: ClientKey, is_erased: impl Fn(SessionId) -> bool) {
         let range = (key, 0)..=(key, u64::MAX);
         let numbers = self.of_key.range(range).map(|(_, number)| *number);
         for number in numbers.collect::<Vec<_>>() {
-            self.lose(number);
+            let session = self.offers.get(&number).map(|offer| offer.name.0);
+            if session.is_some_and(&is_erased) {
+                self.lose(number);
+            }
         }
     }
 
-    /// Nor for any that is not listed.
+    /// Nothing is held for any key that is not listed.
     pub fn retain_keys(&mut self, listed: impl Fn(&ClientKey) -> bool) {
         let keys: BTreeSet<_> = self.of_key.iter().map(|(key, _)| *key).collect();
         for key in keys.into_iter().filter(|key| !listed(key)) {

@@ -298,7 +298,8 @@ impl Registry {
 
     fn tell(&mut self, id: SessionId, key: ClientKey, event: Event, now: Instant) {
         if event == Event::ForgetHeld {
-            self.offers.erase_key(key);
+            // Flows that this session had before it was said may have left something since.
+            self.offers.erase_others(key, id);
             return;
         }
         if let Event::FlowHeld { flow, held } = event {

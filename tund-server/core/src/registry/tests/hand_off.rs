@@ -97,6 +97,26 @@ fn what_a_client_will_not_ask_for_is_forgotten_and_no_other_clients() {
 }
 
 #[test]
+fn what_the_same_session_has_left_is_not_forgotten_with_what_others_have() {
+    let mut world = World::new(config());
+    leave(&mut world, 1);
+    let (client, id) = world.attached(11, key(1));
+    let flow = open(&mut world, client, &[]);
+    say_lines(&mut world, id, flow, 2);
+    let now = world.now;
+    world.clients[client].abort(flow, FlowCode::Expired, now);
+    world.run();
+    assert_eq!(world.registry.offers().len(), 2);
+
+    world.clients[client].forget_held();
+    world.run();
+
+    assert_eq!(world.registry.offers().len(), 1);
+    open(&mut world, client, &[(id, flow)]);
+    assert_eq!(world.registry.offers().tally().handed_on, 200);
+}
+
+#[test]
 fn whose_session_is_closed_by_a_wish_loses_what_is_held_and_no_other_client() {
     let mut world = World::new(config());
     leave(&mut world, 1);
