@@ -92,6 +92,8 @@ pub(crate) struct ReceiveBuffer {
     tail: VecDeque<Piece>,
     /// Finds where messages end, where only whole ones are handed on; else none.
     framer: Option<Framer>,
+    /// Finds the same in what is released as it drains: the peer may hold it for later.
+    watched: Option<Framer>,
     /// RESET ends the half here, and with it the last message.
     cut_at: Option<Offset>,
     /// Out of order: disjoint pieces beyond `accepted`.
@@ -124,14 +126,21 @@ impl ReceiveBuffer {
         self.framer = framer;
     }
 
-    /// What is taken is released when it has left the local ring, or at once.
-    pub(crate) fn release_what_drains(&mut self, is_so: bool) {
-        self.releases = if is_so {
+    /// What is taken is released when it has left the local ring, where that is a run of messages
+    /// which the peer may hold; else at once.
+    pub(crate) fn release_what_drains(&mut self, messages: Option<Framer>) {
+        self.releases = if messages.is_some() {
             Releases::Drained
         } else {
             Releases::Taken
         };
+        self.watched = messages;
         self.release_taken();
+    }
+
+    /// Those messages, as far as they have come.
+    pub(crate) fn watched(&self) -> Option<&Framer> {
+        self.watched.as_ref()
     }
 
     /// Something was taken by the local socket and is not released.
@@ -339,6 +348,9 @@ impl ReceiveBuffer {
 
     /// The next bytes in order are here.
     fn arrive(&mut self, mut payload: Bytes, memory: Memory) {
+        if let Some(watched) = &mut self.watched {
+            watched.feed(&payload);
+        }
         let Some(framer) = &mut self.framer else {
             self.slices += append(&mut self.queue, payload, memory);
             return;

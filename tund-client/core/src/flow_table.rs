@@ -166,6 +166,13 @@ impl FlowTable {
         self.flows.get(&id)
     }
 
+    /// What the application does not get of the others is held nowhere.
+    pub(crate) fn hand_off_only(&mut self, is_handed_off: impl Fn(FlowId) -> bool) {
+        for (id, flow) in &mut self.flows {
+            flow.hand_off = flow.hand_off.filter(|_| is_handed_off(*id));
+        }
+    }
+
     /// The flow of a connection.
     pub(crate) fn find(&mut self, connection: ConnectionId) -> Option<&mut ClientFlow> {
         let id = self.by_connection.get(&connection)?;

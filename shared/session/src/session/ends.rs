@@ -26,6 +26,7 @@ impl Session {
             .values_mut()
             .map(|flow| (flow.id, flow.dropped + flow.rx.abandon()));
         self.dropped_by_flow = dropped.filter(|(_, dropped)| *dropped > 0).collect();
+        self.note_opaque();
         self.flows.clear();
         self.prologue_bytes = 0;
         self.live_flows = 0;

@@ -48,7 +48,8 @@ impl Session {
         let mut flow = self.next_flow(target.grace, now)?;
         let id = flow.id;
         flow.is_early = target.accept_early;
-        flow.rx.release_what_drains(hand_off.is_some());
+        let messages = hand_off.as_ref().map(|h| Framer::new(h.framing));
+        flow.rx.release_what_drains(messages);
         if let OnExpiry::Store(framing) = on_expiry {
             flow.purpose = Purpose::Stored(framing);
             flow.intake_reserve = longest_message(framing) + 2;

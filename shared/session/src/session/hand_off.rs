@@ -64,6 +64,20 @@ impl Session {
         !self.lane.has_unsaid_open(id)
     }
 
+    /// Client: what the application does not get of this flow is to be held, and as far as is known
+    /// the server can.
+    pub fn is_handed_off(&self, id: FlowId) -> bool {
+        let flow = self.flows.get(&id);
+        flow.is_some_and(|flow| flow.rx.watched().is_some())
+    }
+
+    /// Client: what has come of this flow is no run of messages, and so nothing of it is held; also
+    /// once the session has ended.
+    pub fn is_opaque(&self, id: FlowId) -> bool {
+        let live = self.flows.get(&id).map(has_opaque);
+        live.unwrap_or_else(|| self.opaque_at_end.contains(&id))
+    }
+
     /// Both ends know how to, messages end before FIN, and the server could ever hold one. What the
     /// server can is not known before WELCOME.
     fn can_hold(&self, framing: Framing) -> bool {
@@ -87,9 +101,15 @@ impl Session {
         self.lane = lane;
         for id in plain {
             if let Some(flow) = self.flows.get_mut(&id) {
-                flow.rx.release_what_drains(false);
+                flow.rx.release_what_drains(None);
             }
         }
+    }
+
+    /// Remembers for [`is_opaque`](Self::is_opaque), as the flows go.
+    pub(super) fn note_opaque(&mut self) {
+        let opaque = self.flows.values().filter(|flow| has_opaque(flow));
+        self.opaque_at_end = opaque.map(|flow| flow.id).collect();
     }
 
     /// Server: what OPEN_HAND_OFF says of a flow. Gives OPEN back as it holds.
@@ -219,6 +239,10 @@ impl Flow {
     pub(crate) fn prologue_bytes(&self) -> u64 {
         self.prologue.iter().map(|piece| wide(piece.len())).sum()
     }
+}
+
+fn has_opaque(flow: &Flow) -> bool {
+    flow.rx.watched().is_some_and(Framer::is_opaque)
 }
 
 fn wide(count: usize) -> u64 {

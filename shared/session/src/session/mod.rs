@@ -123,6 +123,8 @@ pub struct Session {
     dropped_by_flow: BTreeMap<FlowId, u64>,
     /// Of each flow not forgotten at the end whose bytes the client may store.
     released_at_end: Vec<(FlowId, Offset)>,
+    /// Client: of the flows that it had then, those whose server half was no run of messages.
+    opaque_at_end: BTreeSet<FlowId>,
 }
 
 /// Bytes of flows since the session was made.
@@ -185,6 +187,7 @@ impl Session {
             remainders: Vec::new(),
             dropped_by_flow: BTreeMap::new(),
             released_at_end: Vec::new(),
+            opaque_at_end: BTreeSet::new(),
             config: config.clone(),
         }
     }

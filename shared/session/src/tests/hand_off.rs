@@ -190,12 +190,18 @@ fn behind_a_reset_of_the_origin_nothing_more_is_to_come() {
 fn an_opaque_stream_is_not_held() {
     let mut pair = pair();
     let flow = opened(&mut pair, &[]);
+    let other = opened(&mut pair, &[]);
+    say(&mut pair, other, "one\n");
     say(&mut pair, flow, "SSH-2.0-some");
     deliver(&mut pair, flow, 12);
+    let opaque = |pair: &Pair| [flow, other].map(|flow| pair.ends[CLIENT].is_opaque(flow));
+    assert_eq!(opaque(&pair), [true, false]);
     pair.lose_link();
     say(&mut pair, flow, "more\n");
 
     pair.seconds(91);
+    assert!(pair.ends[CLIENT].is_ended());
+    assert_eq!(opaque(&pair), [true, false]);
 
     assert_eq!(held(&pair, flow), None);
     assert_eq!(pair.ends[SERVER].lost(), 5);
@@ -414,6 +420,7 @@ fn wanted_after_welcome(capabilities: u64, buffer_bytes: u64) -> bool {
         } = frame
         {
             let is_wanted = open.hand_off.is_some();
+            assert_eq!(client.is_handed_off(open.flow), is_wanted);
             assert_eq!(releases_what_drains(&mut client, open.flow), is_wanted);
             return is_wanted;
         }
@@ -433,6 +440,7 @@ fn a_flow_asked_for_before_welcome_is_handed_off_where_welcome_agrees() {
 fn where_it_was_not_agreed_bytes_are_released_when_the_ring_takes_them() {
     let mut pair = Pair::with(&able(Role::Client), &config(Role::Server));
     let flow = ask(&mut pair);
+    assert!(!pair.ends[CLIENT].is_handed_off(flow));
     pair.ends[SERVER].accept_flow(flow, pair.now);
     pair.run();
     say(&mut pair, flow, "one\n");

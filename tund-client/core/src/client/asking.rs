@@ -139,6 +139,8 @@ impl Client {
         };
         match opened {
             Ok(flow) => {
+                let is_handed_off = session.is_handed_off(flow);
+                waiting.hand_off = waiting.hand_off.filter(|_| is_handed_off);
                 self.dialer.hurry(now);
                 self.find_user(&waiting);
                 self.table.insert(flow, waiting);

@@ -1,5 +1,6 @@
 //! The end of a session, and what of it goes on.
 
+use super::hand_off::may_leave;
 use super::storing::Gone;
 use super::{Client, ClientEvent};
 use crate::account::{self, FlowAccount, LostBytes};
@@ -80,8 +81,8 @@ impl Client {
     fn leave_all(&mut self, session: &Session, reason: EndReason, now: Instant) {
         if self.is_held(session, reason) {
             let flows = self.table.iter().map(|(id, _)| id);
-            let asked = flows.filter(|flow| session.was_asked(*flow));
-            for flow in asked.collect::<Vec<_>>() {
+            let may = flows.filter(|flow| may_leave(session, *flow));
+            for flow in may.collect::<Vec<_>>() {
                 self.leave(flow, session.id(), now);
             }
         }

@@ -130,6 +130,7 @@ impl Client {
         let attempt = self.dialer.ended(link);
         if first {
             self.home = attempt.map(|attempt| attempt.path.address);
+            self.note_plain();
             self.forget_held();
         }
         self.end_outage(attempt, now);

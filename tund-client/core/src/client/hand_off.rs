@@ -34,11 +34,11 @@ impl Nameless {
 impl Client {
     /// What OPEN says of hand-off; none where no policy wants it, or nobody is known to want it.
     pub(super) fn hand_off(&self, waiting: &mut ClientFlow) -> Option<HandOff> {
+        (waiting.is_answered, waiting.is_left) = (false, false);
         let is_known = waiting.whose() != NOBODY;
         let rule = waiting.hand_off.filter(|_| is_known)?;
         let (takes, last) = self.takes.wanted((waiting.whose(), waiting.destination));
         waiting.asked_to = last;
-        (waiting.is_answered, waiting.is_left) = (false, false);
         Some(HandOff {
             user: waiting.whose(),
             framing: rule.framing,
@@ -81,9 +81,17 @@ impl Client {
 
     /// The same of a flow of this session, if its server may hold anything of it.
     pub(crate) fn leave_one(&mut self, flow: FlowId, now: Instant) {
-        let may_hold = |session: &Session| session.has_hand_off() && session.was_asked(flow);
+        let may_hold = |session: &Session| session.has_hand_off() && may_leave(session, flow);
         if self.session.as_ref().is_some_and(may_hold) {
             self.leave(flow, self.session_id(), now);
+        }
+    }
+
+    /// WELCOME has said what the server can. Flows of which it holds nothing are like others.
+    pub(super) fn note_plain(&mut self) {
+        if let Some(session) = &self.session {
+            self.table
+                .hand_off_only(|flow| session.is_handed_off(flow));
         }
     }
 
@@ -106,6 +114,11 @@ impl Client {
         }
         session.has_hand_off() && is_held(reason)
     }
+}
+
+/// The server may have heard of this flow, and what has come of it is a run of messages.
+pub(super) fn may_leave(session: &Session, flow: FlowId) -> bool {
+    session.was_asked(flow) && !session.is_opaque(flow)
 }
 
 /// The user, or whoever runs the server, wishes that nothing goes on.

@@ -151,6 +151,55 @@ fn what_lies_in_the_ring_is_not_delivered_though_the_server_could_have_let_go_of
     assert_eq!(account.down_bytes, 1_000);
 }
 
+/// Bytes to the application of the flows that ended: lost, and held.
+fn accounts(world: &World) -> Vec<(u64, u64)> {
+    let ended = world.client.flows().ended();
+    ended
+        .map(|account| (account.lost.down, account.held_bytes))
+        .collect()
+}
+
+#[test]
+fn what_is_no_run_of_messages_counts_as_lost() {
+    let mut world = world();
+    let app = world.connect_to(FEED, 10);
+    world.run();
+    let origin = world.opened.last().expect("an origin").0;
+    push(&mut world, origin, "SSH-2.0-some\nmore\n");
+    assert_eq!(world.kernel.socket(app).recv_queue(), 10);
+    world.fail();
+
+    world.pass(GRACE + SECOND);
+
+    assert_eq!(accounts(&world), [(8, 0)]);
+    assert_eq!(world.client.takes.kept(), 0);
+}
+
+#[test]
+fn what_a_server_without_room_does_not_hold_counts_as_lost() {
+    let mut server = registry_config(200);
+    // Not the longest message.
+    server.session.buffer_bytes = 50_000;
+    let config = ClientConfig {
+        policies: Policies::new(RULES, vec![policy(FEED)]),
+        ..client_config()
+    };
+    let mut world = World::with(config, server);
+    // The one asks before the server is known, the other behind.
+    for _ in 0..2 {
+        world.connect_to(FEED, 10);
+        world.run();
+        let origin = world.opened.last().expect("an origin").0;
+        push(&mut world, origin, "one\ntwo\nthree\n");
+    }
+    world.fail();
+
+    world.pass(GRACE + SECOND);
+
+    assert_eq!(accounts(&world), [(4, 0), (4, 0)]);
+    assert_eq!(world.client.takes.kept(), 0);
+}
+
 #[test]
 fn another_user_gets_nothing_and_the_first_one_all_of_it() {
     let mut world = world();
