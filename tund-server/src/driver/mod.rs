@@ -7,6 +7,7 @@ mod opens;
 mod origin;
 mod recorder;
 mod report;
+mod rests;
 mod state;
 
 use crate::config::Config;
@@ -78,6 +79,7 @@ struct Server {
     /// Where links came from that were dropped since events were last taken: some are about them.
     departed: FxHashMap<LinkId, SocketAddr>,
     origins: BTreeMap<(SessionId, FlowId), flows::OriginSlot>,
+    rests: rests::Rests,
     opens: opens::Opens,
     denials: opens::Denials,
     deliverer: Deliverer,
@@ -174,6 +176,7 @@ impl Server {
             links: FxHashMap::default(),
             departed: FxHashMap::default(),
             origins: BTreeMap::new(),
+            rests: rests::Rests::default(),
             opens: opens::Opens::default(),
             denials: opens::Denials::default(),
             deliverer,
@@ -261,6 +264,7 @@ impl Server {
             self.on_time(now);
             self.opens.next_turn();
             self.deliverer.next_turn();
+            self.read_rests();
             self.open_waiting(now);
             self.drain(now);
             self.state.poll(cx, &mut self.registry, now);
@@ -271,7 +275,8 @@ impl Server {
             if self.stopping.is_some_and(|until| is_done || until <= now) {
                 return Poll::Ready(());
             }
-            if !(ready || failed || expired) && self.opens.is_empty() {
+            let is_idle = self.opens.is_empty() && self.rests.is_empty();
+            if !(ready || failed || expired) && is_idle {
                 self.sleep(cx);
                 return Poll::Pending;
             }

@@ -138,30 +138,35 @@ impl Offers {
         Some(offer.key)
     }
 
-    /// How many bytes may be appended to what is held of a flow; none if nothing is to be.
+    /// How many bytes may be appended to what is held of a flow, so that nothing that came before has
+    /// to go; none if nothing is to be.
     pub fn room(&self, name: (SessionId, FlowId), bound: Bound) -> Option<u64> {
         let offer = self.offers.get(self.names.get(&name)?)?;
         let is_open = !offer.fin && !offer.is_cut;
-        is_open.then(|| bound.of_key.saturating_sub(offer.bytes))
+        is_open.then(|| self.free(offer.key, bound))
     }
 
     /// The socket of a flow that has left something had this still to be read.
     pub fn append(&mut self, name: (SessionId, FlowId), bytes: &[u8], bound: Bound) {
         if let Some(number) = self.names.get(&name).copied() {
-            self.make_room(number, wide(bytes.len()), bound);
             self.push(number, bytes, bound);
         }
+    }
+
+    fn free(&self, key: ClientKey, bound: Bound) -> u64 {
+        let of_key = bound.of_key.saturating_sub(self.bytes_of(key));
+        of_key.min(bound.of_all.saturating_sub(self.bytes))
     }
 
     /// Keeps as much of it as there is room for.
     fn push(&mut self, number: u64, bytes: &[u8], bound: Bound) {
         let wanted = wide(bytes.len());
+        let key = self.offers.get(&number).map(|offer| offer.key);
+        let room = key.map_or(0, |key| self.free(key, bound));
         let Some(offer) = self.offers.get_mut(&number) else {
             return;
         };
         let of_key = self.bytes_of.entry(offer.key).or_default();
-        let free = bound.of_key.saturating_sub(*of_key);
-        let room = free.min(bound.of_all.saturating_sub(self.bytes));
         let fits = if offer.is_cut { 0 } else { wanted.min(room) };
         offer.is_cut |= fits < wanted;
         let (kept, _) = bytes.split_at(usize::try_from(fits).unwrap_or(0).min(bytes.len()));

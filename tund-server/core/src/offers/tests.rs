@@ -259,6 +259,27 @@ fn at_a_keys_bound_its_oldest_goes_and_then_the_end() {
 }
 
 #[test]
+fn what_a_socket_still_had_makes_nothing_be_forgotten_that_came_before() {
+    let mut offers = Offers::default();
+    let bound = Bound {
+        of_key: 10,
+        of_all: 12,
+    };
+    let name = |flow| (SESSION, FlowId(flow));
+    offers.hold(name(1), KEY, held(0, b"12\n", false), bound, START);
+    offers.hold(name(2), OTHER_KEY, held(0, b"1\n", false), bound, START);
+    offers.hold(name(3), KEY, held(0, b"45\n", false), bound, START);
+
+    assert_eq!(offers.room(name(3), bound), Some(4));
+    assert_eq!(offers.room(name(2), bound), Some(4));
+    offers.append(name(3), b"7\n9\nb\n", bound);
+
+    assert_eq!(offers.room(name(3), bound), None);
+    assert_eq!(take(&mut offers, &[(1, 0), (3, 0)]), "12\n45\n7\n9\n");
+    assert_eq!((offers.len(), offers.tally().lost), (1, 2));
+}
+
+#[test]
 fn at_the_bound_of_all_the_key_that_holds_the_most_gives_way() {
     let mut offers = Offers::default();
     let bound = Bound {

@@ -24,6 +24,8 @@ pub(super) struct OriginSlot {
     is_connected: bool,
     /// The origin's FIN was read, or an error.
     pub(super) is_read_over: bool,
+    /// Its flow is over, and it has still to be read for what is held of that.
+    pub(super) has_rest: bool,
     /// Bytes in the socket when it was last asked, while its RST waits for it to be empty.
     unsent: usize,
     /// The timer that stands for it.
@@ -176,6 +178,7 @@ impl Server {
             token,
             is_connected: false,
             is_read_over: false,
+            has_rest: false,
             unsent: 0,
             timer: None,
         };
@@ -264,6 +267,7 @@ impl Server {
                     if let Some(at) = slot.timer.take() {
                         self.timers.remove(&(at, slot.token));
                     }
+                    self.read_wanted(session, flow);
                     self.registry.accept_flow(session, flow, now);
                 }
             }
@@ -309,24 +313,6 @@ impl Server {
         session.is_some_and(|session| session.awaits_release(flow))
     }
 
-    /// A flow has expired, and what its application does not get is held: the socket's rest, too.
-    pub(super) fn read_rest(&mut self, session: SessionId, flow: FlowId) {
-        let Some(slot) = self.origins.get_mut(&(session, flow)) else {
-            return;
-        };
-        let mut cx = Context::from_waker(&slot.waker);
-        while !slot.is_read_over
-            && let Some(room) = self.registry.room_for_rest(session, flow)
-            && let Poll::Ready(read) = slot.origin.poll_read(&mut cx, &mut self.read_buffer, room)
-        {
-            let rest = read.ok().filter(|bytes| !bytes.is_empty());
-            slot.is_read_over = rest.is_none();
-            self.registry.add_rest(session, flow, rest.as_deref());
-        }
-        self.registry
-            .lose_rest(slot.origin.unread().unwrap_or_default());
-    }
-
     /// The session has given a flow up: what its socket still has is thrown away, and told.
     fn abort_origin(&mut self, session: SessionId, flow: FlowId, now: Instant) {
         self.opens.forget(session, flow);
@@ -345,7 +331,11 @@ impl Server {
 
     pub(super) fn reset_origin(&mut self, session: SessionId, flow: FlowId) {
         if let Some(slot) = self.take_origin(session, flow) {
-            slot.origin.reset();
+            if slot.has_rest {
+                self.rests.add((session, flow), slot);
+            } else {
+                slot.origin.reset();
+            }
         }
     }
 
