@@ -90,8 +90,7 @@ impl Client {
     /// WELCOME has said what the server can. Flows of which it holds nothing are like others.
     pub(super) fn note_plain(&mut self) {
         if let Some(session) = &self.session {
-            self.table
-                .hand_off_only(|flow| session.is_handed_off(flow));
+            self.table.hand_off_only(|flow| session.is_handed_off(flow));
         }
     }
 

@@ -295,7 +295,13 @@ fn at_the_bound_of_all_the_key_that_holds_the_most_gives_way() {
             START,
         );
     };
-    offers.hold((SESSION, FlowId(1)), KEY, held(0, b"1\n", false), bound, START);
+    offers.hold(
+        (SESSION, FlowId(1)),
+        KEY,
+        held(0, b"1\n", false),
+        bound,
+        START,
+    );
     other(&mut offers, 2, b"123\n");
     other(&mut offers, 3, b"123\n");
 

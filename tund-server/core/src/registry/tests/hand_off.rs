@@ -4,9 +4,7 @@ use super::world::{GRACE, SECOND, World, config, key};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tund_session::wire::frame::{
-    CloseCode, FlowCode, Framing, HandOff, OnExpiry, Protocol, Take,
-};
+use tund_session::wire::frame::{CloseCode, FlowCode, Framing, HandOff, OnExpiry, Protocol, Take};
 use tund_session::{FlowId, Offset, Session, SessionId, Target};
 
 /// A flow that is handed off and begins with what another one has left.
@@ -147,7 +145,12 @@ fn what_was_taken_and_is_not_read_counts_as_held() {
     let (client, id) = world.attached(11, key(1));
     // Its application reads nothing.
     open(&mut world, client, &[name]);
-    let ahead = |world: &World| world.registry.session(id).map_or(0, Session::prologue_bytes);
+    let ahead = |world: &World| {
+        world
+            .registry
+            .session(id)
+            .map_or(0, Session::prologue_bytes)
+    };
     assert!(ahead(&world) > buffer / 2, "{}", ahead(&world));
 
     for _ in 0..10 {
