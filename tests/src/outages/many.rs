@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::{Direct, Job, LONG, RTTS, Row, SOON, Sample, Target};
@@ -23,6 +23,9 @@ const LENGTH: usize = 64 << 10;
 
 /// Where the flows end.
 const PORT: u16 = 9100;
+
+/// Flows that are being opened at once: one after the other, each would take its round trips.
+const OPENING: usize = 50;
 
 /// How long the network is away.
 const CUT: Duration = Duration::from_secs(30);
@@ -105,12 +108,18 @@ async fn finish(mut flows: JoinSet<io::Result<()>>) -> io::Result<()> {
 
 async fn applications(to: SocketAddr, flows: u32, common: Arc<Common>) -> io::Result<()> {
     let mut all = JoinSet::new();
+    let places = Arc::new(Semaphore::new(OPENING));
     for number in 0..flows {
-        let mut stream = TcpStream::connect(to).await?;
-        stream.write_all(&number.to_be_bytes()).await?;
-        // The origin has it: what the cut meets is all still to come.
-        stream.read_exact(&mut [0]).await?;
-        all.spawn(exchange(stream, (number, 0), Arc::clone(&common)));
+        let place = Arc::clone(&places).acquire_owned().await;
+        let common = Arc::clone(&common);
+        all.spawn(async move {
+            let mut stream = TcpStream::connect(to).await?;
+            stream.write_all(&number.to_be_bytes()).await?;
+            // The origin has it: what the cut meets is all still to come.
+            stream.read_exact(&mut [0]).await?;
+            drop(place);
+            exchange(stream, (number, 0), common).await
+        });
     }
     finish(all).await
 }
@@ -125,11 +134,13 @@ async fn origin(
     let mut all = JoinSet::new();
     for _ in 0..flows {
         let (mut stream, _) = listener.accept().await?;
-        let mut number = [0; 4];
-        stream.read_exact(&mut number).await?;
-        stream.write_all(b".").await?;
-        let number = u32::from_be_bytes(number);
-        all.spawn(exchange(stream, (number, 1), Arc::clone(&common)));
+        let common = Arc::clone(&common);
+        all.spawn(async move {
+            let mut number = [0; 4];
+            stream.read_exact(&mut number).await?;
+            stream.write_all(b".").await?;
+            exchange(stream, (u32::from_be_bytes(number), 1), common).await
+        });
     }
     finish(all).await
 }

@@ -88,8 +88,7 @@ impl Code for Framing {
     }
 
     fn from_wire(number: u64) -> Option<Self> {
-        let all = [Self::Whole, Self::Line, Self::OctetCount];
-        all.into_iter().find(|framing| framing.to_wire() == number)
+        Self::from_number(u8::try_from(number).ok()?)
     }
 }
 

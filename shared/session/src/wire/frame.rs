@@ -323,6 +323,12 @@ impl Framing {
             Self::OctetCount => 3,
         }
     }
+
+    /// The framing of that number, if it has one.
+    pub fn from_number(number: u8) -> Option<Self> {
+        let all = [Self::Whole, Self::Line, Self::OctetCount];
+        all.into_iter().find(|framing| framing.number() == number)
+    }
 }
 
 /// Why the origin could not be had.

@@ -53,24 +53,6 @@ pub struct Head {
     pub file_bytes: u64,
 }
 
-/// The code of a framing on the wire, and in what records are bound to (PROTOCOL.md §10.7).
-pub const fn framing_code(framing: Framing) -> u8 {
-    match framing {
-        Framing::Whole => 1,
-        Framing::Line => 2,
-        Framing::OctetCount => 3,
-    }
-}
-
-const fn framing_of(code: u8) -> Option<Framing> {
-    match code {
-        1 => Some(Framing::Whole),
-        2 => Some(Framing::Line),
-        3 => Some(Framing::OctetCount),
-        _ => None,
-    }
-}
-
 /// How long the file of these records is.
 pub fn file_bytes(records: &[Record]) -> u64 {
     let extra = RECORD_HEAD_BYTES + SEAL_BYTES + CHECKSUM_BYTES;
@@ -103,7 +85,7 @@ impl Head {
             &self.session.0,
             &self.flow.0.to_be_bytes(),
             &self.user.to_be_bytes(),
-            &[framing_code(self.framing), family],
+            &[self.framing.number(), family],
             &address,
             &self.destination.port().to_be_bytes(),
             &self.stored_at.to_be_bytes(),
@@ -141,7 +123,7 @@ impl Head {
             session,
             flow,
             user,
-            framing: framing_of(framing)?,
+            framing: Framing::from_number(framing)?,
             destination: SocketAddr::new(ip, port),
             stored_at: u64::from_be_bytes(take(&mut rest)?),
             keep_until: u64::from_be_bytes(take(&mut rest)?),

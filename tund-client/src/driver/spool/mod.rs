@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::task::{Context, Poll};
 use tokio::task::JoinSet;
 use tund_client_core::netstack::ConnectionId;
-use tund_client_core::spool::file::{encode_record, flags, framing_code};
+use tund_client_core::spool::file::{encode_record, flags};
 use tund_client_core::spool::{Found, Head, Record, RecordRead};
 use tund_client_core::{FileId, SpoolOrder};
 use tund_daemon::clock;
@@ -289,7 +289,7 @@ fn store(
                 flow: head.flow,
                 user: head.user,
                 destination: head.destination,
-                framing: framing_code(head.framing),
+                framing: head.framing.number(),
                 start: record.start.0,
                 end: record.end.0,
                 flags: flags(record.fin),

@@ -1,17 +1,36 @@
 //! New connections wait behind what is stored for their destination, as long as it moves.
 
 use super::storing::{EARLY, LOG, world};
-use super::world::{GRACE, Network, SECOND};
+use super::world::{GRACE, Network, SECOND, World};
+use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 use tund_session::wire::frame::OpenError;
 
-#[test]
-fn a_new_connection_waits_behind_what_is_stored_for_its_destination() {
+/// A line is stored, and the network still away.
+fn with_old() -> World {
     let mut world = world();
     let app = world.connect(LOG);
     world.fail();
     world.write(app, b"old\n");
     world.pass(GRACE + SECOND);
+    world
+}
+
+/// A line is stored, and somebody was accepted behind it; there has been no network yet.
+fn accepted_behind() -> (World, SocketHandle) {
+    let mut world = world();
+    world.network = Network::Silent;
+    let first = world.connect(EARLY);
+    world.write(first, b"one\n");
+    world.pass(GRACE + SECOND);
+    let second = world.connect(EARLY);
+    assert_eq!(world.state(second), tcp::State::Established);
+    (world, second)
+}
+
+#[test]
+fn a_new_connection_waits_behind_what_is_stored_for_its_destination() {
+    let mut world = with_old();
     world.stall_new_origins = true;
     world.heal();
     world.pass(SECOND);
@@ -31,11 +50,7 @@ fn a_new_connection_waits_behind_what_is_stored_for_its_destination() {
 
 #[test]
 fn a_new_connection_does_not_wait_for_a_destination_that_has_failed() {
-    let mut world = world();
-    let app = world.connect(LOG);
-    world.fail();
-    world.write(app, b"old\n");
-    world.pass(GRACE + SECOND);
+    let mut world = with_old();
     world.answers.insert(LOG, OpenError::TimedOut);
     world.heal();
     world.pass(SECOND * 5);
@@ -51,11 +66,7 @@ fn a_new_connection_does_not_wait_for_a_destination_that_has_failed() {
 
 #[test]
 fn a_new_connection_waits_while_the_server_has_no_room_but_not_for_ever() {
-    let mut world = world();
-    let app = world.connect(LOG);
-    world.fail();
-    world.write(app, b"old\n");
-    world.pass(GRACE + SECOND);
+    let mut world = with_old();
     world.answers.insert(LOG, OpenError::Exhausted);
     world.heal();
     world.pass(SECOND * 2);
@@ -72,11 +83,7 @@ fn a_new_connection_waits_while_the_server_has_no_room_but_not_for_ever() {
 
 #[test]
 fn a_delivery_that_does_not_move_holds_nobody_for_more_than_five_minutes() {
-    let mut world = world();
-    let app = world.connect(LOG);
-    world.fail();
-    world.write(app, b"old\n");
-    world.pass(GRACE + SECOND);
+    let mut world = with_old();
     world.stall_new_origins = true;
     world.heal();
     world.pass(SECOND * 5);
@@ -103,13 +110,7 @@ fn a_delivery_that_does_not_move_holds_nobody_for_more_than_five_minutes() {
 /// Nobody has read anything, so that FIN is told at once, while there is no flow.
 #[test]
 fn an_application_that_ends_behind_stored_files_without_a_byte_ends_at_the_origin_too() {
-    let mut world = world();
-    world.network = Network::Silent;
-    let first = world.connect(EARLY);
-    world.write(first, b"one\n");
-    world.pass(GRACE + SECOND);
-    let second = world.connect(EARLY);
-    assert_eq!(world.state(second), tcp::State::Established);
+    let (mut world, second) = accepted_behind();
     world.kernel.socket(second).close();
     world.run();
 
@@ -123,14 +124,7 @@ fn an_application_that_ends_behind_stored_files_without_a_byte_ends_at_the_origi
 
 #[test]
 fn what_is_accepted_behind_stored_files_comes_after_them() {
-    let mut world = world();
-    world.network = Network::Silent;
-    let first = world.connect(EARLY);
-    world.write(first, b"one\n");
-    world.pass(GRACE + SECOND);
-
-    let second = world.connect(EARLY);
-    assert_eq!(world.state(second), tcp::State::Established);
+    let (mut world, second) = accepted_behind();
     world.write(second, b"two\n");
     world.heal();
     world.pass(SECOND * 15);
