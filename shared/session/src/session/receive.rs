@@ -201,23 +201,7 @@ impl Session {
             Control::OpenOk { flow, limit, grace } if client => self.on_open_ok(flow, limit, grace),
             Control::OpenErr { flow, error } if client => self.on_open_err(flow, error, now),
             Control::Reset { flow, end, code } => self.on_reset(flow, end, code, now),
-            Control::Stop { flow, code } => {
-                if self.known(flow)?.is_some() {
-                    if code == FlowCode::Expired {
-                        // The peer's clock was first: what is to be stored or held is, all the same.
-                        self.expire(flow);
-                    } else {
-                        // Who cancels may have been given something ahead of the answer.
-                        if !client && code == FlowCode::Cancelled {
-                            self.hold(flow);
-                        }
-                        self.abort_socket(flow, code);
-                    }
-                    self.drop_both(flow);
-                    self.settle(flow, now);
-                }
-                Ok(())
-            }
+            Control::Stop { flow, code } => self.on_stop(flow, code, now),
             Control::Done { flow, released } => {
                 if let Some(known) = self.known(flow)? {
                     let before = known.tx.released();
@@ -270,6 +254,25 @@ impl Session {
             | Control::OpenErr { .. }
             | Control::Retire { .. } => Err("a control message of the other role"),
         }
+    }
+
+    fn on_stop(&mut self, id: FlowId, code: FlowCode, now: Instant) -> Taken {
+        if self.known(id)?.is_none() {
+            return Ok(());
+        }
+        if code == FlowCode::Expired {
+            // The peer's clock was first: what is to be stored or held is, all the same.
+            self.expire(id);
+        } else {
+            // Who cancels may have been given something ahead of the answer.
+            if self.role == Role::Server && code == FlowCode::Cancelled {
+                self.hold(id);
+            }
+            self.abort_socket(id, code);
+        }
+        self.drop_both(id);
+        self.settle(id, now);
+        Ok(())
     }
 
     fn on_open_ok(&mut self, id: FlowId, limit: Offset, grace: Duration) -> Taken {
