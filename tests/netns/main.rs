@@ -14,6 +14,7 @@ mod deliveries;
 mod endings;
 mod events;
 mod farewells;
+mod handing_on;
 mod idle;
 mod injection;
 mod kills;

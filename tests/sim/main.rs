@@ -3,6 +3,7 @@
 mod datagrams;
 mod fairness;
 mod grace;
+mod hand_off;
 mod idle_flows;
 mod last_word;
 mod make_before_break;

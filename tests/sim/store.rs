@@ -195,7 +195,7 @@ impl World {
                     released,
                     ..
                 } => self.note_final((session, flow), taken, released),
-                RegistryEvent::TurnedAway { .. } => {}
+                RegistryEvent::TurnedAway { .. } | RegistryEvent::Held { .. } => {}
             }
         }
         moved

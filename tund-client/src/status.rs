@@ -416,6 +416,7 @@ mod tests {
             bytes: ByteCounts { up: 100, down: 0 },
             lost_bytes: ByteCounts { up: 40, down: 0 },
             stored_bytes: 60,
+            held_bytes: 0,
             age_ms: 5_000,
             outages: 0,
             longest_silence_ms: 4_000,

@@ -5,9 +5,11 @@ use crate::id::{FlowId, LinkId, Offset};
 use crate::mapping::Mapping;
 use crate::receive_buffer::ReceiveBuffer;
 use crate::send_buffer::SendBuffer;
-use crate::session::{Delivery, Remainder};
+use crate::session::{Delivery, HandedOff, Remainder};
 use crate::time::Instant;
 use crate::wire::frame::{Ack, FlowCode, Framing};
+use bytes::Bytes;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Has the origin answered?
@@ -58,6 +60,10 @@ pub(crate) struct Flow {
     pub(crate) mapping: Option<Box<Mapping>>,
     /// OPEN has gone out, or has come: datagrams behind it find the flow.
     pub(crate) is_asked: bool,
+    /// Server: what the application does not get is held for its user's next connection.
+    pub(crate) handed_off: Option<Box<HandedOff>>,
+    /// Server: goes out before anything that the local socket says.
+    pub(crate) prologue: VecDeque<Bytes>,
     /// Bytes up to here may be taken from the local socket; share = this − base.
     pub(crate) intake_limit: Offset,
     pub(crate) intake_share: Share,
@@ -136,6 +142,8 @@ impl Flow {
             rx: ReceiveBuffer::default(),
             mapping: None,
             is_asked: false,
+            handed_off: None,
+            prologue: VecDeque::new(),
             intake_limit: Offset(0),
             intake_share: Share::default(),
             intake_target: 0,
@@ -188,7 +196,7 @@ impl Flow {
         if self.send_done || self.purpose == Purpose::Delivery {
             return 0;
         }
-        self.tx.unreleased()
+        self.tx.unreleased() + self.prologue_bytes()
     }
 
     /// Nothing more is sent: what the peer has not released goes to the owner, from the last

@@ -27,7 +27,7 @@ pub use id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
 pub use mapping::MappingError;
 pub use outbox::Outbox;
 pub use session::{
-    Config, DeliverTarget, Delivery, EndReason, Event, LinkDeath, OpenRefused, Progress, Remainder,
-    Role, Session, Target, Timer, Traffic,
+    Config, DeliverTarget, Delivery, EndReason, Event, Held, LinkDeath, OpenRefused, Progress,
+    Remainder, Role, Session, Target, Timer, Traffic,
 };
 pub use time::Instant;

@@ -125,6 +125,7 @@ impl Member {
             grace: Duration::from_secs(60),
             during_outage: DuringOutage::Hold,
             store: None,
+            hand_off: None,
         };
         let config = ClientConfig {
             mappings: MappingConfig {

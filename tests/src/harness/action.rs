@@ -19,8 +19,9 @@ impl World {
             Kind::Application => self.some_application(rng),
             Kind::Pump => self.some_pump(rng),
             Kind::Open => {
+                let most = if self.knobs.handed { 40 } else { 12 };
                 let live = self.units.iter().flat_map(|u| u.sockets.iter().flatten());
-                if live.filter(|socket| !socket.is_told()).count() < 14 && self.units.len() < 12 {
+                if live.filter(|socket| !socket.is_told()).count() < 14 && self.units.len() < most {
                     let grace = rng.pick(&[60, 300]);
                     self.open(Duration::from_secs(grace));
                 }

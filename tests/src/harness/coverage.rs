@@ -76,6 +76,11 @@ situations! {
     RecordTrimmed = "messages left out of a record",
     MessageDoubled = "message delivered twice",
     NotRecorded = "server restarted before it had recorded what was acknowledged",
+    HandedOff = "bytes held for a user's next connection",
+    HandedOffAgain = "bytes held again that had been handed on already",
+    SaidAgain = "message said again whole of which a part had come",
+    HeldForAnother = "connection of a user while bytes are held for another one",
+    ClaimedByAnother = "connection of a user that asks for what is held for another one",
     ClientRestartStored = "client restarted with stored messages",
     TooManyFlows = "no room for a flow",
     LateAnswer = "origin answered after the flow was cancelled",
@@ -143,6 +148,15 @@ impl Situation {
         Self::MessageDoubled,
         Self::NotRecorded,
         Self::ClientRestartStored,
+    ];
+
+    /// Those that handing on is about.
+    pub const HANDING: &[Self] = &[
+        Self::HandedOff,
+        Self::HandedOffAgain,
+        Self::SaidAgain,
+        Self::HeldForAnother,
+        Self::ClaimedByAnother,
     ];
 }
 

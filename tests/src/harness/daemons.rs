@@ -28,6 +28,7 @@ impl World {
         self.client_instance = self.client_instance.wrapping_add(1);
         self.tell(|| "client restarts".to_owned());
         self.stop_delivering(true);
+        self.empty_client_lobby();
         let Some(client) = self.client.take() else {
             return;
         };
@@ -54,6 +55,7 @@ impl World {
         self.ready.clear();
         self.registry = registry(&self.knobs, self.server_instance);
         self.restart_desk();
+        self.empty_server_lobby();
         for link in self.pipes.keys().copied().collect::<Vec<_>>() {
             self.hang_up(link, SERVER, false);
         }

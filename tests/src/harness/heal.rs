@@ -164,7 +164,7 @@ impl World {
                 self.fault(format!("{who:?} holds {up} and {down} bytes, of {most}"));
             }
             let kept = self.must_be_kept(who);
-            if up < kept {
+            if up + self.waiting_ahead(who) < kept {
                 self.fault(format!("{who:?} holds {up} bytes, {kept} are not released"));
             }
             if credit > buffer {

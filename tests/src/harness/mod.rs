@@ -10,6 +10,7 @@ mod daemons;
 mod desk;
 mod events;
 mod heal;
+mod lobby;
 mod mappings;
 pub mod mobile;
 mod network;

@@ -18,6 +18,7 @@ impl Knobs {
         memory: 1 << 40,
         stored: false,
         datagrams: false,
+        handed: false,
         max_grace: Duration::from_secs(3600),
     };
 }

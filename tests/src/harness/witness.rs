@@ -123,6 +123,8 @@ impl World {
         };
         let taken = if local.stored && side == SERVER {
             local.acknowledged
+        } else if local.handed && side == CLIENT {
+            local.drained + u64::from(local.fin_given())
         } else {
             local.released + u64::from(local.fin_given())
         };

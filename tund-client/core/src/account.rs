@@ -90,6 +90,9 @@ pub struct FlowAccount {
     pub lost: LostBytes,
     /// Bytes from the application that are on the disk, to be delivered later.
     pub stored_bytes: u64,
+    /// Bytes that had come from the origin and that the server holds for its user's next connection;
+    /// what had not come is not known here.
+    pub held_bytes: u64,
     /// Who ended it.
     pub by: EndedBy,
     /// How.
@@ -101,9 +104,14 @@ impl FlowAccount {
         id: FlowId,
         flow: &ClientFlow,
         (by, how): End,
-        lost: LostBytes,
+        mut lost: LostBytes,
         now: Instant,
     ) -> Self {
+        let held_bytes = if flow.is_left {
+            std::mem::take(&mut lost.down)
+        } else {
+            0
+        };
         Self {
             id,
             protocol: Protocol::Tcp,
@@ -116,6 +124,7 @@ impl FlowAccount {
             down_bytes: flow.down_bytes,
             lost,
             stored_bytes: 0,
+            held_bytes,
             by,
             how,
         }

@@ -9,6 +9,7 @@ pub mod netstack;
 pub mod packet;
 pub mod policy;
 pub mod spool;
+mod takes;
 
 pub use account::{EndedBy, FlowAccount, HowEnded, LostBytes};
 pub use client::{
@@ -17,5 +18,5 @@ pub use client::{
 pub use dialer::PathId;
 pub use flow_table::{ClientFlow, FlowTable};
 pub use mappings::{ClientMapping, Filtering, MappingConfig, Mappings};
-pub use policy::{DuringOutage, Policies, Policy, Rules, Store};
+pub use policy::{DuringOutage, HandOff, Policies, Policy, Rules, Store};
 pub use spool::{FileId, SpoolOrder};

@@ -11,7 +11,7 @@ use tund_daemon::config::{Endpoint, Loaded, Mistakes, Section, format_size, valu
 use tund_daemon::identity::{PrivateKey, PublicKey};
 use tund_daemon::telemetry::LogLevel;
 
-pub(crate) use policy::{Framing, Policy, Protocol, Spool, Store};
+pub(crate) use policy::{Framing, Kept, Policy, Protocol, Spool};
 
 /// Where commands look for the daemon unless told otherwise.
 pub(crate) const CONTROL_SOCKET: &str = "/run/tund/client.sock";

@@ -73,6 +73,7 @@ impl AccountLog {
             lost_up_bytes = account.lost.up,
             lost_down_bytes = account.lost.down,
             stored_bytes = account.stored_bytes,
+            held_bytes = account.held_bytes,
             from = %Redacted(account.source),
             to = %Redacted(account.destination),
             "flow ended"

@@ -179,7 +179,7 @@ fn client_config(config: &Config, tun: &TunDevice) -> ClientConfig {
             buffer_bytes: config.buffer_bytes.min(buffer_most(config.memory_bytes)),
             max_flows: MAX_FLOWS,
             max_grace: config.grace,
-            capabilities: capability::DELIVERY | capability::DATAGRAM,
+            capabilities: capability::DELIVERY | capability::DATAGRAM | capability::HAND_OFF,
             datagram_age: config.udp.max_age,
         },
         mappings: rules::mappings(config),
@@ -457,7 +457,7 @@ impl Daemon {
                 connection,
                 source,
                 destination,
-            } => self.find_user(connection, (source, destination)),
+            } => self.find_user(connection, (source, destination), now),
             ClientEvent::Spool(order) => self.files.order(order),
             ClientEvent::Stored { .. } | ClientEvent::Undeliverable => report::tell_stored(&event),
         }

@@ -269,6 +269,7 @@ fn ended_row(account: &FlowAccount) -> EndedFlowRow {
             down: account.lost.down,
         },
         stored_bytes: account.stored_bytes,
+        held_bytes: account.held_bytes,
         age_ms: millis(account.age),
         outages: account.outages,
         longest_silence_ms: millis(account.longest_silence),

@@ -8,6 +8,7 @@ mod opens;
 mod origin;
 mod recorder;
 mod report;
+mod rests;
 mod state;
 
 use crate::config::Config;
@@ -87,6 +88,7 @@ struct Server {
     places: Places,
     /// What datagrams are read into.
     datagram: Vec<u8>,
+    rests: rests::Rests,
     opens: opens::Opens,
     denials: opens::Denials,
     deliverer: Deliverer,
@@ -187,6 +189,7 @@ impl Server {
             mappings: BTreeMap::new(),
             places: Places::default(),
             datagram: vec![0; MAX_DATAGRAM],
+            rests: rests::Rests::default(),
             opens: opens::Opens::default(),
             denials: opens::Denials::default(),
             deliverer,
@@ -279,6 +282,7 @@ impl Server {
             self.on_time(now);
             self.opens.next_turn();
             self.deliverer.next_turn();
+            self.read_rests();
             self.open_waiting(now);
             self.drain(now);
             self.state.poll(cx, &mut self.registry, now);
@@ -289,7 +293,8 @@ impl Server {
             if self.stopping.is_some_and(|until| is_done || until <= now) {
                 return Poll::Ready(());
             }
-            if !(ready || failed || expired) && self.opens.is_empty() {
+            let is_idle = self.opens.is_empty() && self.rests.is_empty();
+            if !(ready || failed || expired) && is_idle {
                 self.sleep(cx);
                 return Poll::Pending;
             }
@@ -382,6 +387,7 @@ impl Server {
                     };
                     self.note_final(of, (taken, released));
                 }
+                RegistryEvent::Held { session, flow } => self.read_rest(session, flow),
                 RegistryEvent::TurnedAway { link, reason } => {
                     self.on_turned_away(link, reason, now);
                 }

@@ -20,7 +20,7 @@ pub use command::{
 pub use peer::{Access, Caller};
 pub use report::{
     ByteCounts, ClientState, ClientStatus, DatagramReport, EndedFlowRow, ErrorReport, FlowCounts,
-    FlowRow, LinkReport, MemoryReport, OutageReport, Page, ServerState, ServerStatus,
+    FlowRow, HeldReport, LinkReport, MemoryReport, OutageReport, Page, ServerState, ServerStatus,
     SessionCounts, SessionRow, SessionState, SpoolCounts, SpoolRow,
 };
 pub use server::{ControlServer, Request};

@@ -192,6 +192,9 @@ pub struct EndedFlowRow {
     /// Bytes of the application that were stored when it ended, for delivery later.
     #[serde(default)]
     pub stored_bytes: u64,
+    /// Bytes that had come for the application and that the server holds for its next connection.
+    #[serde(default)]
+    pub held_bytes: u64,
     /// From its opening to its end.
     pub age_ms: u64,
     /// How many outages it lived through.
@@ -250,10 +253,26 @@ pub struct ServerStatus {
     pub listen: Vec<SocketAddr>,
     /// How many sessions there are.
     pub sessions: SessionCounts,
-    /// How much memory sessions use.
+    /// How much memory sessions use, and what is held beside them.
     pub memory: MemoryReport,
+    /// What is held for applications' next connections.
+    #[serde(default)]
+    pub held: HeldReport,
     /// The daemon's version.
     pub version: String,
+}
+
+/// What applications did not get of flows that expired, and what became of it since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldReport {
+    /// Flows of which something is held.
+    pub flows: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Bytes that later connections were given.
+    pub handed_on_bytes: u64,
+    /// Bytes that were forgotten, or were no whole message.
+    pub lost_bytes: u64,
 }
 
 /// Sessions by state.

@@ -1,5 +1,6 @@
 //! What an owner gives a session and learns from it: configuration, events, answers.
 
+use super::Held;
 use crate::id::{FlowId, Instance, LinkId, LinkNumber, Offset};
 use crate::limits;
 use crate::wire::frame::{CloseCode, Deliver, FlowCode, Open, OpenError, RejectReason};
@@ -33,8 +34,7 @@ pub struct Config {
     pub datagram_age: Duration,
 }
 
-/// Client: what is held of a half that its server has not released, from the last message boundary
-/// on.
+/// What is held of a half that the other end has not released, from the last message boundary on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remainder {
     /// The place of the first byte.
@@ -234,6 +234,17 @@ pub enum Event {
         /// Everything before it is known to have been acknowledged by the origin.
         released: Offset,
     },
+    /// Server: a flow has expired, or its session, and what its application did not get is to be held
+    /// for the next one of its user. Comes before the event that has the socket reset: what that
+    /// still has to read belongs behind it.
+    FlowHeld {
+        /// Which.
+        flow: FlowId,
+        /// What is left of it.
+        held: Box<Held>,
+    },
+    /// Server: nothing that is held for this client will be asked for.
+    ForgetHeld,
     /// `readable` or `delivery` has changed; of a mapping, `datagram` or `take_datagram_error`.
     FlowReadable {
         /// Which.

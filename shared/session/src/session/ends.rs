@@ -20,13 +20,16 @@ impl Session {
         }
         self.ended = Some(reason);
         self.drop_all_datagrams();
+        self.hold_all(reason);
         self.keep_remainders(reason);
         let dropped = self
             .flows
             .values_mut()
             .map(|flow| (flow.id, flow.dropped + flow.rx.abandon()));
         self.dropped_by_flow = dropped.filter(|(_, dropped)| *dropped > 0).collect();
+        self.note_opaque();
         self.flows.clear();
+        self.prologue_bytes = 0;
         self.live_flows = 0;
         self.mappings = 0;
         self.short_pieces = 0;
@@ -103,6 +106,7 @@ impl Session {
         flow.receive_done = true;
         flow.reset_due = false;
         self.drop_datagrams(id);
+        self.drop_prologue(id);
         self.drop_received(id);
         self.extend_intake(id);
         self.extend_credit(id);
@@ -149,6 +153,7 @@ impl Session {
     /// Lets go of all that is kept of a flow.
     pub(super) fn forget(&mut self, id: FlowId, now: Instant) {
         self.drop_datagrams(id);
+        self.drop_prologue(id);
         let Some(mut flow) = self.flows.remove(&id) else {
             return;
         };

@@ -6,6 +6,7 @@ mod datagrams;
 mod delivery;
 mod ends;
 mod flows;
+mod hand_off;
 mod outage;
 mod receive;
 mod shares;
@@ -18,6 +19,8 @@ pub use contract::{
 };
 pub use delivery::DeliverTarget;
 pub use flows::Target;
+pub(crate) use hand_off::HandedOff;
+pub use hand_off::Held;
 
 use crate::budget::Budget;
 use crate::control_lane::ControlLane;
@@ -85,6 +88,8 @@ pub struct Session {
     credit: Budget,
     intake_starved: VecDeque<FlowId>,
     credit_starved: VecDeque<FlowId>,
+    /// Server: bytes of all flows that wait for intake, ahead of those of their origins.
+    prologue_bytes: u64,
 
     links: BTreeMap<LinkId, Link>,
     /// Client: the one to be proved at the next RESUME. Server: all that count (rule 8).
@@ -131,6 +136,8 @@ pub struct Session {
     dropped_by_flow: BTreeMap<FlowId, u64>,
     /// Of each flow not forgotten at the end whose bytes the client may store.
     released_at_end: Vec<(FlowId, Offset)>,
+    /// Client: of the flows that it had then, those whose server half was no run of messages.
+    opaque_at_end: BTreeSet<FlowId>,
 }
 
 /// Bytes of flows since the session was made.
@@ -174,6 +181,7 @@ impl Session {
             credit: Budget::new(config.buffer_bytes, config.max_flows),
             intake_starved: VecDeque::new(),
             credit_starved: VecDeque::new(),
+            prologue_bytes: 0,
             links: BTreeMap::new(),
             secrets: BTreeMap::new(),
             next_number: LinkNumber(1),
@@ -198,6 +206,7 @@ impl Session {
             remainders: Vec::new(),
             dropped_by_flow: BTreeMap::new(),
             released_at_end: Vec::new(),
+            opaque_at_end: BTreeSet::new(),
             config: config.clone(),
         }
     }
@@ -229,6 +238,8 @@ impl Session {
             | Event::DeliverOpened { .. }
             | Event::FlowExpired { .. }
             | Event::FlowFinal { .. }
+            | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::FlowReleased { .. }
             | Event::FlowAccepted { .. }
             | Event::FlowRefused { .. }
@@ -392,9 +403,10 @@ impl Session {
         &self.released_at_end
     }
 
-    /// Bytes that flows hold beyond their floors, and datagrams beyond theirs.
+    /// Bytes that flows hold beyond their floors, datagrams beyond theirs, and what waits to go out
+    /// ahead of origins' bytes.
     pub fn lent(&self) -> u64 {
-        let streams = self.intake.lent() + self.credit.lent();
+        let streams = self.intake.lent() + self.credit.lent() + self.prologue_bytes;
         streams + self.tx_room.lent() + self.rx_room.lent()
     }
 

@@ -88,6 +88,31 @@ impl Session {
     /// Lets the owner take more as the peer releases. During an outage a flow may take whatever
     /// the pool has: that is what the buffer is for.
     pub(super) fn extend_intake(&mut self, id: FlowId) {
+        self.grow_intake(id);
+        let mut has_poured = false;
+        while self.pour(id) {
+            has_poured = true;
+            self.grow_intake(id);
+        }
+        if has_poured {
+            self.tell_writable(id);
+        }
+    }
+
+    /// The local socket may be read: there is room, and nothing goes before it.
+    fn tell_writable(&mut self, id: FlowId) {
+        let has_room = self.intake(id) > 0;
+        if let Some(flow) = self.flows.get_mut(&id)
+            && has_room
+            && !flow.writable_told
+            && !flow.detached_socket
+        {
+            flow.writable_told = true;
+            self.events.push_back(Event::FlowWritable { flow: id });
+        }
+    }
+
+    fn grow_intake(&mut self, id: FlowId) {
         let detached = self.detached_since.is_some();
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
@@ -143,10 +168,7 @@ impl Session {
         }
         if limit > flow.intake_limit {
             flow.intake_limit = limit;
-            if !flow.writable_told && !flow.detached_socket {
-                flow.writable_told = true;
-                self.events.push_back(Event::FlowWritable { flow: id });
-            }
+            self.tell_writable(id);
         }
     }
 

@@ -3,6 +3,7 @@
 mod crowded;
 mod datagrams;
 mod delivery;
+mod hand_off;
 mod hostile;
 mod losses;
 mod noticing;

@@ -63,6 +63,7 @@ pub(super) fn open(flow: FlowId, on_expiry: OnExpiry) -> Control {
         limit: Offset(1),
         grace: target.grace,
         on_expiry,
+        hand_off: None,
     })
 }
 

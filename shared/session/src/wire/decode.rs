@@ -5,10 +5,10 @@ use super::codec::WireError;
 use super::encode::FIN;
 use super::frame::{
     Ack, CloseCode, Control, Data, Datagram, DatagramError, DatagramHead, DatagramPiece, Deliver,
-    FlowCode, Frame, Hello, Limits, LinkCloseReason, Open, OpenError, RejectReason, Resume,
-    ResumeOk, ResumeReject, Welcome,
+    FlowCode, Frame, Framing, HandOff, Hello, Limits, LinkCloseReason, Open, OpenError,
+    RejectReason, Resume, ResumeOk, ResumeReject, Take, Welcome,
 };
-use super::kind::{HEADER, Kind, MAX_ACKS, MAX_DATAGRAM, MAX_PAYLOAD, MAX_RELEASED};
+use super::kind::{HEADER, Kind, MAX_ACKS, MAX_DATAGRAM, MAX_PAYLOAD, MAX_RELEASED, MAX_TAKES};
 use crate::id::{FlowId, Instance, LinkNumber, MAX_VARINT, Offset, SessionId};
 
 use bytes::{Buf, Bytes};
@@ -55,6 +55,8 @@ pub fn decode(input: &mut Bytes) -> Result<Option<Frame>> {
         Kind::LinkDown => |fields| fields.control(Fields::link_down),
         Kind::SessionClose => |fields| fields.control(Fields::session_close),
         Kind::Deliver => |fields| fields.control(Fields::deliver),
+        Kind::OpenHandOff => |fields| fields.control(Fields::open_hand_off),
+        Kind::Forget => |fields| fields.control(|_| Ok(Control::Forget)),
     };
     let Some(mut fields) = Fields::of(input, length) else {
         return Ok(None);
@@ -419,7 +421,11 @@ impl Fields<'_> {
     }
 
     fn open(&mut self) -> Result<Control> {
-        Ok(Control::Open(Open {
+        self.plain_open().map(Control::Open)
+    }
+
+    fn plain_open(&mut self) -> Result<Open> {
+        Ok(Open {
             flow: self.flow()?,
             protocol: self.code("OPEN of an unknown protocol")?,
             source: self.address()?,
@@ -427,7 +433,40 @@ impl Fields<'_> {
             limit: self.offset()?,
             grace: self.millis()?,
             on_expiry: self.code("OPEN with an unknown expiry policy")?,
-        }))
+            hand_off: None,
+        })
+    }
+
+    fn open_hand_off(&mut self) -> Result<Control> {
+        let mut open = self.plain_open()?;
+        let mut hand_off = HandOff {
+            user: self.small("user of OPEN_HAND_OFF has over 32 bits")?,
+            framing: self.framing_within()?,
+            retain: self.millis()?,
+            takes: Vec::new(),
+        };
+        while !self.0.is_empty() {
+            if hand_off.takes.len() >= MAX_TAKES {
+                return Err(WireError::BadValue("OPEN_HAND_OFF lists too many flows"));
+            }
+            hand_off.takes.push(Take {
+                session: SessionId(self.array()?),
+                flow: self.flow()?,
+                delivered: self.offset()?,
+            });
+        }
+        open.hand_off = Some(Box::new(hand_off));
+        Ok(Control::Open(open))
+    }
+
+    /// A framing whose messages end before FIN does.
+    fn framing_within(&mut self) -> Result<Framing> {
+        match self.code("OPEN_HAND_OFF with an unknown framing")? {
+            Framing::Whole => Err(WireError::BadValue(
+                "OPEN_HAND_OFF of one message up to FIN",
+            )),
+            framing @ (Framing::Line | Framing::OctetCount) => Ok(framing),
+        }
     }
 
     fn deliver(&mut self) -> Result<Control> {

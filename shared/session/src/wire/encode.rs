@@ -2,10 +2,12 @@
 
 use super::code::Code;
 use super::frame::{
-    Ack, Control, DatagramError, DatagramHead, Deliver, Frame, Hello, Limits, Open, Resume,
-    ResumeReject, Welcome,
+    Ack, Control, DatagramError, DatagramHead, Deliver, Frame, HandOff, Hello, Limits, Open,
+    Resume, ResumeReject, Welcome,
 };
-use super::kind::{FLAGS, HEADER, Kind, MAX_ACKS, MAX_DATA_HEADER, MAX_PAYLOAD, MAX_RELEASED};
+use super::kind::{
+    FLAGS, HEADER, Kind, MAX_ACKS, MAX_DATA_HEADER, MAX_PAYLOAD, MAX_RELEASED, MAX_TAKES,
+};
 use crate::id::{FlowId, MAX_VARINT, Offset};
 
 use std::net::{IpAddr, SocketAddr};
@@ -162,6 +164,7 @@ fn encode_control(number: u64, message: &Control, out: &mut Vec<u8>) {
         Control::Stop { flow, code } => body.number(flow.0).code(*code).end(),
         Control::Done { flow, released } => body.number(flow.0).number(released.0).end(),
         Control::Retire { older_than } => body.number(older_than.0).end(),
+        Control::Forget => body.end(),
         Control::LinkDown { link } => body.number(link.0).end(),
         Control::SessionClose { code } => body.code(*code).end(),
         Control::Deliver(deliver) => encode_deliver(body, deliver),
@@ -170,13 +173,15 @@ fn encode_control(number: u64, message: &Control, out: &mut Vec<u8>) {
 
 const fn control_kind(message: &Control) -> Kind {
     match message {
-        Control::Open(_) => Kind::Open,
+        Control::Open(Open { hand_off: None, .. }) => Kind::Open,
+        Control::Open(_) => Kind::OpenHandOff,
         Control::OpenOk { .. } => Kind::OpenOk,
         Control::OpenErr { .. } => Kind::OpenErr,
         Control::Reset { .. } => Kind::Reset,
         Control::Stop { .. } => Kind::Stop,
         Control::Done { .. } => Kind::Done,
         Control::Retire { .. } => Kind::Retire,
+        Control::Forget => Kind::Forget,
         Control::LinkDown { .. } => Kind::LinkDown,
         Control::SessionClose { .. } => Kind::SessionClose,
         Control::Deliver(_) => Kind::Deliver,
@@ -184,13 +189,38 @@ const fn control_kind(message: &Control) -> Kind {
 }
 
 fn encode_open(body: Body<'_>, open: &Open) {
-    body.number(open.flow.0)
+    let body = body
+        .number(open.flow.0)
         .code(open.protocol)
         .address(open.source)
         .address(open.destination)
         .number(open.limit.0)
         .millis(open.grace)
-        .code(open.on_expiry)
+        .code(open.on_expiry);
+    match &open.hand_off {
+        None => body.end(),
+        Some(hand_off) => encode_hand_off(body, hand_off),
+    }
+}
+
+fn encode_hand_off(body: Body<'_>, hand_off: &HandOff) {
+    debug_assert!(
+        hand_off.takes.len() <= MAX_TAKES,
+        "who opens a flow takes no more"
+    );
+    let body = body
+        .number(u64::from(hand_off.user))
+        .code(hand_off.framing)
+        .millis(hand_off.retain);
+    hand_off
+        .takes
+        .iter()
+        .take(MAX_TAKES)
+        .fold(body, |body, take| {
+            body.bytes(&take.session.0)
+                .number(take.flow.0)
+                .number(take.delivered.0)
+        })
         .end();
 }
 

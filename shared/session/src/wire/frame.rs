@@ -64,7 +64,7 @@ pub enum Frame {
 /// A message of the control lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// Client: connect to an origin.
+    /// Client: connect to an origin; OPEN, or OPEN_HAND_OFF.
     Open(Open),
     /// Server: the origin has answered.
     OpenOk {
@@ -122,6 +122,8 @@ pub enum Control {
     },
     /// Client: connect to an origin, and deliver there what was stored.
     Deliver(Deliver),
+    /// Client: nothing that the server holds will be asked for.
+    Forget,
 }
 
 /// HELLO.
@@ -232,6 +234,34 @@ pub struct Open {
     pub grace: Duration,
     /// What becomes of its bytes after that.
     pub on_expiry: OnExpiry,
+    /// Bytes for the application outlive it at the server; makes it OPEN_HAND_OFF.
+    pub hand_off: Option<Box<HandOff>>,
+}
+
+/// What OPEN_HAND_OFF says beyond OPEN: the server holds what the application does not get, for the
+/// next connection of its user to that destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandOff {
+    /// Whose connection it is: a user of the client's host.
+    pub user: u32,
+    /// Where messages from the origin end.
+    pub framing: Framing,
+    /// How long they are worth having.
+    pub retain: Duration,
+    /// What earlier connections have left, the oldest first; at most
+    /// [`MAX_TAKES`](crate::wire::codec::MAX_TAKES).
+    pub takes: Vec<Take>,
+}
+
+/// What is held of a flow that has expired, as its client asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Take {
+    /// Its session.
+    pub session: SessionId,
+    /// Which it was.
+    pub flow: FlowId,
+    /// Everything before it was acknowledged by the application's TCP.
+    pub delivered: Offset,
 }
 
 /// What a flow carries.

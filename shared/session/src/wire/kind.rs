@@ -23,6 +23,9 @@ pub const MAX_ACKS: usize = MAX_BODY / ACK_BODY;
 /// Entries of one RESUME_REJECT; one with so many is followed by another (PROTOCOL.md §3.4).
 pub const MAX_RELEASED: usize = (MAX_BODY - 2 * VARINT) / (2 * VARINT);
 
+/// Entries of one OPEN_HAND_OFF.
+pub const MAX_TAKES: usize = 16;
+
 /// The longest integer (RFC 9000 §16).
 const VARINT: usize = 8;
 pub(super) const FLAGS: usize = 1;
@@ -79,7 +82,7 @@ macro_rules! kinds {
         /// How long the body of each type may be.
         pub mod max_body {
             use super::{ACK_BODY, ADDRESS, FLAGS, ID, LIMITS, MAX_ACKS, MAX_BODY, MAX_PAYLOAD};
-            use super::{MAX_RELEASED, PROOF, VARINT};
+            use super::{MAX_RELEASED, MAX_TAKES, PROOF, VARINT};
 
             $(
                 #[doc = concat!("Of ", stringify!($name), ".")]
@@ -143,6 +146,10 @@ kinds! {
     SessionClose, SESSION_CLOSE = 0x39, 2 * VARINT;
     /// Connect to an origin and deliver what was stored.
     Deliver, DELIVER = 0x40, 7 * VARINT + ID + ADDRESS;
+    /// The same as OPEN, and hold what its application does not get.
+    OpenHandOff, OPEN_HAND_OFF = 0x50, 9 * VARINT + 2 * ADDRESS + MAX_TAKES * (ID + 2 * VARINT);
+    /// Nothing that is held will be asked for.
+    Forget, FORGET = 0x51, VARINT;
 }
 
 /// Type numbers kept for later capabilities: unknown until both ends have agreed on the capability.
@@ -151,7 +158,7 @@ pub mod reserved {
 
     /// Delivery after grace; DELIVER is one of them.
     pub const DELIVERY: RangeInclusive<u8> = 0x40..=0x4f;
-    /// Bytes for an application reach its next connection.
+    /// Bytes for an application reach its next connection; OPEN_HAND_OFF and FORGET are of them.
     pub const HAND_OFF: RangeInclusive<u8> = 0x50..=0x5f;
     /// Objects served while offline.
     pub const OFFLINE_OBJECTS: RangeInclusive<u8> = 0x60..=0x6f;

@@ -86,7 +86,8 @@ pub enum ClientEvent {
     FlowEnded(FlowAccount),
     /// The server lets nobody with our key in, or another client uses it.
     Refused(Refused),
-    /// Call [`Client::handle_user`](super::Client::handle_user) with the user whose socket this is, if that can be found out.
+    /// Call [`Client::handle_user`](super::Client::handle_user) with the user whose socket this is,
+    /// or none: a connection may wait for that.
     FindUser {
         /// Which connection A.
         connection: ConnectionId,

@@ -49,6 +49,7 @@ impl Client {
                 if let Some(known) = self.table.get(flow) {
                     self.spool.on_answered(known.destination);
                 }
+                self.note_given(flow);
                 self.accept(flow, now);
             }
             Event::FlowRefused {
@@ -59,7 +60,7 @@ impl Client {
             Event::FlowExpired { flow, remainder } => self.on_expired(flow, remainder, now),
             Event::FlowReadable { flow } => self.pump_down(flow, now),
             Event::FlowWritable { flow } => self.pump_up(flow, now),
-            Event::FlowAborted { flow, code } => self.on_aborted(flow, code),
+            Event::FlowAborted { flow, code } => self.on_aborted(flow, code, now),
             Event::FlowForgotten {
                 flow,
                 lost,
@@ -78,11 +79,13 @@ impl Client {
             | Event::FlowOpened { .. }
             | Event::DeliverOpened { .. }
             | Event::FlowReleased { .. }
+            | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::FlowFinal { .. } => {}
         }
     }
 
-    fn on_aborted(&mut self, flow: FlowId, code: FlowCode) {
+    fn on_aborted(&mut self, flow: FlowId, code: FlowCode, now: Instant) {
         let Some(known) = self.table.get_mut(flow).copied() else {
             return;
         };
@@ -90,6 +93,7 @@ impl Client {
         if code == FlowCode::Expired {
             self.expired.0 += 1;
             self.expired.1 += lost.up;
+            self.leave_one(flow, now);
         }
         self.table.leave(flow, account::of_abort(code), lost);
         self.netstack.reset(known.connection);
@@ -97,6 +101,7 @@ impl Client {
 
     /// The grace of a flow that is to be stored is over.
     fn on_expired(&mut self, flow: FlowId, remainder: Remainder, now: Instant) {
+        self.leave_one(flow, now);
         let mut gone = Gone {
             session: self.session_id(),
             flow,
@@ -129,6 +134,8 @@ impl Client {
         let attempt = self.dialer.ended(link);
         if first {
             self.home = attempt.map(|attempt| attempt.path.address);
+            self.note_plain();
+            self.forget_held();
         }
         self.end_outage(attempt, now);
         self.note_delivery();

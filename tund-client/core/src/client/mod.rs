@@ -6,6 +6,7 @@ mod datagrams;
 mod delivery;
 mod ends;
 mod events;
+mod hand_off;
 mod network;
 mod storing;
 #[cfg(test)]
@@ -16,10 +17,12 @@ use crate::flow_table::FlowTable;
 use crate::mappings::Mappings;
 use crate::netstack::{Arena, Netstack, Sink};
 use crate::spool::Spool;
+use crate::takes::Takes;
 use asking::Asking;
 use bytes::Bytes;
 pub use contract::{ClientConfig, ClientEvent, Outages, Refused, State};
 use delivery::Behind;
+use hand_off::Nameless;
 use network::Outlook;
 pub use network::{Network, Path};
 use std::collections::VecDeque;
@@ -87,6 +90,10 @@ pub struct Client {
     storing: Storing,
     /// Applications that wait until older bytes for the same origin are delivered.
     behind: Behind,
+    /// Connections that wait until it is known whose they are.
+    nameless: Nameless,
+    /// What users' connections have left at the server.
+    takes: Takes,
     /// The server of the last session does not deliver.
     is_undeliverable: bool,
 }
@@ -123,6 +130,8 @@ impl Client {
             spool: Spool::new(config.spool_bytes),
             storing: Storing::default(),
             behind: Behind::default(),
+            nameless: Nameless::default(),
+            takes: Takes::default(),
             is_undeliverable: false,
             config,
         }
@@ -218,6 +227,7 @@ impl Client {
         self.fail_stalled(now);
         self.expire_behind(now);
         self.end_idle_mappings(now);
+        self.takes.handle_timeout(now);
         self.linger(now);
         self.look_if_due(now);
     }
@@ -262,6 +272,7 @@ impl Client {
             self.spool.poll_timeout(),
             self.delivery_stalls_at(),
             self.behind.poll_timeout(),
+            self.takes.poll_timeout(),
             self.outlook.poll_timeout(),
             self.mappings.poll_timeout(),
         ];
@@ -320,6 +331,7 @@ impl Client {
             && self.mappings.is_empty()
             && self.asking.is_empty()
             && self.behind.is_empty()
+            && self.nameless.is_empty()
             && self.session.as_ref().is_some_and(|s| s.id().is_none());
         if is_unwanted {
             self.unwanted_since.get_or_insert(now);
@@ -400,6 +412,7 @@ impl Client {
         self.is_parted = true;
         self.is_insisted_on = false;
         self.refused = None;
+        self.takes.clear();
         if let Some(session) = &mut self.session {
             session.close(CloseCode::Asked, now);
         }

@@ -28,6 +28,8 @@ pub(super) struct OriginSlot {
     is_connected: bool,
     /// The origin's FIN was read, or an error.
     pub(super) is_read_over: bool,
+    /// Its flow is over, and it has still to be read for what is held of that.
+    pub(super) has_rest: bool,
     /// Bytes in the socket when it was last asked, while its RST waits for it to be empty.
     unsent: usize,
     /// The timer that stands for it.
@@ -107,6 +109,8 @@ impl Server {
             | Event::FlowRefused { .. }
             | Event::FlowExpired { .. }
             | Event::FlowReleased { .. }
+            | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::FlowFinal { .. } => {}
         }
     }
@@ -173,6 +177,7 @@ impl Server {
             token,
             is_connected: false,
             is_read_over: false,
+            has_rest: false,
             unsent: 0,
             timer: None,
         };
@@ -266,8 +271,8 @@ impl Server {
                     if let Some(at) = slot.timer.take() {
                         self.timers.remove(&(at, slot.token));
                     }
-                    self.registry
-                        .with(session, now, |s| s.accept_flow(flow, now));
+                    self.read_wanted(session, flow);
+                    self.registry.accept_flow(session, flow, now);
                 }
             }
         }
@@ -330,7 +335,11 @@ impl Server {
 
     pub(super) fn reset_origin(&mut self, session: SessionId, flow: FlowId) {
         if let Some(slot) = self.take_origin(session, flow) {
-            slot.origin.reset();
+            if slot.has_rest {
+                self.rests.add((session, flow), slot);
+            } else {
+                slot.origin.reset();
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
-use tund_session::wire::frame::{Framing, OnExpiry, capability};
+use tund_session::wire::frame::{Framing, HandOff, OnExpiry, capability};
 use tund_session::{Config, Instance, Outbox, Secret, Session, Target};
 
 const NOW: Instant = Instant::from_nanos(1 << 40);
@@ -18,7 +18,7 @@ fn config() -> Config {
         buffer_bytes: 1 << 20,
         max_flows: 8,
         max_grace: Duration::from_secs(60),
-        capabilities: capability::DELIVERY,
+        capabilities: capability::DELIVERY | capability::HAND_OFF,
         datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
@@ -34,6 +34,11 @@ struct World {
 
 impl World {
     async fn new() -> (Self, TcpStream) {
+        Self::asking(|client, target| client.open_flow(target, NOW).unwrap()).await
+    }
+
+    /// The flow is asked for in this way.
+    async fn asking(ask: impl FnOnce(&mut Session, &Target) -> FlowId) -> (Self, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut origin = Origin::connect(address, bytes::Bytes::new()).unwrap();
@@ -54,6 +59,7 @@ impl World {
                 token: 1,
                 is_connected: true,
                 is_read_over: false,
+                has_rest: false,
                 unsent: 0,
                 timer: None,
             },
@@ -73,7 +79,7 @@ impl World {
             on_expiry: OnExpiry::Store(Framing::Line),
             accept_early: false,
         };
-        world.flow = world.client.open_flow(&target, NOW).unwrap();
+        world.flow = ask(&mut world.client, &target);
         world.exchange();
         (world, far)
     }
@@ -169,4 +175,40 @@ async fn a_fin_that_cannot_be_sent_waits_for_what_is_still_to_be_read() {
         tokio::task::yield_now().await;
     }
     assert_eq!(world.taken(), Offset(4));
+}
+
+#[tokio::test]
+async fn the_rest_of_a_socket_is_read_in_turns() {
+    let hand_off = HandOff {
+        user: 1000,
+        framing: Framing::Line,
+        retain: Duration::from_secs(3600),
+        takes: Vec::new(),
+    };
+    let ask = |client: &mut Session, target: &Target| {
+        client.open_handed_off(target, hand_off, NOW).unwrap()
+    };
+    let (mut world, mut far) = World::asking(ask).await;
+    world.client.abort(world.flow, FlowCode::Expired, NOW);
+    world.exchange();
+    far.write_all(&b"x\n".repeat(20_000)).await.unwrap();
+    let mut buffer = super::super::ReadBuffer::new();
+    let origin = &mut world.slot.origin;
+    poll_fn(|cx| origin.poll_read(cx, &mut buffer, 2))
+        .await
+        .unwrap();
+    while origin.unread().unwrap() < 39_998 {
+        tokio::task::yield_now().await;
+    }
+    let name = (world.session, world.flow);
+
+    let mut left = 15_000;
+    let (slot, registry) = (&mut world.slot, &mut world.registry);
+    assert!(!slot.read_rest(name, registry, &mut buffer, &mut left));
+    assert_eq!((left, registry.offers().bytes()), (0, 15_000));
+
+    left = 1 << 20;
+    assert!(slot.read_rest(name, registry, &mut buffer, &mut left));
+    assert_eq!(registry.offers().bytes(), 39_998);
+    assert_eq!(registry.offers().tally().lost, 0);
 }

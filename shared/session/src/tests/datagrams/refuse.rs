@@ -135,6 +135,7 @@ fn an_open_without_the_capability_is_refused() {
         limit: Offset(0),
         grace: Duration::from_secs(1),
         on_expiry: wire::frame::OnExpiry::Reset,
+        hand_off: None,
     });
     let number = 1;
     assert_eq!(

@@ -1,11 +1,11 @@
 //! Frames of every kind with any value that the protocol allows.
 
 use crate::id::{FlowId, Instance, LinkNumber, MAX_VARINT, Offset, SessionId};
-use crate::wire::codec::{MAX_ACKS, MAX_PAYLOAD, MAX_RELEASED};
+use crate::wire::codec::{MAX_ACKS, MAX_PAYLOAD, MAX_RELEASED, MAX_TAKES};
 use crate::wire::frame::{
     Ack, CloseCode, Control, Data, Datagram, DatagramError, DatagramHead, DatagramPiece, Deliver,
-    DeniedBy, FlowCode, Frame, Framing, Hello, Limits, LinkCloseReason, OnExpiry, Open, OpenError,
-    Protocol, RejectReason, Resume, ResumeOk, ResumeReject, Welcome,
+    DeniedBy, FlowCode, Frame, Framing, HandOff, Hello, Limits, LinkCloseReason, OnExpiry, Open,
+    OpenError, Protocol, RejectReason, Resume, ResumeOk, ResumeReject, Take, Welcome,
 };
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -270,6 +270,7 @@ fn control() -> BoxedStrategy<Control> {
         (flow(), flow_code()).prop_map(|(flow, code)| Control::Stop { flow, code }),
         (flow(), offset()).prop_map(|(flow, released)| Control::Done { flow, released }),
         link().prop_map(|older_than| Control::Retire { older_than }),
+        Just(Control::Forget),
         link().prop_map(|link| Control::LinkDown { link }),
         close.prop_map(|code| Control::SessionClose { code }),
         deliver().prop_map(Control::Deliver),
@@ -286,9 +287,10 @@ fn open() -> BoxedStrategy<Open> {
     ]);
     let on_expiry = prop_oneof![Just(OnExpiry::Reset), framing().prop_map(OnExpiry::Store),];
     let ends = (address(), address());
-    (flow(), protocol, ends, offset(), millis(), on_expiry)
+    let rest = (offset(), millis(), on_expiry, hand_off());
+    (flow(), protocol, ends, rest)
         .prop_map(
-            |(flow, protocol, (source, destination), limit, grace, on_expiry)| Open {
+            |(flow, protocol, (source, destination), (limit, grace, on_expiry, hand_off))| Open {
                 flow,
                 protocol,
                 source,
@@ -296,9 +298,30 @@ fn open() -> BoxedStrategy<Open> {
                 limit,
                 grace,
                 on_expiry,
+                hand_off,
             },
         )
         .boxed()
+}
+
+fn hand_off() -> BoxedStrategy<Option<Box<HandOff>>> {
+    let take = (any::<[u8; 16]>(), flow(), offset());
+    let take = take.prop_map(|(session, flow, delivered)| Take {
+        session: SessionId(session),
+        flow,
+        delivered,
+    });
+    let within = select(vec![Framing::Line, Framing::OctetCount]);
+    let some = (any::<u32>(), within, millis(), vec(take, 0..=MAX_TAKES));
+    let some = some.prop_map(|(user, framing, retain, takes)| {
+        Some(Box::new(HandOff {
+            user,
+            framing,
+            retain,
+            takes,
+        }))
+    });
+    prop_oneof![Just(None), some].boxed()
 }
 
 fn framing() -> impl Strategy<Value = Framing> {

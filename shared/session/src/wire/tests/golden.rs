@@ -4,8 +4,8 @@ use super::{decoded, encoded, hex};
 use crate::id::{FlowId, Instance, LinkNumber, Offset, SessionId};
 use crate::wire::frame::{
     Ack, CloseCode, Control, Data, Datagram, DatagramError, DatagramHead, DatagramPiece, Deliver,
-    DeniedBy, FlowCode, Frame, Framing, Hello, Limits, LinkCloseReason, OnExpiry, Open, OpenError,
-    Protocol, RejectReason, Resume, ResumeOk, ResumeReject, Welcome, capability,
+    DeniedBy, FlowCode, Frame, Framing, HandOff, Hello, Limits, LinkCloseReason, OnExpiry, Open,
+    OpenError, Protocol, RejectReason, Resume, ResumeOk, ResumeReject, Take, Welcome, capability,
 };
 use crate::wire::kind::Kind;
 use bytes::Bytes;
@@ -151,6 +151,12 @@ fn lane() -> Vec<(Frame, &'static str)> {
             "40 00002e 0c 02 22222222222222222222222222222222 07 43e8
              06 20010db8000000000000000000000001 01bb 03 00 800927c0",
         ),
+        (
+            Control::Open(open_hand_off()),
+            "50 000040 0d 02 01 04 0a6f0002 9c40 06 20010db8000000000000000000000001 01bb
+             80010000 800927c0 02 43e8 02 8036ee80 22222222222222222222222222222222 07 43e8",
+        ),
+        (Control::Forget, "51 000001 0e"),
     ];
     (1..)
         .zip(messages)
@@ -180,6 +186,25 @@ fn open() -> Open {
         limit: Offset(65_536),
         grace: Duration::from_secs(600),
         on_expiry: OnExpiry::Store(Framing::Line),
+        hand_off: None,
+    }
+}
+
+fn open_hand_off() -> Open {
+    let take = Take {
+        session: SessionId([0x22; 16]),
+        flow: FlowId(7),
+        delivered: Offset(1000),
+    };
+    let hand_off = HandOff {
+        user: 1000,
+        framing: Framing::Line,
+        retain: Duration::from_secs(3600),
+        takes: vec![take],
+    };
+    Open {
+        hand_off: Some(Box::new(hand_off)),
+        ..open()
     }
 }
 

@@ -8,6 +8,7 @@ mod datagrams;
 mod delivering;
 mod disk;
 mod ending;
+mod handing_on;
 mod network;
 mod outage;
 mod policies;

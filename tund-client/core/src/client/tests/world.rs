@@ -34,6 +34,7 @@ pub(super) const RULES: Rules = Rules {
     grace: GRACE,
     during_outage: DuringOutage::Hold,
     store: None,
+    hand_off: None,
 };
 /// Whose applications all are.
 pub(super) const USER: u32 = 1000;
@@ -49,7 +50,7 @@ pub(super) fn session_config(instance: u8) -> Config {
         buffer_bytes: BUFFER,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
-        capabilities: capability::DELIVERY | capability::DATAGRAM,
+        capabilities: capability::DELIVERY | capability::DATAGRAM | capability::HAND_OFF,
         datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
@@ -134,6 +135,8 @@ pub(super) struct World {
     pub(super) now: Instant,
     pub(super) client: Client,
     pub(super) kernel: Kernel,
+    /// Whose applications connect now, as far as the driver can tell.
+    pub(super) user: Option<u32>,
     /// Further hosts' kernels, as one with many sockets scans them all for each packet.
     crowd: Vec<Kernel>,
     inspector: Inspector,
@@ -230,6 +233,7 @@ impl World {
             now,
             client,
             kernel: Kernel::new(1500, now),
+            user: Some(USER),
             crowd: Vec::new(),
             inspector: Inspector {
                 offload: true,
@@ -482,7 +486,7 @@ impl World {
                 self.client.handle_progress(link, progress, self.now);
             }
             ClientEvent::FindUser { connection, .. } => {
-                self.client.handle_user(connection, USER);
+                self.client.handle_user(connection, self.user, self.now);
             }
             ClientEvent::Spool(order) => self.on_order(order),
             ClientEvent::Attached { .. }

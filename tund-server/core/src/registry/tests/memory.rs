@@ -1,5 +1,6 @@
 //! One bound on the memory of all sessions, shared fairly.
 
+use super::hand_off::{leave_lines, open};
 use super::world::{GRACE, World, config, key};
 use crate::registry::RegistryConfig;
 use bytes::Bytes;
@@ -226,4 +227,44 @@ fn datagrams_that_wait_borrow_of_the_same_memory() {
     world.pass(Duration::from_secs(5));
     assert_eq!(world.registry.lent(), 0);
     world.expect_nothing_kept();
+}
+
+#[test]
+fn what_is_held_takes_nothing_from_sessions_and_gives_way_to_them() {
+    let poured = |world: &mut World| {
+        let poured = (1..=8).map(|n| {
+            let poured = greedy(world, n).2;
+            let held = world.registry.offers().bytes();
+            assert!(world.registry.lent() + held <= MEMORY, "{held}");
+            poured
+        });
+        poured.collect::<Vec<_>>()
+    };
+    let mut empty = world();
+    let mut holding = world();
+    leave_lines(&mut holding, 9, 2_500);
+    assert_eq!(holding.registry.offers().bytes(), 250_000);
+
+    assert_eq!(poured(&mut holding), poured(&mut empty));
+
+    assert!(holding.registry.offers().is_empty());
+    assert_eq!(holding.registry.offers().tally().lost, 250_000);
+    holding.expect_nothing_kept();
+}
+
+#[test]
+fn however_little_memory_there_is_the_next_connection_finds_room_to_take_what_is_held() {
+    let mut world = World::new(RegistryConfig {
+        memory_bytes: 150_000,
+        ..config()
+    });
+    let name = leave_lines(&mut world, 1, 600);
+    let held = world.registry.offers().bytes();
+    assert_eq!(held, 150_000 / 4);
+    let (client, _) = world.attached(11, key(1));
+
+    let flow = open(&mut world, client, &[name]);
+
+    assert_eq!(world.registry.offers().tally().handed_on, held);
+    assert!(world.clients[client].readable(flow).next().is_some());
 }
