@@ -60,7 +60,10 @@ impl Outbox {
 
     /// The bytes in one piece, for tests and tools.
     pub fn to_vec(&self) -> Vec<u8> {
-        self.slices().flatten().copied().collect()
+        let mut bytes = Vec::with_capacity(self.len);
+        self.slices()
+            .for_each(|slice| bytes.extend_from_slice(slice));
+        bytes
     }
 
     /// Appends a frame; for answers given without a session.

@@ -1,12 +1,13 @@
 //! Datagrams of the world: each is caught once at most, whole, and where it belongs.
 
 use super::coverage::Situation;
-use super::rng::Rng;
+use super::rng::{Rng, mix};
 use super::world::{SERVER, Who, World};
 use bytes::Bytes;
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::time::Duration;
-use tund_session::wire::codec::MAX_PAYLOAD;
+use tund_session::wire::codec::{MAX_DATAGRAM, MAX_PAYLOAD};
 use tund_session::{FlowId, Instant, MappingError, Session, limits};
 
 /// What a datagram begins with: its number.
@@ -24,15 +25,19 @@ pub(super) struct Thrown {
     at: Instant,
 }
 
-/// What a datagram of that number has at a place: pieces in the wrong order show.
-fn byte_at(number: u64, place: usize) -> u8 {
-    let place = u64::try_from(place).unwrap_or(0);
-    (number.wrapping_mul(31) ^ place ^ (place >> 8).wrapping_mul(7)).to_le_bytes()[0]
-}
+/// What datagrams are cut from, each at a place of its own: pieces in the wrong order show.
+static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let places = 0..u64::try_from(MAX_DATAGRAM + PLACES).unwrap_or(0);
+    places.map(|place| mix(place).to_le_bytes()[0]).collect()
+});
+
+/// Places at which datagrams begin in it.
+const PLACES: usize = 4099;
 
 fn payload(number: u64, len: usize) -> Bytes {
     let mut bytes = number.to_be_bytes().to_vec();
-    bytes.extend((NUMBER..len).map(|place| byte_at(number, place)));
+    let from = usize::try_from(number).unwrap_or(0) % PLACES;
+    bytes.extend_from_slice(&PATTERN[from..from + len - NUMBER]);
     bytes.into()
 }
 
@@ -169,15 +174,10 @@ impl World {
         if thrown.mapping != index || thrown.by == who.side() || thrown.remote != remote {
             return Err(format!("datagram {number} was not for it: {thrown:?}"));
         }
-        if payload.len() != thrown.len {
-            return Err(format!("{} bytes of {thrown:?}", payload.len()));
-        }
-        let rest = payload.iter().enumerate().skip(NUMBER);
-        let is_same = rest.fold(true, |same, (place, byte)| {
-            same & (*byte == byte_at(number, place))
-        });
-        if !is_same {
-            return Err(format!("datagram {number} is not as it was thrown"));
+        if *payload != self::payload(number, thrown.len) {
+            return Err(format!(
+                "datagram {number} is not as it was thrown: {thrown:?}"
+            ));
         }
         if payload.len() > MAX_PAYLOAD {
             self.met(Situation::DatagramInPieces);
