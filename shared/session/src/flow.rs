@@ -59,6 +59,8 @@ pub(crate) struct Flow {
     pub(crate) handed_off: Option<Box<HandedOff>>,
     /// Server: goes out before anything that the local socket says.
     pub(crate) prologue: VecDeque<Bytes>,
+    /// Server: where the first byte that the local socket says stands, behind all of that.
+    pub(crate) given: Offset,
     /// Bytes up to here may be taken from the local socket; share = this − base.
     pub(crate) intake_limit: Offset,
     pub(crate) intake_share: Share,
@@ -137,6 +139,7 @@ impl Flow {
             rx: ReceiveBuffer::default(),
             handed_off: None,
             prologue: VecDeque::new(),
+            given: Offset(0),
             intake_limit: Offset(0),
             intake_share: Share::default(),
             intake_target: 0,
@@ -212,7 +215,8 @@ impl Flow {
         if self.is_handed_over || self.purpose == Purpose::Delivery {
             return;
         }
-        let end = self.tx.end();
+        // What never went ahead of the local socket's bytes is lost, too.
+        let end = self.tx.end().max(self.given);
         self.lost = end.since(released.min(end));
     }
 
