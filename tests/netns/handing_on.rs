@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::unistd::{Uid, setfsuid};
 use tund_tests::lab::{Family, Lab, Settings, Tund, wait};
 
-use crate::support::{LATER, LONG};
+use crate::support::{LATER, LONG, write_until_blocked};
 
 /// Of the origin.
 const PORT: u16 = 5222;
@@ -29,11 +29,16 @@ struct Scene {
 
 impl Scene {
     fn new(title: &str, retain: &str) -> Self {
-        let lab = Lab::new(title);
+        Self::within(Lab::new(title), retain, "64MiB")
+    }
+
+    /// The same, where the server has such a buffer.
+    fn within(lab: Lab, retain: &str, buffer: &str) -> Self {
         let quoted = |text: &str| format!("\"{text}\"");
         let destination = lab.origin_address(Family::V4, PORT).ip().to_string();
         let settings = Settings::new()
             .grace("2s")
+            .server("session", "buffer", &quoted(buffer))
             .client("[policy]", "destination", &quoted(&destination))
             .client("[policy]", "protocol", &quoted("tcp"))
             .client("[policy]", "framing", &quoted("line"))
@@ -50,15 +55,23 @@ impl Scene {
 
     /// A connection of a user, and its origin's end.
     fn connect(&self, user: u32) -> (BufReader<TcpStream>, TcpStream) {
+        self.connect_when(user, || {})
+    }
+
+    /// The same, where its SYN goes out before `then` is done.
+    fn connect_when(&self, user: u32, then: impl FnOnce()) -> (BufReader<TcpStream>, TcpStream) {
         let target = self.lab.origin_address(Family::V4, PORT);
-        let app = self.lab.client.enter(|| {
-            // Of this thread alone; the thread ends with this.
+        let client = &self.lab.client;
+        let app = client.enter(|| {
+            // Of this thread alone, and of those that it starts; they end with this.
             setfsuid(Uid::from_raw(user));
-            TcpStream::connect_timeout(&target, LATER)
+            client.connect_slowly(target)
         });
-        let app = app.expect("a connection through tund");
-        app.set_read_timeout(Some(LATER)).expect("a timeout");
+        let app = app.expect("it begins to connect");
+        then();
         let origin = self.accepted.recv_timeout(LATER).expect("it is accepted");
+        app.set_nonblocking(false).expect("an open socket");
+        app.set_read_timeout(Some(LATER)).expect("a timeout");
         (BufReader::new(app), origin)
     }
 
@@ -194,6 +207,42 @@ fn what_outlasts_two_outages_is_handed_on_behind_both() {
     got.remove(greeting.expect("the second connection was greeted"));
     assert_eq!(got, messages(0..200));
     assert_eq!(line(&mut last), GREETING);
+}
+
+#[test]
+fn what_a_socket_had_beyond_the_buffer_is_handed_on_too() {
+    let lab = Lab::new("handed on from a socket");
+    // Much waits in sockets that nobody reads.
+    lab.server.sysctl("ipv4.tcp_rmem", "4096 16777216 67108864");
+    let scene = Scene::within(lab, "1h", "8MiB");
+    let (mut app, mut origin) = scene.connect(ALICE);
+    assert_eq!(line(&mut app), GREETING);
+    let other = scene.lab.origin_address(Family::V6, PORT);
+    let _greedy = scene
+        .lab
+        .client
+        .connect(other, LATER)
+        .expect("a connection");
+    let plenty = scene.accepted.recv_timeout(LATER).expect("it is accepted");
+    scene.lose_the_network();
+    // The buffer is full of what is handed on to nobody.
+    write_until_blocked(&plenty, 128 << 20);
+    let pushed = messages(0..70_000);
+    scene.push(&mut origin, &pushed);
+    let error = app.read(&mut [0]).expect_err("a reset");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+
+    let (mut next_one, _origin) = scene.connect_when(ALICE, || scene.lab.heal());
+
+    for message in &pushed {
+        assert_eq!(&line(&mut next_one), message);
+    }
+    assert_eq!(line(&mut next_one), GREETING);
+    let held = scene.held();
+    let bytes: usize = pushed.iter().map(|line| line.len() + 1).sum();
+    assert!(bytes > 2 << 20, "several turns of the loop: {bytes}");
+    let expected = (&held["handed_on_bytes"], &held["lost_bytes"]);
+    assert_eq!(expected, (&bytes.into(), &0.into()));
 }
 
 #[test]

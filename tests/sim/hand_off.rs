@@ -202,9 +202,11 @@ impl World {
     }
 
     fn on_client(&mut self, event: &Event) {
-        if let Event::FlowAccepted { .. } = event {
-            self.takes.clear();
-            self.read();
+        if let Event::FlowAccepted { flow } = event {
+            if self.flow == Some(*flow) {
+                self.takes.clear();
+                self.read();
+            }
         } else if let Event::FlowReadable { .. } = event {
             self.read();
         } else if let Event::FlowAborted { .. } | Event::Ended { .. } = event {

@@ -64,6 +64,8 @@ pub(crate) struct Flow {
     pub(crate) handed_off: Option<Box<HandedOff>>,
     /// Server: goes out before anything that the local socket says.
     pub(crate) prologue: VecDeque<Bytes>,
+    /// Server: where the first byte that the local socket says stands, behind all of that.
+    pub(crate) given: Offset,
     /// Bytes up to here may be taken from the local socket; share = this − base.
     pub(crate) intake_limit: Offset,
     pub(crate) intake_share: Share,
@@ -144,6 +146,7 @@ impl Flow {
             is_asked: false,
             handed_off: None,
             prologue: VecDeque::new(),
+            given: Offset(0),
             intake_limit: Offset(0),
             intake_share: Share::default(),
             intake_target: 0,
@@ -220,7 +223,8 @@ impl Flow {
         if is_counted || self.purpose == Purpose::Delivery {
             return;
         }
-        let end = self.tx.end();
+        // What never went ahead of the local socket's bytes is lost, too.
+        let end = self.tx.end().max(self.given);
         self.lost = end.since(released.min(end));
     }
 

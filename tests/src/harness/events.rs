@@ -148,7 +148,9 @@ impl World {
             self.fault(format!("u{unit} is opened with {:?}", open.on_expiry));
         }
         let handed = self.units[unit].handed;
-        let socket = Socket::new(unit, SERVER, self.knobs.ring).in_lines([stored, handed]);
+        let asks = open.hand_off.as_ref().is_some_and(|h| !h.takes.is_empty());
+        let socket = Socket::new(unit, SERVER, self.knobs.ring);
+        let socket = socket.in_lines([stored, handed]).asks(asks);
         self.units[unit].sockets[SERVER] = Some(socket);
         if let Some(books) = self.books(who) {
             books.locals.insert(open.flow, Local::new(unit, stored));
@@ -163,7 +165,8 @@ impl World {
     }
 
     fn on_accepted(&mut self, who: Who, flow: FlowId) {
-        let Some(local) = self.local(who, flow) else {
+        let live = self.local(who, flow).filter(|local| !local.is_complete());
+        let Some(local) = live else {
             return;
         };
         local.accept();

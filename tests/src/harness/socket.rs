@@ -42,6 +42,8 @@ pub struct Socket {
     reads_lines: bool,
     /// What the origin's side of the flow begins with, which it has not said itself.
     prologue: Bytes,
+    /// The flow has asked for that, whether or not there was any.
+    asks: bool,
     ring: u64,
     /// C is connected, or A was accepted.
     pub connected: bool,
@@ -102,6 +104,7 @@ impl Socket {
             writes_lines: false,
             reads_lines: false,
             prologue: Bytes::new(),
+            asks: false,
             ring,
             connected: false,
             wrote: 0,
@@ -132,6 +135,11 @@ impl Socket {
             reads_lines: theirs,
             ..self
         }
+    }
+
+    /// The flow asks for what others have left.
+    pub fn asks(self, asks: bool) -> Self {
+        Self { asks, ..self }
     }
 
     /// What the origin's side of the flow begins with.
@@ -239,7 +247,7 @@ impl Socket {
 
     /// What the application writes looks like TLS by accident.
     pub fn writes_opaque(&self) -> bool {
-        [0, 1].map(|place| self.written_at(place)) == [0x16, 0x03]
+        !self.asks && [0, 1].map(|place| self.written_at(place)) == [0x16, 0x03]
     }
 
     /// What there is to be read looks like TLS by accident, and is not cut into messages.

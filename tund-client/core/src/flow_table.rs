@@ -303,19 +303,30 @@ impl Client {
             NetEvent::Finished { .. } => self.on_finished(flow, now),
             NetEvent::ResetByApp { .. } => {
                 let end = (EndedBy::Application, HowEnded::Reset);
-                self.table.leave(flow, end, LostBytes::default());
-                self.with_session(|session| session.reset(flow, FlowCode::PeerReset, now));
+                let is_asking = |flow: &ClientFlow| flow.hand_off.is_some() && !flow.is_answered;
+                if self.table.get(flow).is_some_and(is_asking) {
+                    // As if it had not been accepted early: what it asks for it may have been given.
+                    self.give_up(flow, end, now);
+                } else {
+                    self.table.leave(flow, end, LostBytes::default());
+                    self.with_session(|session| session.reset(flow, FlowCode::PeerReset, now));
+                }
             }
             NetEvent::SynGone { .. } => {
                 let end = (EndedBy::Application, HowEnded::Cancelled);
-                self.leave_one(flow, now);
-                self.table.leave(flow, end, LostBytes::default());
-                self.with_session(|session| session.abort(flow, FlowCode::Cancelled, now));
+                self.give_up(flow, end, now);
             }
             NetEvent::Closed { .. } | NetEvent::Syn { .. } => {
                 self.count_drained(flow, now);
             }
         }
+    }
+
+    /// The application does not wait for the origin's answer any more.
+    fn give_up(&mut self, flow: FlowId, end: End, now: Instant) {
+        self.leave_one(flow, now);
+        self.table.leave(flow, end, LostBytes::default());
+        self.with_session(|session| session.abort(flow, FlowCode::Cancelled, now));
     }
 
     /// The application has sent FIN, and nothing stands before it.

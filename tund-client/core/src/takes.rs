@@ -5,12 +5,13 @@ use crate::flow_table::NOBODY;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
-use tund_session::Instant;
 use tund_session::wire::codec::MAX_TAKES;
 use tund_session::wire::frame::Take;
+use tund_session::{FlowId, Instant, SessionId};
 
-/// Takes of all users and destinations; of more, the oldest are forgotten. Chosen: 64 destinations
-/// that each were lost as often as an OPEN can name.
+/// Takes of all users and destinations; of more, those that were never answered are forgotten, then
+/// the oldest of the user who has most. Chosen: 64 destinations that each were lost as often as an
+/// OPEN can name.
 const TAKES: usize = 1024;
 
 /// A user, and where the connections lead.
@@ -35,6 +36,9 @@ pub(crate) struct Takes {
     of: BTreeMap<Place, VecDeque<Entry>>,
     /// Where each is, oldest first.
     places: BTreeMap<u64, Place>,
+    /// Those of each user.
+    users: BTreeMap<u32, BTreeSet<u64>>,
+    unanswered: BTreeSet<u64>,
     expiries: BTreeSet<(Instant, u64)>,
     next: u64,
 }
@@ -60,9 +64,9 @@ impl Takes {
             self.forget(worst.number);
         }
         if self.places.len() >= TAKES
-            && let Some((oldest, _)) = self.places.first_key_value()
+            && let Some(worst) = self.worst()
         {
-            self.forget(*oldest);
+            self.forget(worst);
         }
         self.next += 1;
         let until = now + retain;
@@ -74,7 +78,28 @@ impl Takes {
             until,
         });
         self.places.insert(self.next, place);
+        self.users.entry(place.0).or_default().insert(self.next);
+        if !is_answered {
+            self.unanswered.insert(self.next);
+        }
         self.expiries.insert((until, self.next));
+    }
+
+    /// Which of all goes first.
+    fn worst(&self) -> Option<u64> {
+        let of_most = self.users.values().max_by_key(|numbers| numbers.len());
+        let unanswered = self.unanswered.first();
+        unanswered.or_else(|| of_most?.first()).copied()
+    }
+
+    /// OPEN_OK of this flow has come after it was left: the server holds what it was given.
+    pub(crate) fn answered(&mut self, session: SessionId, flow: FlowId) {
+        let of_flow = |entry: &&mut Entry| (entry.take.session, entry.take.flow) == (session, flow);
+        let mut all = self.of.values_mut().flatten();
+        if let Some(entry) = all.find(of_flow) {
+            entry.is_answered = true;
+            self.unanswered.remove(&entry.number);
+        }
     }
 
     /// What a connection of this user may ask for, oldest first, and the number of the last of it.
@@ -102,6 +127,8 @@ impl Takes {
     pub(crate) fn clear(&mut self) {
         self.of.clear();
         self.places.clear();
+        self.users.clear();
+        self.unanswered.clear();
         self.expiries.clear();
     }
 
@@ -121,6 +148,13 @@ impl Takes {
         let Some(place) = self.places.remove(&number) else {
             return;
         };
+        self.unanswered.remove(&number);
+        if let Some(of_user) = self.users.get_mut(&place.0) {
+            of_user.remove(&number);
+            if of_user.is_empty() {
+                self.users.remove(&place.0);
+            }
+        }
         let Some(queue) = self.of.get_mut(&place) else {
             return;
         };
@@ -137,14 +171,16 @@ impl Takes {
     #[cfg(test)]
     pub(crate) fn kept(&self) -> usize {
         let queued: usize = self.of.values().map(VecDeque::len).sum();
-        queued.max(self.places.len()).max(self.expiries.len())
+        let of_users: usize = self.users.values().map(BTreeSet::len).sum();
+        let most = queued.max(self.places.len()).max(self.expiries.len());
+        most.max(of_users).max(self.unanswered.len())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tund_session::{FlowId, Offset, SessionId};
+    use tund_session::Offset;
 
     const START: Instant = Instant::from_nanos(1_000_000_000);
     const HOUR: Duration = Duration::from_secs(3600);
@@ -253,14 +289,47 @@ mod tests {
         }
         assert_eq!(flows(&takes, 1000, to(1)), (2..=17).collect::<Vec<_>>());
 
-        for user in 0..63 {
+        for last in 2..=64 {
             for flow in 1..=16 {
-                takes.leave((2000 + user, to(1)), take(flow), HOUR, START);
+                takes.leave((2000, to(last)), take(flow), HOUR, START);
             }
         }
         assert_eq!(takes.kept(), 1024);
         takes.leave((9, to(1)), take(1), HOUR, START);
         assert_eq!(takes.kept(), 1024);
-        assert_eq!(flows(&takes, 1000, to(1)), (3..=17).collect::<Vec<_>>());
+        assert_eq!(flows(&takes, 1000, to(1)), (2..=17).collect::<Vec<_>>());
+        assert_eq!(flows(&takes, 2000, to(2)), (2..=16).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn of_all_those_that_were_never_opened_go_first() {
+        let mut takes = Takes::default();
+        takes.leave((1000, to(1)), take(1), HOUR, START);
+
+        for flow in 2..=3_000_u64 {
+            let ([last, port, ..], (take, _)) = (flow.to_le_bytes(), take(flow));
+            let place = SocketAddr::from(([192, 0, 2, last], u16::from(port)));
+            takes.leave((2000, place), (take, false), HOUR, START);
+        }
+
+        assert_eq!(takes.kept(), 1024);
+        assert_eq!(flows(&takes, 1000, to(1)), [1]);
+    }
+
+    #[test]
+    fn one_whose_answer_came_late_is_as_good_as_others() {
+        let mut takes = Takes::default();
+        let (late, _) = take(1);
+        takes.leave((1000, to(1)), (late, false), HOUR, START);
+        takes.leave((1000, to(1)), take(2), HOUR, START);
+
+        takes.answered(late.session, late.flow);
+
+        for flow in 3..=30 {
+            let (take, _) = take(flow);
+            takes.leave((1000, to(1)), (take, false), HOUR, START);
+        }
+        let left = [1, 2].into_iter().chain(17..=30);
+        assert_eq!(flows(&takes, 1000, to(1)), left.collect::<Vec<_>>());
     }
 }

@@ -282,7 +282,8 @@ impl Server {
             self.on_time(now);
             self.opens.next_turn();
             self.deliverer.next_turn();
-            self.read_rests();
+            self.rests
+                .read_on(&mut self.registry, &mut self.read_buffer);
             self.open_waiting(now);
             self.drain(now);
             self.state.poll(cx, &mut self.registry, now);

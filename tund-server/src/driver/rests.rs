@@ -32,8 +32,61 @@ impl Rests {
         self.waiting.is_empty()
     }
 
+    /// What a flow that has expired has still to be read: what is not read at once is in later turns,
+    /// when the flow is gone. A socket that still sends is read at once, as far as there is room: what
+    /// its origin has not acknowledged counts as not delivered, and must not go on to be.
+    pub(super) fn begin(
+        &mut self,
+        name: Name,
+        slot: &mut OriginSlot,
+        registry: &mut Registry,
+        buffer: &mut ReadBuffer,
+    ) {
+        let sends = slot.origin.unsent().is_ok_and(|bytes| bytes > 0);
+        let mut all = usize::MAX;
+        let left = if sends { &mut all } else { &mut self.left };
+        slot.has_rest = !slot.read_rest(name, registry, buffer, left);
+        self.count_asking();
+    }
+
+    /// Its flow is gone, and its socket is read on.
     pub(super) fn add(&mut self, name: Name, slot: OriginSlot) {
         self.waiting.insert(name, slot);
+    }
+
+    /// A new turn of the loop: reads on.
+    pub(super) fn read_on(&mut self, registry: &mut Registry, buffer: &mut ReadBuffer) {
+        self.left = REST_TURN_BYTES;
+        while self.left > 0
+            && let Some((name, mut slot)) = self.waiting.pop_first()
+        {
+            if slot.read_rest(name, registry, buffer, &mut self.left) {
+                slot.origin.reset();
+            } else {
+                self.waiting.insert(name, slot);
+            }
+            self.count_asking();
+        }
+    }
+
+    /// C is connected, and its application is given what is held: the rest of that is read before.
+    pub(super) fn read_wanted(
+        &mut self,
+        (id, flow): Name,
+        registry: &mut Registry,
+        buffer: &mut ReadBuffer,
+    ) {
+        if self.is_empty() {
+            return;
+        }
+        for name in registry.wanted_by(id, flow) {
+            if let Some(mut slot) = self.waiting.remove(&name) {
+                // No more than may be held of one key.
+                let mut most = usize::MAX;
+                slot.read_rest(name, registry, buffer, &mut most);
+                slot.origin.reset();
+            }
+        }
     }
 
     fn count_asking(&mut self) {
@@ -42,51 +95,12 @@ impl Rests {
 }
 
 impl Server {
-    /// A flow has expired, and what its application does not get is held: the socket's rest, too.
-    /// What is not read at once is in later turns, when the flow is gone.
+    /// What the application does not get of a flow is held: what the socket has still to be read, too.
     pub(super) fn read_rest(&mut self, session: SessionId, flow: FlowId) {
         let name = (session, flow);
         if let Some(slot) = self.origins.get_mut(&name) {
             let (registry, buffer) = (&mut self.registry, &mut self.read_buffer);
-            let is_all = slot.read_rest(name, registry, buffer, &mut self.rests.left);
-            slot.has_rest = !is_all;
-            self.rests.count_asking();
-        }
-    }
-
-    /// A new turn of the loop: reads on.
-    pub(super) fn read_rests(&mut self) {
-        self.rests.left = REST_TURN_BYTES;
-        while self.rests.left > 0
-            && let Some((name, mut slot)) = self.rests.waiting.pop_first()
-        {
-            let (registry, buffer) = (&mut self.registry, &mut self.read_buffer);
-            if slot.read_rest(name, registry, buffer, &mut self.rests.left) {
-                slot.origin.reset();
-            } else {
-                self.rests.waiting.insert(name, slot);
-            }
-            self.rests.count_asking();
-        }
-    }
-
-    /// C is connected, and its application is given what is held: the rest of that is read before.
-    pub(super) fn read_wanted(&mut self, session: SessionId, flow: FlowId) {
-        if self.rests.is_empty() {
-            return;
-        }
-        let session = self.registry.session(session);
-        let wanted = session.and_then(|session| session.wants_held(flow));
-        let takes = wanted.map_or(Vec::new(), |(hand_off, _)| hand_off.takes.clone());
-        for take in takes {
-            let name = (take.session, take.flow);
-            if let Some(mut slot) = self.rests.waiting.remove(&name) {
-                let (registry, buffer) = (&mut self.registry, &mut self.read_buffer);
-                // No more than may be held of one key.
-                let mut most = usize::MAX;
-                slot.read_rest(name, registry, buffer, &mut most);
-                slot.origin.reset();
-            }
+            self.rests.begin(name, slot, registry, buffer);
         }
     }
 }

@@ -195,7 +195,7 @@ pub enum Event {
         /// As with `FlowOpened`.
         link: LinkId,
     },
-    /// Client: the origin has answered.
+    /// Client: the origin has answered; of a flow that is handed on also where it is given up by now.
     FlowAccepted {
         /// Which.
         flow: FlowId,

@@ -52,7 +52,8 @@ impl Session {
             return Err(OpenRefused::NotAgreed);
         }
         flow.is_early = target.accept_early;
-        let messages = hand_off.as_ref().map(|h| Framer::new(h.framing));
+        let messages = hand_off.as_ref();
+        let messages = messages.map(|hand_off| Framer::of_hand_off(hand_off, Offset(0)));
         flow.rx.release_what_drains(messages);
         if let OnExpiry::Store(framing) = on_expiry {
             flow.purpose = Purpose::Stored(framing);

@@ -5,7 +5,7 @@ use super::{EndReason, Event, OpenRefused, Remainder, Role, Session, Target};
 use crate::budget::Budget;
 use crate::flow::{Flow, Stage};
 use crate::framer::{Framer, longest_message};
-use crate::id::FlowId;
+use crate::id::{FlowId, Offset};
 use crate::time::Instant;
 use crate::wire::frame::{CloseCode, Control, Framing, HandOff, Limits, Open, capability};
 use bytes::Bytes;
@@ -20,6 +20,8 @@ pub struct Held {
     pub hand_off: HandOff,
     /// What its application is not known to have, from the last boundary on.
     pub remainder: Remainder,
+    /// What stands before this place it was given of others: whole messages.
+    pub given: Offset,
 }
 
 /// What a server remembers of OPEN_HAND_OFF.
@@ -120,7 +122,8 @@ impl Session {
             return;
         };
         flow.intake_reserve = longest_message(hand_off.framing) + 2;
-        flow.tx.keep_messages(Some(Framer::new(hand_off.framing)));
+        let framer = Framer::of_hand_off(hand_off, Offset(0));
+        flow.tx.keep_messages(Some(framer));
         flow.handed_off = Some(Box::new(HandedOff {
             destination: open.destination,
             hand_off: (**hand_off).clone(),
@@ -143,7 +146,8 @@ impl Session {
             && !flow.detached_socket
         {
             flow.prologue = prologue.into_iter().filter(|p| !p.is_empty()).collect();
-            self.prologue_bytes += flow.prologue_bytes();
+            flow.given = Offset(flow.prologue_bytes());
+            self.prologue_bytes += flow.given.0;
         }
         self.accept_flow(id, now);
     }
@@ -204,6 +208,7 @@ impl Session {
         else {
             return;
         };
+        let given = flow.given;
         let rest = std::mem::take(&mut flow.prologue);
         let rest_bytes: u64 = rest.iter().map(|piece| wide(piece.len())).sum();
         let mut remainder = flow.hand_over();
@@ -216,6 +221,7 @@ impl Session {
                 destination,
                 hand_off,
                 remainder,
+                given,
             }),
         });
     }

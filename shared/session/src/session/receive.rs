@@ -285,9 +285,10 @@ impl Session {
         flow.stage = Stage::Open;
         flow.grace = grace;
         flow.tx.raise_limit(limit);
-        let gone = flow.detached_socket;
+        // What a flow was given that is gone is held for the next one, and the owner knows why.
+        let is_told = !flow.detached_socket || flow.rx.watched().is_some();
         self.first_intake(id);
-        if !gone {
+        if is_told {
             self.events.push_back(Event::FlowAccepted { flow: id });
         }
         self.schedule(id);
@@ -417,6 +418,7 @@ impl Session {
         let is_readable = flow.rx.cut(end);
         flow.progress_at = now;
         flow.abandon_sending();
+        self.drop_prologue(id);
         self.extend_intake(id);
         let Some(flow) = self.flows.get_mut(&id) else {
             return Ok(());

@@ -33,9 +33,21 @@ fn wish(framing: Framing) -> HandOff {
     }
 }
 
+/// Of a flow that begins with what its origin says.
+fn plain_wish() -> HandOff {
+    HandOff {
+        takes: Vec::new(),
+        ..wish(Framing::Line)
+    }
+}
+
 fn ask(pair: &mut Pair) -> FlowId {
+    ask_for(pair, wish(Framing::Line))
+}
+
+fn ask_for(pair: &mut Pair, wish: HandOff) -> FlowId {
     let client = &mut pair.ends[CLIENT];
-    let flow = client.open_handed_off(&target(), wish(Framing::Line), pair.now);
+    let flow = client.open_handed_off(&target(), wish, pair.now);
     pair.run();
     flow.unwrap()
 }
@@ -43,12 +55,16 @@ fn ask(pair: &mut Pair) -> FlowId {
 /// A flow whose origin has answered; this is for its application ahead of what that says.
 fn opened(pair: &mut Pair, prologue: &[&'static str]) -> FlowId {
     let flow = ask(pair);
+    accept(pair, flow, prologue);
+    flow
+}
+
+fn accept(pair: &mut Pair, flow: FlowId, prologue: &[&'static str]) {
     let pieces = prologue
         .iter()
         .map(|piece| Bytes::from_static(piece.as_bytes()));
     pair.ends[SERVER].accept_flow_after(flow, pieces.collect(), pair.now);
     pair.run();
-    flow
 }
 
 /// The origin says.
@@ -82,7 +98,14 @@ fn held(pair: &Pair, flow: FlowId) -> Option<(u64, String, bool)> {
             return None;
         };
         assert_eq!(held.destination, target().destination);
-        assert_eq!(held.hand_off, wish(Framing::Line));
+        let takes = held.hand_off.takes.clone();
+        assert_eq!(
+            held.hand_off,
+            HandOff {
+                takes,
+                ..plain_wish()
+            }
+        );
         let remainder = &held.remainder;
         let text = String::from_utf8(remainder.bytes.concat()).unwrap();
         (*of == flow).then_some((remainder.start.0, text, remainder.fin))
@@ -189,8 +212,9 @@ fn behind_a_reset_of_the_origin_nothing_more_is_to_come() {
 #[test]
 fn an_opaque_stream_is_not_held() {
     let mut pair = pair();
-    let flow = opened(&mut pair, &[]);
-    let other = opened(&mut pair, &[]);
+    let [flow, other] = [(); 2].map(|()| ask_for(&mut pair, plain_wish()));
+    accept(&mut pair, flow, &[]);
+    accept(&mut pair, other, &[]);
     say(&mut pair, other, "one\n");
     say(&mut pair, flow, "SSH-2.0-some");
     deliver(&mut pair, flow, 12);
@@ -205,6 +229,19 @@ fn an_opaque_stream_is_not_held() {
 
     assert_eq!(held(&pair, flow), None);
     assert_eq!(pair.ends[SERVER].lost(), 5);
+}
+
+#[test]
+fn a_message_like_the_head_of_a_conversation_is_no_head_in_what_was_held() {
+    let mut pair = pair();
+    let flow = opened(&mut pair, &["SSH-2.0 scan\ntwo\n"]);
+    deliver(&mut pair, flow, 14);
+    assert!(!pair.ends[CLIENT].is_opaque(flow));
+    pair.lose_link();
+
+    pair.seconds(91);
+
+    assert_eq!(held(&pair, flow), Some(whole(13, "two\n")));
 }
 
 #[test]
@@ -313,6 +350,43 @@ fn an_application_that_ends_its_connection_leaves_nothing() {
     assert_eq!(held(&pair, flow), None);
     assert_eq!(pair.ends.each_ref().map(Session::flow_count), [0, 0]);
     assert_eq!(pair.ends[SERVER].lent(), 0);
+}
+
+#[test]
+fn what_waits_for_an_application_that_resets_is_let_go_of_and_lost() {
+    let mut pair = pair();
+    let flow = ask(&mut pair);
+    let pieces = vec![Bytes::from(b"1234567\n".repeat(1_000)); 300];
+    pair.ends[SERVER].accept_flow_after(flow, pieces, pair.now);
+    pair.run();
+    deliver(&mut pair, flow, 10);
+    assert!(pair.ends[SERVER].prologue_bytes() > 1_000_000);
+
+    pair.ends[CLIENT].reset(flow, FlowCode::PeerReset, pair.now);
+    pair.run();
+
+    assert_eq!(pair.ends[SERVER].prologue_bytes(), 0);
+    pair.ends[SERVER].end_delivered(flow, pair.now);
+    pair.run();
+    let lost = pair.events[SERVER].iter().find_map(|event| match event {
+        Event::FlowForgotten { lost, .. } => Some(*lost),
+        _ => None,
+    });
+    assert_eq!(lost, Some(8_000 * 300 - 10));
+}
+
+#[test]
+fn an_answer_to_a_flow_that_was_given_up_is_told() {
+    let mut pair = pair();
+    let flow = ask(&mut pair);
+    pair.lose_link();
+    pair.ends[CLIENT].abort(flow, FlowCode::Cancelled, pair.now);
+    pair.ends[SERVER].accept_flow(flow, pair.now);
+    assert!(!pair.saw(CLIENT, &Event::FlowAccepted { flow }));
+
+    pair.resume();
+
+    assert!(pair.saw(CLIENT, &Event::FlowAccepted { flow }));
 }
 
 #[test]

@@ -49,9 +49,14 @@ impl Client {
 
     /// The origin has answered, and the server has given what it held.
     pub(super) fn note_given(&mut self, flow: FlowId) {
-        if let Some(known) = self.table.get_mut(flow)
-            && known.hand_off.is_some()
-        {
+        let Some(known) = self.table.get_mut(flow) else {
+            // It was given up meanwhile, and has left what it was given.
+            if let Some(session) = self.session_id() {
+                self.takes.answered(session, flow);
+            }
+            return;
+        };
+        if known.hand_off.is_some() {
             known.is_answered = true;
             let (user, destination) = (known.whose(), known.destination);
             self.takes.given((user, destination), known.asked_to);

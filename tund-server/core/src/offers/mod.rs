@@ -1,16 +1,18 @@
 //! What applications did not get of flows that expired, held for their users' next connections
 //! (PROTOCOL.md §5.9).
 
+mod offer;
 #[cfg(test)]
 mod tests;
 
 use crate::registry::ClientKey;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use offer::{Offer, WHOLE_BYTES};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
-use tund_session::wire::frame::{Framing, HandOff};
-use tund_session::{FlowId, Framer, Held, Instant, Offset, SessionId};
+use tund_session::wire::frame::{HandOff, Take};
+use tund_session::{FlowId, Held, Instant, SessionId};
 
 /// How long anything is held at most, whatever a client wishes. Chosen: it is in memory.
 pub const HELD_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -19,29 +21,6 @@ pub const HELD_FOR: Duration = Duration::from_secs(24 * 3600);
 pub const OFFERS: usize = 10_000;
 /// The same of one key: chosen, so that a few clients that leave nothing but names do not get there.
 pub const OFFERS_PER_KEY: usize = 1024;
-/// Memory comes in blocks of this size, none of which keeps anything else alive. Chosen.
-const BLOCK_BYTES: usize = 64 * 1024;
-
-/// What is held of one flow.
-#[derive(Debug)]
-struct Offer {
-    name: (SessionId, FlowId),
-    key: ClientKey,
-    user: u32,
-    destination: SocketAddr,
-    framing: Framing,
-    /// The place of the first byte; a message begins there.
-    start: Offset,
-    blocks: Vec<Bytes>,
-    bytes: u64,
-    /// The stream ends behind what was read. Its last message is whole only where its framing says
-    /// so: something else comes behind it in the connection that is given it.
-    fin: bool,
-    /// No more of it is kept: what came behind was lost.
-    is_cut: bool,
-    until: Instant,
-}
-
 /// What became of bytes that were held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -108,27 +87,29 @@ impl Offers {
         self.next += 1;
         let number = self.next;
         let until = now + held.hand_off.retain.min(HELD_FOR);
-        let offer = Offer {
-            name,
-            key,
-            user: held.hand_off.user,
-            destination: held.destination,
-            framing: held.hand_off.framing,
-            start: held.remainder.start,
-            blocks: Vec::new(),
-            bytes: 0,
-            fin: held.remainder.fin,
-            is_cut: false,
-            until,
-        };
+        let offer = Offer::new(name, key, &held, until);
         self.make_a_place(key);
         self.offers.insert(number, offer);
         self.names.insert(name, number);
         self.of_key.insert((key, number));
         self.expiries.insert((until, number));
-        self.make_room(number, wide(held.remainder.len()), bound);
+        let length = wide(held.remainder.len());
+        // It counts as handed on when it is given again.
+        let is_back = held.given.since(held.remainder.start).min(length);
+        self.tally.handed_on = self.tally.handed_on.saturating_sub(is_back);
+        self.make_room(number, length, bound);
         for piece in &held.remainder.bytes {
-            self.push(number, piece, bound);
+            if let Some((offer, fits)) = self.admit(number, piece.len(), bound) {
+                let was_ours = offer.end().plus(wide(piece.len())) <= held.given;
+                if was_ours && fits >= WHOLE_BYTES {
+                    offer.keep(piece.slice(..fits));
+                } else {
+                    offer.push(piece.get(..fits).unwrap_or_default());
+                }
+            }
+        }
+        if let Some(offer) = self.offers.get_mut(&number) {
+            offer.look_again_if_cut();
         }
     }
 
@@ -148,8 +129,10 @@ impl Offers {
 
     /// The socket of a flow that has left something had this still to be read.
     pub fn append(&mut self, name: (SessionId, FlowId), bytes: &[u8], bound: Bound) {
-        if let Some(number) = self.names.get(&name).copied() {
-            self.push(number, bytes, bound);
+        if let Some(number) = self.names.get(&name).copied()
+            && let Some((offer, fits)) = self.admit(number, bytes.len(), bound)
+        {
+            offer.push(bytes.get(..fits).unwrap_or_default());
         }
     }
 
@@ -158,25 +141,19 @@ impl Offers {
         of_key.min(bound.of_all.saturating_sub(self.bytes))
     }
 
-    /// Keeps as much of it as there is room for.
-    fn push(&mut self, number: u64, bytes: &[u8], bound: Bound) {
-        let wanted = wide(bytes.len());
-        let key = self.offers.get(&number).map(|offer| offer.key);
-        let room = key.map_or(0, |key| self.free(key, bound));
-        let Some(offer) = self.offers.get_mut(&number) else {
-            return;
-        };
-        let of_key = self.bytes_of.entry(offer.key).or_default();
+    /// So many bytes come to its end; how many there is room for. The others are lost.
+    fn admit(&mut self, number: u64, bytes: usize, bound: Bound) -> Option<(&mut Offer, usize)> {
+        let key = self.offers.get(&number).map(|offer| offer.key)?;
+        let (wanted, room) = (wide(bytes), self.free(key, bound));
+        let offer = self.offers.get_mut(&number)?;
         let fits = if offer.is_cut { 0 } else { wanted.min(room) };
         offer.is_cut |= fits < wanted;
-        let (kept, _) = bytes.split_at(usize::try_from(fits).unwrap_or(0).min(bytes.len()));
-        offer.push(kept);
-        *of_key += fits;
-        if *of_key == 0 {
-            self.bytes_of.remove(&offer.key);
+        if fits > 0 {
+            *self.bytes_of.entry(key).or_default() += fits;
         }
         self.bytes += fits;
         self.tally.lost += wanted - fits;
+        Some((offer, usize::try_from(fits).unwrap_or(0)))
     }
 
     /// So much that was to be appended was never read: there was no room.
@@ -193,6 +170,27 @@ impl Offers {
         }
     }
 
+    /// Of the flows that a connection of `key` to `destination` names, those of which something is
+    /// held for it, in their order.
+    pub fn wanted(
+        &self,
+        key: ClientKey,
+        hand_off: &HandOff,
+        destination: SocketAddr,
+    ) -> Vec<(SessionId, FlowId)> {
+        let is_held = |take: &&Take| self.find(take, (key, hand_off.user, destination)).is_some();
+        let held = hand_off.takes.iter().filter(is_held);
+        held.map(|take| (take.session, take.flow)).collect()
+    }
+
+    /// What a take names, if it is for a connection of that key and user to that destination.
+    fn find(&self, take: &Take, wanted: (ClientKey, u32, SocketAddr)) -> Option<u64> {
+        let number = *self.names.get(&(take.session, take.flow))?;
+        let offer = self.offers.get(&number)?;
+        let is_for = (offer.key, offer.user, offer.destination);
+        (is_for == wanted).then_some(number)
+    }
+
     /// A connection of `key` to `destination` begins with this: what is held of the flows that it
     /// names, in their order. It is held no more.
     pub fn take(
@@ -203,21 +201,14 @@ impl Offers {
     ) -> Vec<Bytes> {
         let mut prologue = Vec::new();
         for take in &hand_off.takes {
-            let Some(number) = self.names.get(&(take.session, take.flow)).copied() else {
-                continue;
-            };
-            let whose = |offer: &Offer| (offer.key, offer.user, offer.destination);
-            let wanted = (key, hand_off.user, destination);
-            if self.offers.get(&number).map(whose) != Some(wanted) {
-                continue;
-            }
-            let Some(offer) = self.remove(number) else {
+            let number = self.find(take, (key, hand_off.user, destination));
+            let Some(offer) = number.and_then(|number| self.remove(number)) else {
                 continue;
             };
             let (from, to) = offer.messages(take.delivered);
             self.tally.handed_on += to.since(from);
-            // What lies before is with the application already.
-            self.tally.lost += offer.start.plus(offer.bytes).since(to);
+            // What lies before is with the application already, and so is all that it has.
+            self.tally.lost += offer.end().since(to.max(take.delivered));
             prologue.extend(offer.between(from, to));
         }
         prologue
@@ -378,64 +369,6 @@ impl Offers {
             self.bytes_of.len(),
             self.expiries.len(),
         ]
-    }
-}
-
-impl Offer {
-    fn push(&mut self, mut bytes: &[u8]) {
-        self.bytes += wide(bytes.len());
-        while !bytes.is_empty() {
-            let last = self.blocks.pop_if(|block| block.len() < BLOCK_BYTES);
-            let mut block = match last.map(Bytes::try_into_mut) {
-                Some(Ok(block)) => block,
-                Some(Err(shared)) => BytesMut::from(&shared[..]),
-                None => BytesMut::new(),
-            };
-            let room = BLOCK_BYTES - block.len();
-            let (some, rest) = bytes.split_at(room.min(bytes.len()));
-            block.extend_from_slice(some);
-            self.blocks.push(block.freeze());
-            bytes = rest;
-        }
-    }
-
-    /// Whole messages that an application which has everything before `delivered` does not have: the
-    /// places before the first and behind the last of them.
-    fn messages(&self, delivered: Offset) -> (Offset, Offset) {
-        let end = self.start.plus(self.bytes);
-        let delivered = delivered.max(self.start).min(end);
-        let mut framer = Framer::resume(self.framing, self.start);
-        let mut rest = delivered.since(self.start);
-        let mut from = (rest == 0).then_some(self.start);
-        for block in &self.blocks {
-            let some = usize::try_from(rest).unwrap_or(usize::MAX).min(block.len());
-            let (before, behind) = block.split_at(some);
-            framer.feed(before);
-            rest -= wide(some);
-            if rest == 0 && from.is_none() {
-                from = Some(framer.boundary());
-            }
-            framer.feed(behind);
-        }
-        let from = from.unwrap_or(end);
-        if framer.is_opaque() {
-            return (from, from);
-        }
-        (from, framer.boundary().max(from))
-    }
-
-    fn between(&self, from: Offset, to: Offset) -> impl Iterator<Item = Bytes> {
-        let mut at = self.start;
-        let pieces = self.blocks.iter().map(move |block| {
-            let narrow = |place: Offset| {
-                let within = usize::try_from(place.since(at)).unwrap_or(usize::MAX);
-                within.min(block.len())
-            };
-            let piece = block.slice(narrow(from)..narrow(to));
-            at = at.plus(wide(block.len()));
-            piece
-        });
-        pieces.filter(|piece| !piece.is_empty())
     }
 }
 

@@ -29,6 +29,17 @@ impl Registry {
         });
     }
 
+    /// Flows of whose what is held would be given to this one, were its origin connected now.
+    pub fn wanted_by(&self, id: SessionId, flow: FlowId) -> Vec<(SessionId, FlowId)> {
+        let wanted = self
+            .entries
+            .get(&id)
+            .and_then(|entry| Some((entry.key, entry.session.wants_held(flow)?)));
+        wanted.map_or(Vec::new(), |(key, (hand_off, destination))| {
+            self.offers.wanted(key, hand_off, destination)
+        })
+    }
+
     /// How much more is to be read of the socket of a flow that has left something; none if nothing.
     pub fn room_for_rest(&self, id: SessionId, flow: FlowId) -> Option<usize> {
         let key = self.offers.key_of((id, flow))?;

@@ -271,7 +271,8 @@ impl Server {
                     if let Some(at) = slot.timer.take() {
                         self.timers.remove(&(at, slot.token));
                     }
-                    self.read_wanted(session, flow);
+                    let (registry, buffer) = (&mut self.registry, &mut self.read_buffer);
+                    self.rests.read_wanted((session, flow), registry, buffer);
                     self.registry.accept_flow(session, flow, now);
                 }
             }

@@ -492,7 +492,7 @@ fn what_was_given_to_a_connection_without_memory_is_for_the_next() {
     let (other, _) = world.open();
     let app = world.connect(FEED);
     assert_eq!(world.state(app), tcp::State::SynSent);
-    assert!(world.registry.offers().tally().handed_on > 0);
+    assert_eq!(world.registry.offers().tally().handed_on, 0);
     assert_eq!(world.registry.offers().len(), 1, "it is held again");
     world.kernel.sockets.remove(app);
     world.kernel.socket(other).abort();
@@ -537,8 +537,8 @@ fn an_application_that_ends_its_connection_leaves_nothing() {
     assert_eq!(read(&mut world, app), "new\n");
 }
 
-#[test]
-fn with_accept_it_comes_before_what_the_origin_says_too() {
+/// With `during_outage = "accept"`.
+fn early_world() -> World {
     let early = Policy {
         during_outage: Some(DuringOutage::Accept),
         ..policy(FEED)
@@ -547,7 +547,67 @@ fn with_accept_it_comes_before_what_the_origin_says_too() {
         policies: Policies::new(RULES, vec![early]),
         ..client_config()
     };
-    let mut world = World::with(config, registry_config(200));
+    World::with(config, registry_config(200))
+}
+
+#[test]
+fn what_an_early_connection_was_given_that_is_reset_before_its_answer_is_for_the_next() {
+    let mut world = early_world();
+    lose(&mut world, FEED, &lines(0..10));
+    let app = world.connect(FEED);
+    assert_eq!(world.state(app), tcp::State::Established);
+    world.quiet_ports.insert(FEED);
+    world.heal();
+    world.pass(SECOND);
+    let origin = world.opened.last().expect("it was asked").0;
+    world.fail();
+    world.accept(origin);
+    world.run();
+    assert!(world.registry.offers().tally().handed_on > 0);
+
+    world.kernel.socket(app).abort();
+    world.run();
+    world.quiet_ports.clear();
+    world.heal();
+    world.pass(SECOND * 2);
+    let (app, _) = open(&mut world, FEED);
+
+    assert_eq!(read(&mut world, app), lines(0..10));
+}
+
+#[test]
+fn what_one_was_given_as_it_was_given_up_outlives_those_that_got_no_answer() {
+    let mut world = world();
+    lose(&mut world, FEED, &lines(0..1_000));
+    world.heal();
+    world.open();
+    world.quiet_ports.insert(FEED);
+    let app = world.connect(FEED);
+    let origin = world.opened.last().expect("it was asked").0;
+    world.fail();
+    world.accept(origin);
+    world.run();
+    assert!(world.registry.offers().tally().handed_on > 0);
+    // The answer is on its way when it is given up.
+    world.kernel.sockets.remove(app);
+    world.pass(SECOND * 4);
+    world.heal();
+    world.pass(SECOND * 4);
+    for _ in 0..20 {
+        let app = world.connect(FEED);
+        world.kernel.sockets.remove(app);
+        world.pass(SECOND * 4);
+    }
+    world.quiet_ports.clear();
+
+    let (app, _) = open(&mut world, FEED);
+
+    assert_eq!(read(&mut world, app), lines(0..1_000));
+}
+
+#[test]
+fn with_accept_it_comes_before_what_the_origin_says_too() {
+    let mut world = early_world();
     lose(&mut world, FEED, &lines(0..10));
     let app = world.connect(FEED);
     assert_eq!(world.state(app), tcp::State::Established);
