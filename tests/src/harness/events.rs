@@ -63,14 +63,12 @@ impl World {
 
     fn on_event(&mut self, who: Who, event: Event) {
         self.tell(|| format!("{who:?}: {event:?}"));
-        if self.on_mapping_event(who, &event) {
-            return;
-        }
-        let of_delivery = match who {
-            Who::Client => self.on_shelf_event(&event),
-            Who::Server(id) => self.on_desk_event(id, &event),
-        };
-        if of_delivery {
+        let is_known = self.on_mapping_event(who, &event)
+            || match who {
+                Who::Client => self.on_shelf_event(&event),
+                Who::Server(id) => self.on_desk_event(id, &event),
+            };
+        if is_known {
             return;
         }
         match event {

@@ -169,7 +169,7 @@ impl World {
         let number = payload.first_chunk::<NUMBER>();
         let number = u64::from_be_bytes(*number.ok_or("a datagram without its number")?);
         let thrown = self.mappings.thrown.remove(&number);
-        let thrown = thrown.ok_or(format!("datagram {number} twice, or from nowhere"))?;
+        let thrown = thrown.ok_or_else(|| format!("datagram {number} twice, or from nowhere"))?;
         self.tell(|| format!("{who:?} catches {number}"));
         if thrown.mapping != index || thrown.by == who.side() || thrown.remote != remote {
             return Err(format!("datagram {number} was not for it: {thrown:?}"));

@@ -207,6 +207,11 @@ impl Client {
         while let Some(flow) = self.mappings.next_idle(self.config.mappings.idle, now) {
             self.end_idle(flow, now);
         }
+        if self.mappings.asks(self.config.mappings.idle, now)
+            && let Some(session) = &mut self.session
+        {
+            session.probe(now);
+        }
     }
 
     /// What has come for applications goes into the device.

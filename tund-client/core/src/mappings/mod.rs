@@ -13,8 +13,8 @@ use tund_session::{Contacts, FlowId, Instant, Strangers, limits};
 const KEPT_AT_LEAST: Duration = Duration::from_secs(30);
 /// Remotes of one mapping of whose last datagram the headers are kept.
 const QUOTES: usize = 4;
-/// The clock of mappings runs on for so long after anything was heard of the server, which is asked
-/// every 25 s while there is a flow: a sleep, or an outage that nobody has noticed, is no idle time.
+/// If nothing was heard of the server for so long, which is asked every 25 s while there is a flow, it
+/// was a sleep, or an outage that nobody has noticed, and no idle time.
 const UNHEARD: Duration = Duration::from_secs(30);
 /// Strangers' datagrams that may come at once: as many as a server lets pass, and as many again.
 const STRANGERS_AT_ONCE: u32 = 2 * limits::STRANGERS_AT_ONCE;
@@ -138,6 +138,8 @@ pub struct Mappings {
     paused_since: Option<Instant>,
     /// When the server was heard last.
     heard_at: Option<Instant>,
+    /// When it was last asked whether it is there, since a mapping is to end.
+    asked_at: Option<Instant>,
     strangers: Strangers,
 }
 
@@ -182,10 +184,15 @@ impl Mappings {
         }
     }
 
-    /// The time that has passed without outages.
+    /// The time that has passed without outages, as far as is known: from when the server was heard
+    /// last, there may be one.
     fn clock(&self, now: Instant) -> Duration {
-        let heard = self.heard_at.map_or(now, |heard| heard + UNHEARD);
-        let now = self.paused_since.unwrap_or_else(|| now.min(heard));
+        self.clock_at(self.heard_at.map_or(now, |heard| now.min(heard)))
+    }
+
+    /// The same, if there is none.
+    fn clock_at(&self, now: Instant) -> Duration {
+        let now = self.paused_since.unwrap_or(now);
         Duration::from_nanos(now.as_nanos()).saturating_sub(self.paused)
     }
 
@@ -227,7 +234,11 @@ impl Mappings {
         idle: Duration,
         now: Instant,
     ) {
-        let clock = self.clock(now);
+        if self.mappings.is_empty() {
+            // What was before is nothing to it.
+            self.heard_at = Some(now);
+        }
+        let clock = self.clock_at(now);
         let mut mapping = ClientMapping::new(source, destination, now, clock);
         mapping.due = clock + idle;
         self.deadlines.insert((mapping.due, id));
@@ -244,7 +255,7 @@ impl Mappings {
         (headers, bytes): (&[u8], usize),
         now: Instant,
     ) -> Duration {
-        let clock = self.clock(now);
+        let clock = self.clock_at(now);
         let Some(mapping) = self.mappings.get_mut(&id) else {
             return Duration::ZERO;
         };
@@ -311,38 +322,51 @@ impl Mappings {
             .collect()
     }
 
-    /// The next that has been idle for `idle`, if there is one.
-    pub(crate) fn next_idle(&mut self, idle: Duration, now: Instant) -> Option<FlowId> {
-        let clock = self.clock(now);
-        while let Some((due, id)) = self.deadlines.first().copied()
-            && due <= clock
-        {
-            let mapping = self.mappings.get_mut(&id)?;
-            let true_due = mapping.active + idle;
-            if true_due <= clock {
-                return Some(id);
-            }
-            self.deadlines.remove(&(due, id));
-            mapping.due = true_due;
-            self.deadlines.insert((true_due, id));
-        }
-        None
-    }
-
-    /// The one whose application has been silent longest, if it has been for a while.
-    pub(crate) fn longest_idle(&mut self, idle: Duration, now: Instant) -> Option<FlowId> {
+    /// The first to have been idle for `idle`, and when that is by the clock.
+    fn first_idle(&mut self, idle: Duration) -> Option<(Duration, FlowId)> {
         loop {
             let (due, id) = self.deadlines.first().copied()?;
             let mapping = self.mappings.get_mut(&id)?;
             let true_due = mapping.active + idle;
             if true_due == due {
-                let silence = now.saturating_duration_since(mapping.sent_at);
-                return (silence >= KEPT_AT_LEAST.min(idle)).then_some(id);
+                return Some((due, id));
             }
             self.deadlines.remove(&(due, id));
             mapping.due = true_due;
             self.deadlines.insert((true_due, id));
         }
+    }
+
+    /// The next that has been idle for `idle`, if there is one.
+    pub(crate) fn next_idle(&mut self, idle: Duration, now: Instant) -> Option<FlowId> {
+        let clock = self.clock(now);
+        if self.deadlines.first().is_none_or(|(due, _)| *due > clock) {
+            return None;
+        }
+        let (due, id) = self.first_idle(idle)?;
+        (due <= clock).then_some(id)
+    }
+
+    /// Whether the server is to be asked if it is there: a mapping is to end unless there is an
+    /// outage, of which nobody knows yet.
+    pub(crate) fn asks(&mut self, idle: Duration, now: Instant) -> bool {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if self.paused_since.is_some() || !is_due(self.poll_timeout()) {
+            return false;
+        }
+        let first = self.first_idle(idle);
+        let is_asking = first.is_some() && is_due(self.poll_timeout());
+        if is_asking {
+            self.asked_at = Some(now);
+        }
+        is_asking
+    }
+
+    /// The one whose application has been silent longest, if it has been for a while.
+    pub(crate) fn longest_idle(&mut self, idle: Duration, now: Instant) -> Option<FlowId> {
+        let (_, id) = self.first_idle(idle)?;
+        let silence = now.saturating_duration_since(self.get(id)?.sent_at);
+        (silence >= KEPT_AT_LEAST.min(idle)).then_some(id)
     }
 
     /// Those for which the server is not known to have a socket.
@@ -351,16 +375,17 @@ impl Mappings {
         unopened.map(|(id, _)| *id).collect()
     }
 
-    /// When the next has to be looked at; never in an outage, nor before the server is heard again.
+    /// When the next has to be looked at; never in an outage, nor a second time before the server is
+    /// heard.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         if self.paused_since.is_some() {
             return None;
         }
         let (due, _) = self.deadlines.first()?;
         let at = Instant::default() + *due + self.paused;
-        // Until then the clock does not get there, unless the server is heard.
-        let is_reached = self.heard_at.is_none_or(|heard| at <= heard + UNHEARD);
-        is_reached.then_some(at)
+        let is_past = |of: Option<Instant>| of.is_some_and(|of| of >= at);
+        let is_heard = self.heard_at.is_none() || is_past(self.heard_at);
+        (is_heard || !is_past(self.asked_at)).then_some(at)
     }
 
     #[cfg(test)]

@@ -45,8 +45,15 @@ fn idle_time_stands_still_during_an_outage() {
 
     assert_eq!(mappings.poll_timeout(), Some(at(2300)));
     let just_before = Instant::from_nanos(at(2300).as_nanos() - 1);
-    assert_eq!(mappings.next_idle(IDLE, just_before), None);
-    assert_eq!(mappings.next_idle(IDLE, at(2300)), Some(FlowId(1)));
+    assert!(!mappings.asks(IDLE, just_before));
+    // There may be another outage.
+    assert_eq!(mappings.next_idle(IDLE, at(2300)), None);
+    assert!(mappings.asks(IDLE, at(2300)));
+    assert_eq!(mappings.poll_timeout(), None);
+    assert!(!mappings.asks(IDLE, at(2301)));
+    mappings.heard(at(2301));
+    assert_eq!(mappings.poll_timeout(), Some(at(2300)));
+    assert_eq!(mappings.next_idle(IDLE, at(2301)), Some(FlowId(1)));
 }
 
 #[test]
@@ -56,7 +63,10 @@ fn what_the_application_sends_keeps_a_mapping_alive_and_what_it_gets_does_not() 
     mappings.received(FlowId(2), 6, at(1250));
 
     let just_before = Instant::from_nanos(at(1300).as_nanos() - 1);
+    hear(&mut mappings, 1000, 1275);
+    mappings.heard(just_before);
     assert_eq!(mappings.next_idle(IDLE, just_before), None);
+    mappings.heard(at(1300));
     assert_eq!(mappings.next_idle(IDLE, at(1300)), Some(FlowId(2)));
     mappings.leave(FlowId(2), (EndedBy::Client, HowEnded::Idle));
     assert_eq!(mappings.find(source(2)), None);
@@ -65,17 +75,21 @@ fn what_the_application_sends_keeps_a_mapping_alive_and_what_it_gets_does_not() 
     let account = account.expect("an account");
     assert_eq!((account.down_bytes, account.how), (6, HowEnded::Idle));
     assert_eq!(account.longest_silence, Duration::from_secs(250));
+    hear(&mut mappings, 1325, 1475);
+    mappings.heard(at(1499));
     assert_eq!(mappings.next_idle(IDLE, at(1499)), None);
     assert_eq!(mappings.poll_timeout(), Some(at(1500)));
+    mappings.heard(at(1500));
     assert_eq!(mappings.next_idle(IDLE, at(1500)), Some(FlowId(1)));
 }
 
 #[test]
-fn the_clock_runs_only_while_the_server_is_heard() {
+fn the_clock_runs_only_up_to_when_the_server_was_heard() {
     let mut mappings = with(1);
     mappings.heard(at(1001));
     // A sleep, and nobody has noticed.
     assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
+    assert!(mappings.asks(IDLE, at(9000)));
     assert_eq!(mappings.poll_timeout(), None);
     mappings.heard(at(9000));
     assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
@@ -83,22 +97,43 @@ fn the_clock_runs_only_while_the_server_is_heard() {
     hear(&mut mappings, 9025, 9275);
     assert_eq!(mappings.next_idle(IDLE, at(9275)), None);
     assert_eq!(mappings.poll_timeout(), Some(at(9299)));
+    mappings.heard(at(9299));
     assert_eq!(mappings.next_idle(IDLE, at(9299)), Some(FlowId(1)));
 }
 
 #[test]
 fn an_outage_begins_when_the_server_was_heard_last() {
     let mut mappings = with(1);
-    mappings.heard(at(1250));
-    mappings.pause(at(1275));
+    hear(&mut mappings, 1000, 1250);
+    // It is due before anybody has noticed.
+    assert!(mappings.asks(IDLE, at(1300)));
+    mappings.pause(at(1302));
+    assert_eq!(mappings.next_idle(IDLE, at(1302)), None);
     mappings.go_on(at(2250));
-    assert_eq!(
-        mappings.poll_timeout(),
-        None,
-        "50 s are left, and 30 s are sure"
-    );
-    mappings.heard(at(2275));
     assert_eq!(mappings.poll_timeout(), Some(at(2300)));
+    assert_eq!(mappings.next_idle(IDLE, at(2250)), None);
+}
+
+#[test]
+fn the_first_mapping_after_a_while_has_nothing_to_do_with_what_was_before() {
+    let mut mappings = Mappings::default();
+    mappings.heard(at(1));
+    mappings.insert(FlowId(1), (source(1), remote()), IDLE, at(1000));
+
+    hear(&mut mappings, 1001, 1276);
+
+    assert_eq!(mappings.poll_timeout(), Some(at(1300)));
+}
+
+#[test]
+fn what_an_application_has_just_sent_counts_though_the_server_was_not_heard_since() {
+    let mut mappings = with(1);
+    hear(&mut mappings, 1000, 1275);
+    mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1299));
+    mappings.heard(at(1300));
+    assert_eq!(mappings.next_idle(IDLE, at(1300)), None);
+    assert!(!mappings.asks(IDLE, at(1300)));
+    assert_eq!(mappings.poll_timeout(), Some(at(1599)));
 }
 
 #[test]
