@@ -150,6 +150,7 @@ impl FlowAccount {
             down_bytes: mapping.down_bytes,
             lost,
             stored_bytes: 0,
+            held_bytes: 0,
             by,
             how,
         }
