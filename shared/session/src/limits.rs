@@ -48,6 +48,16 @@ pub const QUANTUM: i64 = 16 * 1024;
 pub const FIRST_QUANTUM: i64 = 2 * 1024;
 /// What a link encrypts as one record (RFC 8446 §5.1); DATA is cut to end with it.
 pub const RECORD: usize = 16 * 1024;
+/// The same for the first of a link: what comes in one segment on any usual path. A new connection may
+/// have ten segments under way (RFC 6928); of a full record, and of a frame as long, too few to be read
+/// before the next round trip.
+pub const FIRST_RECORD: usize = 1300;
+/// What a link encrypts in such records; chosen: the ten segments, and those that answer to their ACKs
+/// begin with a whole one.
+pub const FIRST_BYTES: usize = 12 * FIRST_RECORD;
+/// Flows whose state goes with RESUME: as many as fit the segment that carries it. Of the others the
+/// server hears a round trip later.
+pub const EARLY_ACKS: usize = 64;
 /// Less payload than this is no reason for a frame of its own at the end of a record. Chosen: a
 /// frame costs both ends about as much as the copying of a kilobyte.
 pub const LEAST_PIECE: usize = 1024;

@@ -128,6 +128,8 @@ pub(crate) struct Link {
     position: u64,
     /// Of these, so many are known to have arrived.
     proved: u64,
+    /// Bytes handed out for it, up to [`limits::FIRST_BYTES`].
+    pub(crate) early_bytes: usize,
     pub(crate) suspect_since: Option<Instant>,
     /// The owner knows that nothing passes: what is still read had come before.
     is_lost: bool,
@@ -166,6 +168,7 @@ impl Link {
             ping: None,
             position: 0,
             proved: 0,
+            early_bytes: 0,
             suspect_since: None,
             is_lost: false,
             rtt: RoundTrip::default(),

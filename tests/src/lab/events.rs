@@ -1,13 +1,17 @@
 //! What can happen to the network: verbs that act on the router and on the client's links.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::{Access, Family, Lab, address, prefixed, wait};
 
 /// The kernel tells of a lost carrier within a second.
 const CARRIER_TOLD: Duration = Duration::from_secs(5);
+
+/// Nobody listens there.
+const NOBODY_PORT: u16 = 1;
 
 /// The router's rules before anything has happened.
 ///
@@ -128,6 +132,18 @@ impl Lab {
         wait::until_true("the client's kernel tells", CARRIER_TOLD, || {
             self.client.run(&show).contains("NO-CARRIER") != on
         });
+        if on && self.emulators.is_none() {
+            // A device that has its carrier again may be without a queue for most of a second, and what
+            // asks for its neighbour meanwhile is lost.
+            let near = SocketAddr::new(address(Family::V4, access.subnet(), 2), NOBODY_PORT);
+            let answer = self
+                .router
+                .enter(|| TcpStream::connect_timeout(&near, CARRIER_TOLD));
+            assert_eq!(
+                answer.err().map(|error| error.kind()),
+                Some(ErrorKind::ConnectionRefused)
+            );
+        }
     }
 
     /// Moves the client to the other access link: the old address and its route are gone before

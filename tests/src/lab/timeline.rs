@@ -84,14 +84,18 @@ impl Timeline {
 
     /// How long after `back` the silence ended that an outage had caused, the network being away
     /// from `away` to `back`: the end of the longest silence that began between `away` and half a
-    /// second after `back`. None if it has not ended.
+    /// second after `back`; nothing if a longer one had ended before. None if it has not ended.
     pub fn recovery(&self, away: Instant, back: Instant) -> Option<Duration> {
         let marks = self.marks();
         let (mut longest, mut end) = (Duration::ZERO, None);
+        let mut ended_before = Duration::ZERO;
         let mut heard = self.start;
         for mark in marks.iter() {
             let silence = mark.first.saturating_duration_since(heard);
             let begun = heard.max(away);
+            if mark.first > away && mark.first <= back {
+                ended_before = ended_before.max(silence);
+            }
             let concerned = mark.first > back && begun < back + SETTLING;
             if concerned && silence > longest {
                 (longest, end) = (silence, Some(mark.first));
@@ -101,7 +105,26 @@ impl Timeline {
         if heard < back {
             return None;
         }
+        if ended_before > longest {
+            return Some(Duration::ZERO);
+        }
         Some(end?.saturating_duration_since(back))
+    }
+
+    /// The longest silence from `moment` on that began no later than half a second after it; none if
+    /// nothing has come since.
+    pub fn interruption(&self, moment: Instant) -> Option<Duration> {
+        let marks = self.marks();
+        let mut heard = self.start;
+        let mut longest = None;
+        for mark in marks.iter() {
+            let begun = heard.max(moment);
+            if mark.first > moment && begun < moment + SETTLING {
+                longest = longest.max(Some(mark.first.saturating_duration_since(begun)));
+            }
+            heard = mark.last;
+        }
+        longest
     }
 
     /// The longest time without a byte between two moments, what begins or ends outside cut off.
@@ -179,6 +202,45 @@ mod tests {
         assert_eq!(beyond, ms(70));
         assert!(timeline.is_flowing(ms(60_000)));
         assert!(!timeline.is_flowing(Duration::ZERO));
+    }
+
+    #[test]
+    fn an_interruption_is_counted_from_its_own_beginning() {
+        let ms = Duration::from_millis;
+        let timeline = Timeline::new();
+        timeline.record(1);
+        wait::let_pass(ms(30));
+        let moment = wait::now();
+        assert_eq!(timeline.interruption(moment), None);
+        wait::let_pass(ms(10));
+        timeline.record(1);
+        let first = timeline.interruption(moment).unwrap();
+        assert!(first >= ms(10), "{first:?}");
+        wait::let_pass(ms(60));
+        timeline.record(1);
+
+        let longest = timeline.interruption(moment).unwrap();
+
+        let marks = timeline.marks().clone();
+        let gaps = [marks[1].first - moment, marks[2].first - marks[1].last];
+        assert_eq!(Some(&longest), gaps.iter().max());
+    }
+
+    #[test]
+    fn what_recovers_before_its_network_is_said_to_be_back_took_no_time() {
+        let ms = Duration::from_millis;
+        let timeline = Timeline::new();
+        timeline.record(1);
+        let away = wait::now();
+        wait::let_pass(ms(60));
+        timeline.record(1);
+        wait::let_pass(ms(5));
+        let back = wait::now();
+        wait::let_pass(ms(20));
+        timeline.record(1);
+
+        assert_eq!(timeline.recovery(away, back), Some(Duration::ZERO));
+        assert!(timeline.recovery(away, away).unwrap() >= ms(60));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Both, Job, RTTS, Row, Sample, Target, WAYS, phase, scene};
+use super::{Both, Counted, Job, RTTS, Row, Sample, Target, WAYS, phase, scene};
 use crate::lab::{Direction, Scene, wait};
 
 /// Seconds.
@@ -49,7 +49,7 @@ pub fn once(scene: &Scene, direction: Direction, kind: Kind, length: Duration) -
         Kind::Forgotten => HOPELESS,
         Kind::Silent => PATIENCE,
     };
-    let sample = both.outcome(scene, (away, back), patience);
+    let sample = both.outcome(scene, Counted::Recovery { away, back }, patience);
     scene.lab.forgive();
     sample
 }

@@ -187,21 +187,16 @@ impl Both {
         both
     }
 
-    /// How long after `back` the silence ended that began after `away`, for both; ends both.
-    fn outcome(
-        self,
-        scene: &Scene,
-        (away, back): (Instant, Instant),
-        patience: Duration,
-    ) -> Sample {
-        let took = recovery(self.tund.timeline(), away, back, LONG);
+    /// What `counted` says, for both; ends both.
+    fn outcome(self, scene: &Scene, counted: Counted, patience: Duration) -> Sample {
+        let took = settled(self.tund.timeline(), counted, LONG);
         let silent = || format!("no byte within {LONG:?}");
         let tund = took.ok_or_else(silent).and_then(|took| {
             let stopped = self.tund.stop(&scene.origin, LONG);
             stopped.map(|_| took)
         });
-        let left = patience.saturating_sub(wait::now() - back);
-        let direct = match recovery(self.direct.timeline(), away, back, left) {
+        let left = patience.saturating_sub(wait::now() - counted.back());
+        let direct = match settled(self.direct.timeline(), counted, left) {
             Some(took) => Direct::Took(took),
             None => Direct::Silent(patience),
         };
@@ -213,20 +208,42 @@ impl Both {
     }
 }
 
-/// [`Timeline::recovery`], once the stream flows again; none if it does not within `limit`.
-fn recovery(
-    timeline: &Timeline,
-    away: Instant,
-    back: Instant,
-    limit: Duration,
-) -> Option<Duration> {
+/// What is measured of a stream.
+#[derive(Clone, Copy, Debug)]
+enum Counted {
+    /// How long after `back` the silence ended that began when the network went, at `away`.
+    Recovery { away: Instant, back: Instant },
+    /// The longest silence that a change at that moment caused, where something may go on all the
+    /// while.
+    Interruption(Instant),
+}
+
+impl Counted {
+    /// From when on something can come.
+    fn back(self) -> Instant {
+        match self {
+            Self::Recovery { back, .. } => back,
+            Self::Interruption(moment) => moment,
+        }
+    }
+
+    fn of(self, timeline: &Timeline) -> Option<Duration> {
+        match self {
+            Self::Recovery { away, back } => timeline.recovery(away, back),
+            Self::Interruption(moment) => timeline.interruption(moment),
+        }
+    }
+}
+
+/// What is counted, once the stream flows again; none if it does not within `limit`.
+fn settled(timeline: &Timeline, counted: Counted, limit: Duration) -> Option<Duration> {
     let start = wait::now();
     // Late bytes of a link that has died must not be taken for the end of the silence.
-    let settled = back + Duration::from_millis(1500);
+    let settled = counted.back() + Duration::from_millis(1500);
     loop {
         let now = wait::now();
         if now >= settled && timeline.is_flowing(FLOWING) {
-            let found = timeline.recovery(away, back);
+            let found = counted.of(timeline);
             if found.is_some() {
                 return found;
             }

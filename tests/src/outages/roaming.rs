@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Both, Job, RTTS, Row, Sample, Target, WAYS, phase, scene};
+use super::{Both, Counted, Job, RTTS, Row, Sample, Target, WAYS, phase, scene};
 use crate::lab::{Direction, Scene, wait};
 
 /// Direct connections survive a lost carrier, but their kernel has backed off.
@@ -21,7 +21,7 @@ pub fn carrier(scene: &Scene, direction: Direction, length: Duration) -> Sample 
     wait::let_pass(length + phase());
     scene.lab.carrier(access, true);
     let back = wait::now();
-    both.outcome(scene, (away, back), PATIENCE)
+    both.outcome(scene, Counted::Recovery { away, back }, PATIENCE)
 }
 
 /// The link in use goes away with its addresses; the other one comes after `gap`.
@@ -32,7 +32,11 @@ pub fn switch(scene: &mut Scene, direction: Direction, gap: Duration) -> Sample 
     let back = scene
         .lab
         .switch_after(gap + if gap.is_zero() { gap } else { phase() });
-    both.outcome(scene, (away, back), HOPELESS)
+    let counted = match gap {
+        Duration::ZERO => Counted::Interruption(back),
+        _ => Counted::Recovery { away, back },
+    };
+    both.outcome(scene, counted, HOPELESS)
 }
 
 /// A lab for each round-trip time, way and run.

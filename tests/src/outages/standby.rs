@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Both, Job, LONG, RTTS, Row, SOON, Sample, Target, WAYS, device, fresh_seed, scene};
+use super::{
+    Both, Counted, Job, LONG, RTTS, Row, SOON, Sample, Target, WAYS, device, fresh_seed, scene,
+};
 use crate::lab::{Access, Direction, Pace, Scene, Stream, wait};
 
 /// A second link should be there so soon.
@@ -48,18 +50,19 @@ fn has_standby(scene: &Scene) -> bool {
 pub fn dies(scene: &Scene, direction: Direction, death: Death) -> Sample {
     let both = Both::start(scene, direction);
     let had_standby = has_standby(scene);
-    let moment = match death {
+    let counted = match death {
         Death::Carrier => {
+            // Until the kernel tells, it is a silent death.
             scene.lab.carrier(Access::Wifi, false);
-            wait::now()
+            Counted::Interruption(wait::now())
         }
         Death::Silence => {
-            let moment = wait::now();
+            let away = wait::now();
             scene.lab.cut_access(Access::Wifi);
-            moment
+            Counted::Recovery { away, back: away }
         }
     };
-    let mut sample = both.outcome(scene, (moment, moment), HOPELESS);
+    let mut sample = both.outcome(scene, counted, HOPELESS);
     if !had_standby {
         let took = sample.tund;
         sample.tund = Err(format!("no standby link; without it {took:?}"));

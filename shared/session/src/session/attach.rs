@@ -1,13 +1,14 @@
 //! HELLO, RESUME, and what each side may conclude (PROTOCOL.md §2).
 
 use super::{Config, EndReason, Event, LinkDeath, Role, Session};
-use crate::id::{FlowId, Instance, LinkId, LinkNumber, Secret, SessionId};
+use crate::flow::Flow;
+use crate::id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
 use crate::limits;
 use crate::link::{Link, Phase};
 use crate::time::Instant;
 use crate::wire::codec;
 use crate::wire::frame::{
-    Control, Frame, Hello, RejectReason, Resume, ResumeOk, ResumeReject, Welcome,
+    Ack, Control, Frame, Hello, RejectReason, Resume, ResumeOk, ResumeReject, Welcome,
 };
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -94,9 +95,23 @@ impl Session {
             }
             _ => (Phase::HelloSent, Frame::Hello(self.hello())),
         };
+        let early = self.early_acks();
         let mut link = Link::new(id, phase, secret, now);
         link.queue(frame);
+        if !early.is_empty() {
+            link.queue(Frame::FlowState(early));
+        }
         self.links.insert(id, link);
+    }
+
+    /// Client: what the server does not know to have arrived, to go with RESUME: it begins to send
+    /// before it has heard more, and would begin with that.
+    fn early_acks(&self) -> Vec<Ack> {
+        let is_owed = |flow: &&Flow| flow.ack_due || !self.is_settled(flow);
+        let told = self.flows.values().filter(is_owed).map(Flow::ack);
+        told.filter(|ack| ack.accepted > Offset(0))
+            .take(limits::EARLY_ACKS)
+            .collect()
     }
 
     /// Client: this link leads to another of the server's addresses than the one where the session
@@ -197,15 +212,17 @@ impl Session {
     }
 
     fn unsettled(&self) -> Vec<FlowId> {
-        let links = &self.links;
-        let unsettled = self.flows.iter().filter_map(|(id, flow)| {
-            let (link, position) = flow.ack_on?;
-            let proved = links
-                .get(&link)
-                .is_some_and(|link| link.has_proved(position));
-            (!proved).then_some(*id)
-        });
-        unsettled.collect()
+        let flows = self.flows.values();
+        let unsettled = flows.filter(|flow| !self.is_settled(flow));
+        unsettled.map(|flow| flow.id).collect()
+    }
+
+    /// The flow's last ACK, if there was one, is known to have arrived.
+    fn is_settled(&self, flow: &Flow) -> bool {
+        flow.ack_on.is_none_or(|(link, position)| {
+            let link = self.links.get(&link);
+            link.is_some_and(|link| link.has_proved(position))
+        })
     }
 
     /// Links that are suspect when another one joins or is heard are dead at once: what was under

@@ -48,7 +48,15 @@ impl Session {
             Phase::HelloSent | Phase::ResumeSent { .. } => {
                 return self.on_answer(id, phase, frame, now);
             }
-            Phase::Unconfirmed => self.confirm(id, now),
+            Phase::Unconfirmed => {
+                // It may have been sent with RESUME, and so says nothing of RESUME_OK.
+                if let Frame::FlowState(acks) = frame {
+                    self.heard_at = now;
+                    self.defer_expiries(now);
+                    return self.on_flow_state(id, acks, now);
+                }
+                self.confirm(id, now);
+            }
             Phase::Live => {}
         }
         let Some(link) = self.links.get_mut(&id) else {
@@ -69,9 +77,7 @@ impl Session {
         match frame {
             Frame::Data(data) => self.on_data(data, now),
             Frame::Ack(ack) => self.on_ack(id, ack, true, now),
-            Frame::FlowState(acks) => acks
-                .into_iter()
-                .try_for_each(|ack| self.on_ack(id, ack, false, now)),
+            Frame::FlowState(acks) => self.on_flow_state(id, acks, now),
             Frame::Control { number, message } => self.on_control(id, number, message, now),
             Frame::ControlAck { number } => self.lane.acknowledge(number),
             Frame::Ping { nonce } => {
@@ -153,6 +159,11 @@ impl Session {
     fn may_share(&self) -> bool {
         let most = limits::SLICES.max(self.config.buffer_bytes / limits::READ_BUFFER);
         u64::try_from(self.slices).is_ok_and(|slices| slices < most)
+    }
+
+    fn on_flow_state(&mut self, link: LinkId, acks: Vec<Ack>, now: Instant) -> Taken {
+        acks.into_iter()
+            .try_for_each(|ack| self.on_ack(link, ack, false, now))
     }
 
     fn on_ack(&mut self, link: LinkId, ack: Ack, strict: bool, now: Instant) -> Taken {

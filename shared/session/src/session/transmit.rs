@@ -10,6 +10,9 @@ use crate::time::Instant;
 use crate::wire::codec;
 use crate::wire::frame::{Control, Frame};
 
+/// As [`limits::LEAST_PIECE`], in the first records of a link.
+const LEAST_FIRST_PIECE: usize = 256;
+
 impl Session {
     /// Appends frames for `link` to `out` until about `budget` bytes are in it; false if nothing
     /// was due. A frame, once here, counts as sent: what is not written must end the link.
@@ -20,7 +23,7 @@ impl Session {
         out: &mut Outbox,
         now: Instant,
     ) -> bool {
-        let before = out.frames();
+        let (before, start) = (out.frames(), out.len());
         if let Some(own) = self.links.get_mut(&link) {
             while out.len() < budget
                 && let Some(frame) = own.take_frame(now)
@@ -32,6 +35,10 @@ impl Session {
             self.send_control(link, budget, out, now);
             self.send_acks(link, budget, out, now);
             self.send_data(link, budget, out, now);
+        }
+        if let Some(own) = self.links.get_mut(&link) {
+            let bytes = own.early_bytes + (out.len() - start);
+            own.early_bytes = bytes.min(limits::FIRST_BYTES);
         }
         out.frames() > before
     }
@@ -133,6 +140,7 @@ impl Session {
     }
 
     fn send_data(&mut self, link: LinkId, budget: usize, out: &mut Outbox, now: Instant) {
+        let early_bytes = self.links.get(&link).map_or(0, |own| own.early_bytes);
         while out.len() < budget {
             let Some(id) = self.fresh.pop_front().or_else(|| self.bulk.pop_front()) else {
                 return;
@@ -147,7 +155,7 @@ impl Session {
                 && out.len() < budget
                 && let Some(piece) = {
                     let most = piece_bytes(flow.deficit);
-                    let room = |start| payload_room(out.len(), id, start).min(most);
+                    let room = |start| payload_room(early_bytes, out.len(), id, start).min(most);
                     flow.tx.take(link, room)
                 }
             {
@@ -173,14 +181,32 @@ impl Session {
     }
 }
 
-/// How much payload the next DATA should carry, `len` bytes being in the outbox: as much as ends with
-/// the record that the link will make of it, so that the peer finds whole frames in its records and
-/// need not put them together. What is left of a record may be too little to be worth a frame.
-fn payload_room(len: usize, flow: FlowId, start: Offset) -> usize {
+/// How much payload the next DATA should carry, `len` bytes being in the outbox of a link that was given
+/// `early` before: as much as ends with the record that the link will make of it, so that the peer finds
+/// whole frames in its records and need not put them together. What is left of a record may be too little
+/// to be worth a frame.
+fn payload_room(early: usize, len: usize, flow: FlowId, start: Offset) -> usize {
     let header = codec::data_header_bytes(flow, start);
-    let left = limits::RECORD - len % limits::RECORD;
-    if left < header + limits::LEAST_PIECE {
-        codec::MAX_PAYLOAD
+    // A link begins a record with each outbox.
+    let small = limits::FIRST_BYTES
+        .saturating_sub(early)
+        .next_multiple_of(limits::FIRST_RECORD);
+    let (left, spared, whole) = match len.checked_sub(small) {
+        None => {
+            let left = limits::FIRST_RECORD - len % limits::FIRST_RECORD;
+            (
+                left,
+                LEAST_FIRST_PIECE,
+                left + limits::FIRST_RECORD - header,
+            )
+        }
+        Some(len) => {
+            let left = limits::RECORD - len % limits::RECORD;
+            (left, limits::LEAST_PIECE, codec::MAX_PAYLOAD)
+        }
+    };
+    if left < header + spared {
+        whole
     } else {
         left - header
     }

@@ -9,6 +9,7 @@ mod losses;
 mod noticing;
 mod pair;
 mod records;
+mod resuming;
 mod steering;
 
 use self::pair::{CLIENT, Pair, SERVER, config, secret};

@@ -174,21 +174,28 @@ impl Pair {
     }
 
     pub(super) fn resume(&mut self) {
+        self.join();
+        self.run();
+    }
+
+    /// The server has the RESUME of a new link, and the client no answer yet.
+    pub(super) fn join(&mut self) {
         let link = LinkId(self.next);
         let mine = secret(self.next);
         self.next += 1;
         self.ends[CLIENT].handle_link_up(link, mine.clone(), self.now);
         let mut out = Outbox::new();
         self.ends[CLIENT].poll_transmit(link, 10_000, &mut out, self.now);
-        let resume = match wire::codec::decode(&mut Bytes::from(out.to_vec())) {
+        let mut bytes = Bytes::from(out.to_vec());
+        let resume = match wire::codec::decode(&mut bytes) {
             Ok(Some(Frame::Resume(resume))) => resume,
             other => panic!("{other:?}"),
         };
         self.ends[SERVER]
             .handle_resume(link, &resume, mine, self.now)
             .unwrap();
+        self.ends[SERVER].handle_bytes(link, bytes, self.now);
         self.links.push(link);
-        self.run();
     }
 
     pub(super) fn seconds(&mut self, seconds: u64) {

@@ -2,7 +2,7 @@
 
 use super::pair::{CLIENT, Pair, SERVER};
 use super::*;
-use crate::limits::{LEAST_PIECE, RECORD};
+use crate::limits::{FIRST_BYTES, FIRST_RECORD, LEAST_PIECE, RECORD};
 use crate::wire::codec;
 
 /// Where each frame of what `end` sends on its link begins and ends, in one turn of `budget` bytes.
@@ -54,6 +54,8 @@ fn frames_of_a_bulk_flow_end_with_records_whatever_pieces_it_comes_in() {
 fn what_shares_a_record_with_other_frames_is_cut_to_the_rest_of_it() {
     let mut pair = Pair::new();
     let (first, second) = (pair.open_accepted(), pair.open_accepted());
+    pair.write(CLIENT, first, FIRST_BYTES);
+    pair.run();
     pair.write(CLIENT, first, 10_000);
     pair.write(CLIENT, second, 100_000);
 
@@ -61,4 +63,24 @@ fn what_shares_a_record_with_other_frames_is_cut_to_the_rest_of_it() {
 
     let ends: Vec<usize> = frames.iter().map(|(_, end)| *end).collect();
     assert_eq!(ends[1], RECORD, "{frames:?}");
+}
+
+#[test]
+fn the_first_frames_of_a_link_come_in_a_segment_each() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.gain_credit(flow);
+    pair.lose_link();
+    pair.resume();
+    pair.write(SERVER, flow, 100_000);
+
+    let frames = frames_of_a_turn(&mut pair, SERVER, 4 * RECORD);
+
+    // The attach took less than one of them, and the turn begins another.
+    let (first, later): (Vec<_>, Vec<_>) = frames.iter().partition(|(_, end)| *end <= FIRST_BYTES);
+    let ends: Vec<usize> = first.iter().map(|(_, end)| *end).collect();
+    let each: Vec<usize> = (1..=12).map(|place| place * FIRST_RECORD).collect();
+    assert_eq!(ends, each, "{frames:?}");
+    let long = later.first().map(|(begin, end)| end - begin);
+    assert_eq!(long, Some(RECORD), "{frames:?}");
 }

@@ -95,7 +95,9 @@ impl Report {
              (those of the thousand flows 50) and the round-trip time of the third column; the \
              network behind them adds none. A bulk transfer through tund and a direct one run when \
              the network goes; the time is from the moment the network is back to the first byte \
-             at the application that reads. *Silent*: the old connections go on when the network \
+             at the application that reads. Where another link is there at once, it is the longest \
+             silence that began within half a second; a lost carrier counts from when the client's \
+             kernel tells of it, which may take a second that is not in the table. *Silent*: the old connections go on when the network \
              is back. *Forgotten*: they are dead, as behind a NAT that has lost its state. After \
              each run the transfer is ended in order and every byte compared.\n\n\
              | what happens | transfer | RTT | runs | tund, median | worst | target, median / worst \

@@ -36,6 +36,7 @@ fn hear(mappings: &mut Mappings, from: u64, to: u64) {
 #[test]
 fn idle_time_stands_still_during_an_outage() {
     let mut mappings = with(1);
+    hear(&mut mappings, 1000, 1100);
     mappings.pause(at(1100));
     assert_eq!(mappings.poll_timeout(), None);
     assert_eq!(mappings.next_idle(IDLE, at(9000)), None);

@@ -5,6 +5,7 @@ use super::{
     PROVISIONAL_PER_KEY, Registry, RegistryEvent,
 };
 use bytes::{Bytes, BytesMut};
+use tund_session::limits::EARLY_ACKS;
 use tund_session::session::VERSION;
 use tund_session::wire::codec::{self, HEADER, max_body};
 use tund_session::wire::frame::{Frame, Hello, RejectReason, Resume};
@@ -18,6 +19,11 @@ const FIRST_FRAME_MAX: usize = HEADER + {
         max_body::HELLO
     }
 };
+
+/// The longest that may come before the verdict: a first frame, and the state of flows behind RESUME.
+const FIRST_BYTES_MAX: usize = FIRST_FRAME_MAX + HEADER + EARLY_ACKS * ACK_MAX;
+/// An entry of FLOW_STATE: four integers.
+const ACK_MAX: usize = 4 * 8;
 
 /// Why a link was turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,12 +107,13 @@ impl Registry {
         }
     }
 
-    /// Bytes before the verdict: one frame, and nothing behind it, as nothing could be known yet.
+    /// Bytes before the verdict: HELLO and nothing behind it, as nothing could be known yet, or RESUME
+    /// and perhaps what the client has of flows.
     pub(super) fn greet(&mut self, link: LinkId, bytes: &Bytes, now: Instant) {
         let Some(greeting) = self.greeting(link) else {
             return;
         };
-        let is_too_much = greeting.partial.len() + bytes.len() > FIRST_FRAME_MAX;
+        let is_too_much = greeting.partial.len() + bytes.len() > FIRST_BYTES_MAX;
         if greeting.wait.is_some() || is_too_much {
             self.turn_away(link, Answer::Nothing, TurnedAway::NotUnderstood);
             return;
@@ -124,8 +131,11 @@ impl Registry {
             Ok(Some(Frame::Hello(hello))) if input.is_empty() => {
                 self.judge(link, &hello, None, now);
             }
-            Ok(Some(Frame::Resume(resume))) if input.is_empty() => {
+            Ok(Some(Frame::Resume(resume))) => {
                 self.on_resume(link, &resume, now);
+                if !input.is_empty() {
+                    self.handle_bytes(link, input, now);
+                }
             }
             Ok(Some(_)) | Err(_) => {
                 self.turn_away(link, Answer::Nothing, TurnedAway::NotUnderstood);

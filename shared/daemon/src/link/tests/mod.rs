@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
+use super::record::{FIRST_BYTES, FIRST_PLAIN_BYTES};
 use super::up::{KEY_AGE_MAX, KEY_BYTES_MAX, KEY_RECORDS_MAX};
 use super::*;
 use crate::identity::PrivateKey;
@@ -106,11 +107,13 @@ async fn a_record_is_handed_out_in_pieces_that_fit() {
 }
 
 #[tokio::test]
-async fn slices_are_gathered_into_full_records() {
+async fn slices_are_gathered_into_full_records_once_the_first_segments_are_readable_alone() {
     let world = World::new();
     let (mut near, mut far) = world.up().await;
-    let data = pattern(3 * RECORD_PLAIN_BYTES + 100, 3);
-    near.send(data.chunks(1000)).unwrap();
+    let data = pattern(FIRST_BYTES + 3 * RECORD_PLAIN_BYTES + 100, 3);
+    let (early, late) = data.split_at(FIRST_PLAIN_BYTES + 10);
+    near.send(early.chunks(1000)).unwrap();
+    near.send(late.chunks(1000)).unwrap();
     flush(&mut near).await.unwrap();
 
     let mut lengths = Vec::new();
@@ -118,14 +121,13 @@ async fn slices_are_gathered_into_full_records() {
         lengths.push(recv(&mut far).await.unwrap().unwrap().len());
     }
 
+    let mut small = vec![FIRST_PLAIN_BYTES; FIRST_BYTES / FIRST_PLAIN_BYTES];
+    small.insert(1, 10);
+    let (first, full) = lengths.split_at(small.len());
+    assert_eq!(first, small);
     assert_eq!(
-        lengths,
-        [
-            RECORD_PLAIN_BYTES,
-            RECORD_PLAIN_BYTES,
-            RECORD_PLAIN_BYTES,
-            100
-        ]
+        full.split_last(),
+        Some((&90, [RECORD_PLAIN_BYTES; 3].as_slice()))
     );
 }
 
