@@ -368,11 +368,12 @@ fn what_waits_for_an_application_that_resets_is_let_go_of_and_lost() {
     assert_eq!(pair.ends[SERVER].prologue_bytes(), 0);
     pair.ends[SERVER].end_delivered(flow, pair.now);
     pair.run();
-    let lost = pair.events[SERVER].iter().find_map(|event| match event {
-        Event::FlowForgotten { lost, .. } => Some(*lost),
-        _ => None,
-    });
-    assert_eq!(lost, Some(8_000 * 300 - 10));
+    let forgotten = Event::FlowForgotten {
+        flow,
+        lost: 8_000 * 300 - 10,
+        dropped: 0,
+    };
+    assert!(pair.saw(SERVER, &forgotten));
 }
 
 #[test]
