@@ -256,6 +256,7 @@ fn a_stored_flow_hands_on_whole_messages_and_delivery_goes_on_behind_them() {
         limit: Offset(1 << 16),
         grace: Duration::from_secs(60),
         on_expiry: OnExpiry::Store(Framing::Line),
+        hand_off: None,
     }));
     let is_open = |frame: &Frame| {
         let message = Control::OpenOk {

@@ -106,6 +106,7 @@ fn client_session() -> Session {
         capabilities: 0,
         buffer_bytes: 1 << 20,
         max_flows: 64,
+        datagram_age: tund_session::limits::DATAGRAM_AGE,
         max_grace: Duration::from_secs(3600),
     };
     Session::new_client(&config, NOW)

@@ -100,7 +100,8 @@ fn test(family: Family, wanted: impl Fn(Situation) -> bool) {
 #[test]
 fn what_was_written_arrives_and_every_end_is_what_it_was() {
     test(Schedule::of, |situation| {
-        !Situation::STORING.contains(&situation)
+        let others = [Situation::STORING, Situation::DATAGRAMS, Situation::HANDING];
+        !others.iter().any(|family| family.contains(&situation))
     });
 }
 
@@ -108,5 +109,19 @@ fn what_was_written_arrives_and_every_end_is_what_it_was() {
 fn what_outlasts_grace_is_stored_and_delivered_whatever_befalls_either_daemon() {
     test(Schedule::storing, |situation| {
         Situation::STORING.contains(&situation)
+    });
+}
+
+#[test]
+fn datagrams_are_caught_once_at_most_and_whole_and_mappings_outlive_outages() {
+    test(Schedule::throwing, |situation| {
+        Situation::DATAGRAMS.contains(&situation)
+    });
+}
+
+#[test]
+fn what_an_application_does_not_get_reaches_its_users_next_connection_once() {
+    test(Schedule::handing, |situation| {
+        Situation::HANDING.contains(&situation)
     });
 }

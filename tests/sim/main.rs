@@ -1,7 +1,9 @@
 //! Stories of both daemons' cores in virtual time, one per file.
 
+mod datagrams;
 mod fairness;
 mod grace;
+mod hand_off;
 mod idle_flows;
 mod last_word;
 mod make_before_break;

@@ -79,6 +79,7 @@ fn config(instance: u8) -> Config {
         max_flows: 16,
         max_grace: Duration::from_secs(3600),
         capabilities: capability::DELIVERY,
+        datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
 
@@ -194,7 +195,7 @@ impl World {
                     released,
                     ..
                 } => self.note_final((session, flow), taken, released),
-                RegistryEvent::TurnedAway { .. } => {}
+                RegistryEvent::TurnedAway { .. } | RegistryEvent::Held { .. } => {}
             }
         }
         moved

@@ -3,7 +3,7 @@
 use tund_daemon::cli::{both_ways, columns, elapsed, flow_counts, link_line, state_name};
 use tund_daemon::config::format_size;
 use tund_daemon::control::{
-    ByteCounts, ClientState, ClientStatus, EndedFlowRow, FlowRow, SpoolCounts,
+    ByteCounts, ClientState, ClientStatus, DatagramReport, EndedFlowRow, FlowRow, SpoolCounts,
 };
 
 /// The status, one fact per line; what carries most comes first among the links.
@@ -29,11 +29,26 @@ pub(crate) fn text(status: &ClientStatus) -> String {
     fact("transferred", both_ways(status.bytes));
     fact("buffered", both_ways(status.buffered_bytes));
     fact("outages", outages(status));
+    if status.datagrams != DatagramReport::default() {
+        fact("datagrams", datagrams(status.datagrams));
+    }
     if status.spool != SpoolCounts::default() {
         fact("stored", stored(status.spool));
     }
     fact("version", status.version.clone());
     columns(&rows)
+}
+
+fn datagrams(counts: DatagramReport) -> String {
+    let mut text = format!("{} up, {} down", counts.up, counts.down);
+    if counts.stale + counts.dropped > 0 {
+        let dropped = format!(
+            "; {} stale and {} others dropped",
+            counts.stale, counts.dropped
+        );
+        text.push_str(&dropped);
+    }
+    text
 }
 
 fn stored(spool: SpoolCounts) -> String {
@@ -187,6 +202,12 @@ mod tests {
                 last_gap_ms: Some(30_120),
                 last_resume_ms: Some(41),
             },
+            datagrams: DatagramReport {
+                up: 7,
+                down: 5,
+                stale: 1,
+                dropped: 0,
+            },
             spool: SpoolCounts::default(),
             error: None,
             version: "0.1.0".to_owned(),
@@ -203,6 +224,7 @@ mod tests {
             bytes: ByteCounts::default(),
             buffered_bytes: ByteCounts::default(),
             outages: OutageReport::default(),
+            datagrams: DatagramReport::default(),
             spool: SpoolCounts {
                 waiting: 2,
                 dead: 1,
@@ -257,6 +279,12 @@ mod tests {
     "count": 2,
     "last_gap_ms": 30120,
     "last_resume_ms": 41
+  },
+  "datagrams": {
+    "up": 7,
+    "down": 5,
+    "stale": 1,
+    "dropped": 0
   },
   "spool": {
     "waiting": 0,
@@ -323,6 +351,7 @@ mod tests {
              transferred:  123B up, 456B down\n\
              buffered:     0B up, 0B down\n\
              outages:      2, the last one 30.1s, resumed in 41ms\n\
+             datagrams:    7 up, 5 down; 1 stale and 0 others dropped\n\
              version:      0.1.0\n"
         );
         assert!(text(&ready()).contains("stored:       4KiB in 3 files, 1 of them dead\n"));
@@ -387,6 +416,7 @@ mod tests {
             bytes: ByteCounts { up: 100, down: 0 },
             lost_bytes: ByteCounts { up: 40, down: 0 },
             stored_bytes: 60,
+            held_bytes: 0,
             age_ms: 5_000,
             outages: 0,
             longest_silence_ms: 4_000,

@@ -2,7 +2,7 @@
 
 use tund_daemon::cli::{both_ways, columns, elapsed, flow_counts, link_line, state_name};
 use tund_daemon::config::format_size;
-use tund_daemon::control::{ServerStatus, SessionRow};
+use tund_daemon::control::{HeldReport, ServerStatus, SessionRow};
 
 /// The status, one fact per line.
 pub(crate) fn text(status: &ServerStatus) -> String {
@@ -26,8 +26,22 @@ pub(crate) fn text(status: &ServerStatus) -> String {
         "memory",
         format!("{} of {}", format_size(used), format_size(limit)),
     );
+    if status.held != HeldReport::default() {
+        fact("held", held(status.held));
+    }
     fact("version", status.version.clone());
     columns(&rows)
+}
+
+/// What is held for next connections, and what became of it.
+fn held(held: HeldReport) -> String {
+    format!(
+        "{} of {} flows; {} handed on, {} lost",
+        format_size(held.bytes),
+        held.flows,
+        format_size(held.handed_on_bytes),
+        format_size(held.lost_bytes)
+    )
 }
 
 /// The sessions, one row each, under a heading; a sentence if there are none.
@@ -86,6 +100,7 @@ mod tests {
                 used_bytes: 3 << 20,
                 limit_bytes: 6 << 30,
             },
+            held: HeldReport::default(),
             version: "0.1.0".to_owned(),
         }
     }
@@ -121,7 +136,9 @@ mod tests {
             serde_json::to_string(&status()).expect("written"),
             r#"{"state":"ready","listen":["[::]:443"],"sessions":{"attached":2,"detached":1},"#
                 .to_owned()
-                + r#""memory":{"used_bytes":3145728,"limit_bytes":6442450944},"version":"0.1.0"}"#
+                + r#""memory":{"used_bytes":3145728,"limit_bytes":6442450944},"#
+                + r#""held":{"flows":0,"bytes":0,"handed_on_bytes":0,"lost_bytes":0},"#
+                + r#""version":"0.1.0"}"#
         );
         assert_eq!(
             serde_json::to_string(&session()).expect("written"),
@@ -143,6 +160,15 @@ mod tests {
              memory:    3MiB of 6GiB\n\
              version:   0.1.0\n"
         );
+        let held = HeldReport {
+            flows: 2,
+            bytes: 4096,
+            handed_on_bytes: 1 << 20,
+            lost_bytes: 7,
+        };
+        let more = text(&ServerStatus { held, ..status() });
+        let line = "held:      4KiB of 2 flows; 1MiB handed on, 7B lost\n";
+        assert!(more.contains(line), "{more}");
     }
 
     #[test]

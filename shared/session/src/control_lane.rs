@@ -70,6 +70,12 @@ impl ControlLane {
         place.is_some_and(|place| self.fresh.remove(place).is_some())
     }
 
+    /// OPEN of a flow waits here, and was never sent.
+    pub(crate) fn has_unsaid_open(&self, flow: FlowId) -> bool {
+        let is_it = |message: &Control| matches!(message, Control::Open(open) if open.flow == flow);
+        self.fresh.iter().any(is_it)
+    }
+
     /// OPENs that were never sent ask for no more than what the peer can do.
     pub(crate) fn unstore(&mut self, can_store: impl Fn(Framing) -> bool) {
         for message in &mut self.fresh {
@@ -80,6 +86,19 @@ impl ControlLane {
                 open.on_expiry = OnExpiry::Reset;
             }
         }
+    }
+
+    /// The same of what is to be held where the peer cannot; gives back of which flows.
+    pub(crate) fn keep_nothing(&mut self, can_hold: impl Fn(Framing) -> bool) -> Vec<FlowId> {
+        let mut plain = Vec::new();
+        for message in &mut self.fresh {
+            if let Control::Open(open) = message
+                && open.hand_off.take_if(|h| !can_hold(h.framing)).is_some()
+            {
+                plain.push(open.flow);
+            }
+        }
+        plain
     }
 
     /// Something said is not acknowledged.

@@ -2,11 +2,14 @@
 
 use crate::budget::Share;
 use crate::id::{FlowId, LinkId, Offset};
+use crate::mapping::Mapping;
 use crate::receive_buffer::ReceiveBuffer;
 use crate::send_buffer::SendBuffer;
-use crate::session::{Delivery, Remainder};
+use crate::session::{Delivery, HandedOff, Remainder};
 use crate::time::Instant;
 use crate::wire::frame::{Ack, FlowCode, Framing};
+use bytes::Bytes;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Has the origin answered?
@@ -53,6 +56,16 @@ pub(crate) struct Flow {
     born: Instant,
     pub(crate) tx: SendBuffer,
     pub(crate) rx: ReceiveBuffer,
+    /// It carries datagrams, and neither half has bytes.
+    pub(crate) mapping: Option<Box<Mapping>>,
+    /// OPEN has gone out, or has come: datagrams behind it find the flow.
+    pub(crate) is_asked: bool,
+    /// Server: what the application does not get is held for its user's next connection.
+    pub(crate) handed_off: Option<Box<HandedOff>>,
+    /// Server: goes out before anything that the local socket says.
+    pub(crate) prologue: VecDeque<Bytes>,
+    /// Server: where the first byte that the local socket says stands, behind all of that.
+    pub(crate) given: Offset,
     /// Bytes up to here may be taken from the local socket; share = this − base.
     pub(crate) intake_limit: Offset,
     pub(crate) intake_share: Share,
@@ -129,6 +142,11 @@ impl Flow {
             born: now,
             tx: SendBuffer::default(),
             rx: ReceiveBuffer::default(),
+            mapping: None,
+            is_asked: false,
+            handed_off: None,
+            prologue: VecDeque::new(),
+            given: Offset(0),
             intake_limit: Offset(0),
             intake_share: Share::default(),
             intake_target: 0,
@@ -181,7 +199,7 @@ impl Flow {
         if self.send_done || self.purpose == Purpose::Delivery {
             return 0;
         }
-        self.tx.unreleased()
+        self.tx.unreleased() + self.prologue_bytes()
     }
 
     /// Nothing more is sent: what the peer has not released goes to the owner, from the last
@@ -201,10 +219,12 @@ impl Flow {
     /// The peer has said how much of what was sent has arrived, for good: the rest is lost.
     /// What was handed over, and what a delivery carries, is safe elsewhere.
     pub(crate) fn settle_lost(&mut self, released: Offset) {
-        if self.is_handed_over || self.purpose == Purpose::Delivery {
+        let is_counted = self.is_handed_over || self.mapping.is_some();
+        if is_counted || self.purpose == Purpose::Delivery {
             return;
         }
-        let end = self.tx.end();
+        // What never went ahead of the local socket's bytes is lost, too.
+        let end = self.tx.end().max(self.given);
         self.lost = end.since(released.min(end));
     }
 
@@ -230,6 +250,18 @@ impl Flow {
         since.max(self.born) + self.grace
     }
 
+    /// Bytes that wait for the peer.
+    pub(crate) fn retained(&self) -> u64 {
+        let datagrams = self.mapping.as_ref().map_or(0, |m| m.tx.bytes());
+        self.tx.retained() + u64::try_from(datagrams).unwrap_or(0)
+    }
+
+    /// Bytes that wait for the local socket.
+    pub(crate) fn held(&self) -> u64 {
+        let datagrams = self.mapping.as_ref().map_or(0, |m| m.rx.bytes());
+        self.rx.held() + u64::try_from(datagrams).unwrap_or(0)
+    }
+
     /// Both directions are complete here.
     pub(crate) fn is_past(&self) -> bool {
         self.send_done && self.receive_done
@@ -248,8 +280,12 @@ impl Flow {
             && !self.send_done
     }
 
-    /// DATA could be sent at once.
+    /// DATA, or datagrams, could be sent at once. Those need not wait for the origin's answer, but for
+    /// their OPEN to go out; on another link it goes first again.
     pub(crate) fn is_ready(&self) -> bool {
+        if let Some(mapping) = &self.mapping {
+            return self.is_asked && !self.send_done && mapping.is_ready();
+        }
         self.stage == Stage::Open && !self.send_done && self.tx.is_ready()
     }
 

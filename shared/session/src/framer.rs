@@ -2,7 +2,7 @@
 
 use crate::id::Offset;
 use crate::limits;
-use crate::wire::frame::Framing;
+use crate::wire::frame::{Framing, HandOff};
 
 /// First bytes of streams that mean nothing without the connection they were said on: TLS, SSH,
 /// HTTP/2.
@@ -75,6 +75,16 @@ impl Framer {
             state: START,
             head,
         }
+    }
+
+    /// At a boundary of the server's half of a flow that is handed on. One that asks for what others
+    /// have left may begin with a message of theirs, and that is no head.
+    pub fn of_hand_off(hand_off: &HandOff, boundary: Offset) -> Self {
+        let mut framer = Self::resume(hand_off.framing, boundary);
+        if !hand_off.takes.is_empty() {
+            framer.head = None;
+        }
+        framer
     }
 
     /// Takes the next bytes.

@@ -62,6 +62,51 @@ pub const EARLY_ACKS: usize = 64;
 /// frame costs both ends about as much as the copying of a kilobyte.
 pub const LEAST_PIECE: usize = 1024;
 
+/// Datagrams that wait for too long are worth less than the room they take (`[udp] max_age`); what an
+/// end without a setting of its own counts as too long.
+pub const DATAGRAM_AGE: Duration = Duration::from_secs(2);
+/// Datagrams of one mapping that wait in one direction; beyond it the oldest goes. Chosen: a burst
+/// of a transfer over UDP, 300 kB, as kernels hold in a socket.
+pub const MAPPING_DATAGRAMS: usize = 256;
+/// Bytes of the same; four datagrams of the largest size fit.
+pub const MAPPING_BYTES: usize = 256 * 1024;
+/// What each datagram that waits counts for beside its bytes, so that a bound of bytes is one of
+/// their number too.
+pub const DATAGRAM_COST: usize = 512;
+/// Bytes of all datagrams of a session that wait in one direction: a share of the buffer, as a
+/// divisor, in addition to it, within the bounds below; beyond it the mapping that holds most loses
+/// its oldest.
+pub const DATAGRAM_SHARE: u64 = 16;
+/// The largest; chosen.
+pub const DATAGRAM_BYTES: usize = 1024 * 1024;
+/// The least, which is theirs whatever else the daemon holds: one of the largest size each way, and
+/// small ones beside it.
+pub const DATAGRAM_BYTES_LEAST: usize = 128 * 1024;
+/// What datagrams may borrow of the daemon's memory beyond that, as a divisor of what a session may in
+/// one direction; streams have the rest. Chosen: they are worth less.
+pub const DATAGRAM_GROWTH: u64 = 8;
+/// When so many wait for local sockets, their owner takes them before it reads on from its link: one
+/// turn of a link brings thousands. Chosen: with those of one record, fewer than a mapping holds.
+pub const DATAGRAMS_WAITING: usize = 64;
+/// Datagrams that may wait for local sockets in the buffer that a link was read into, 128 KiB each;
+/// while more wait, further ones are copied. Chosen as [`SLICES`].
+pub const DATAGRAM_SLICES: usize = 64;
+/// Datagrams that wait are looked through for stale ones no more often than this, whatever the
+/// longest age: each look costs a step per flow.
+pub const SWEEP_LEAST: Duration = Duration::from_millis(100);
+/// Addresses that one mapping remembers as sent to; beyond it the oldest is forgotten, and its answers
+/// are those of a stranger. Chosen: some 5 KiB, and a second of a busy search among peers.
+pub const CONTACTS: usize = 256;
+/// A stranger's datagram is heard so often, in a session. Chosen: enough for hole punching and for
+/// games that are asked by many, too little to fill a link.
+pub const STRANGERS_EVERY: Duration = Duration::from_millis(20);
+/// How many may come at once.
+pub const STRANGERS_AT_ONCE: u32 = 100;
+/// A stranger's datagram is no longer than a packet.
+pub const STRANGER_BYTES: usize = 1472;
+/// Errors of one mapping that wait in one direction; beyond it further ones are dropped.
+pub const MAPPING_ERRORS: usize = 16;
+
 /// The longest message of a stream that may be stored, framed by lines or octet counts; a longer
 /// one makes the stream opaque. Chosen: syslog receivers take less (RFC 5425 §4.3.1: 8 KiB).
 pub const MESSAGE: u64 = 64 * 1024;

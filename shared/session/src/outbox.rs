@@ -60,7 +60,10 @@ impl Outbox {
 
     /// The bytes in one piece, for tests and tools.
     pub fn to_vec(&self) -> Vec<u8> {
-        self.slices().flatten().copied().collect()
+        let mut bytes = Vec::with_capacity(self.len);
+        self.slices()
+            .for_each(|slice| bytes.extend_from_slice(slice));
+        bytes
     }
 
     /// Appends a frame; for answers given without a session.
@@ -69,6 +72,21 @@ impl Outbox {
         codec::encode(frame, &mut self.heads);
         self.len += self.heads.len() - before;
         self.frames += 1;
+    }
+
+    pub(crate) fn push_datagram(
+        &mut self,
+        head: &crate::wire::frame::DatagramHead,
+        place: Option<(u32, u32)>,
+        payload: Bytes,
+    ) {
+        let before = self.heads.len();
+        codec::encode_datagram_header(head, place, payload.len(), &mut self.heads);
+        self.len += self.heads.len() - before + payload.len();
+        self.frames += 1;
+        if !payload.is_empty() {
+            self.payloads.push((self.heads.len(), payload));
+        }
     }
 
     pub(crate) fn push_data(&mut self, flow: crate::FlowId, piece: crate::send_buffer::Piece) {

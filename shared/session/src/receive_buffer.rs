@@ -34,6 +34,18 @@ impl Piece {
     }
 }
 
+/// When what the local socket has taken counts as released.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Releases {
+    /// At once.
+    #[default]
+    Taken,
+    /// When it has left the local ring.
+    Drained,
+    /// When the owner says so.
+    Told,
+}
+
 /// Where bytes that arrive lie.
 #[derive(Clone, Copy)]
 enum Memory {
@@ -68,8 +80,8 @@ pub(crate) struct ReceiveBuffer {
     /// Everything before it may be forgotten by the peer: what was taken, unless the owner says
     /// when.
     released: Offset,
-    /// The owner says when what was taken is released.
-    is_told: bool,
+    /// When what was taken is released.
+    releases: Releases,
     /// Everything before it has left the local ring too; credit counts from here.
     drained: Offset,
     /// The highest offset the peer may send; Σ(limit − drained) ≤ buffer (INV-5, rule 5).
@@ -80,6 +92,8 @@ pub(crate) struct ReceiveBuffer {
     tail: VecDeque<Piece>,
     /// Finds where messages end, where only whole ones are handed on; else none.
     framer: Option<Framer>,
+    /// Finds the same in what is released as it drains: the peer may hold it for later.
+    watched: Option<Framer>,
     /// RESET ends the half here, and with it the last message.
     cut_at: Option<Offset>,
     /// Out of order: disjoint pieces beyond `accepted`.
@@ -108,8 +122,25 @@ impl ReceiveBuffer {
     /// From here on the owner says what is released, and with a framer only whole messages are
     /// handed on.
     pub(crate) fn be_told(&mut self, framer: Option<Framer>) {
-        self.is_told = true;
+        self.releases = Releases::Told;
         self.framer = framer;
+    }
+
+    /// What is taken is released when it has left the local ring, where that is a run of messages
+    /// which the peer may hold; else at once.
+    pub(crate) fn release_what_drains(&mut self, messages: Option<Framer>) {
+        self.releases = if messages.is_some() {
+            Releases::Drained
+        } else {
+            Releases::Taken
+        };
+        self.watched = messages;
+        self.release_taken();
+    }
+
+    /// Those messages, as far as they have come.
+    pub(crate) fn watched(&self) -> Option<&Framer> {
+        self.watched.as_ref()
     }
 
     /// Something was taken by the local socket and is not released.
@@ -317,6 +348,9 @@ impl ReceiveBuffer {
 
     /// The next bytes in order are here.
     fn arrive(&mut self, mut payload: Bytes, memory: Memory) {
+        if let Some(watched) = &mut self.watched {
+            watched.feed(&payload);
+        }
         let Some(framer) = &mut self.framer else {
             self.slices += append(&mut self.queue, payload, memory);
             return;
@@ -357,8 +391,10 @@ impl ReceiveBuffer {
     }
 
     fn release_taken(&mut self) {
-        if !self.is_told {
-            self.released = self.taken;
+        match self.releases {
+            Releases::Taken => self.released = self.taken,
+            Releases::Drained => self.released = self.released.max(self.drained),
+            Releases::Told => {}
         }
     }
 
@@ -372,6 +408,7 @@ impl ReceiveBuffer {
     /// `count` more released bytes have left the local ring.
     pub(crate) fn drain(&mut self, count: u64) {
         self.drained = self.drained.plus(count).min(self.taken);
+        self.release_taken();
     }
 
     /// FIN was carried out on the local socket.
@@ -379,6 +416,10 @@ impl ReceiveBuffer {
         if self.is_at_fin() {
             self.taken = self.taken.plus(1);
             self.drained = self.drained.plus(1);
+            if self.releases == Releases::Drained {
+                // Whoever says so has seen the ring run empty.
+                self.drained = self.taken;
+            }
             self.release_taken();
         }
     }

@@ -11,7 +11,8 @@ use tund_client_core::netstack::{
     Arena, NetstackConfig, RECEIVE_RING_BYTES, RingMemory, Rings, SEND_RING_BYTES, Sink,
 };
 use tund_client_core::{
-    Client, ClientConfig, ClientEvent, DuringOutage, Path, PathId, Policies, Refused, Rules, State,
+    Client, ClientConfig, ClientEvent, DuringOutage, Filtering, MappingConfig, Path, PathId,
+    Policies, Refused, Rules, State,
 };
 use tund_daemon::identity::PrivateKey;
 use tund_daemon::link::{ClientTls, Link, LinkError, SocketOptions};
@@ -124,14 +125,21 @@ impl Member {
             grace: Duration::from_secs(60),
             during_outage: DuringOutage::Hold,
             store: None,
+            hand_off: None,
         };
         let config = ClientConfig {
+            mappings: MappingConfig {
+                idle: Duration::from_secs(300),
+                filtering: Filtering::Address,
+                grace: Duration::from_secs(600),
+            },
             session: tund_session::Config {
                 instance: Instance(instance),
                 buffer_bytes: 1 << 20,
                 max_flows: 64,
                 max_grace: Duration::from_secs(60),
                 capabilities: 0,
+                datagram_age: tund_session::limits::DATAGRAM_AGE,
             },
             netstack: NetstackConfig {
                 local_addresses: vec![Ipv4Addr::new(10, 111, 0, 2).into()],

@@ -132,6 +132,7 @@ impl Rogue {
             limit: Offset(1 << 20),
             grace: Duration::from_secs(600),
             on_expiry: OnExpiry::Reset,
+            hand_off: None,
         });
         Frame::Control { number, message }
     }

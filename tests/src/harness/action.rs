@@ -19,12 +19,14 @@ impl World {
             Kind::Application => self.some_application(rng),
             Kind::Pump => self.some_pump(rng),
             Kind::Open => {
+                let most = if self.knobs.handed { 40 } else { 12 };
                 let live = self.units.iter().flat_map(|u| u.sockets.iter().flatten());
-                if live.filter(|socket| !socket.is_told()).count() < 14 && self.units.len() < 12 {
+                if live.filter(|socket| !socket.is_told()).count() < 14 && self.units.len() < most {
                     let grace = rng.pick(&[60, 300]);
                     self.open(Duration::from_secs(grace));
                 }
             }
+            Kind::Datagrams => self.some_datagrams(rng),
             Kind::Dial => self.some_dial(rng),
             Kind::Run => self.run_a_while(rng),
             Kind::Finish => {
@@ -240,6 +242,7 @@ impl World {
     }
 
     fn serve_all(&mut self, rng: &mut Rng) {
+        self.catch_due();
         for who in self.ends() {
             for flow in self.flows(who) {
                 self.serve(who, flow, rng);

@@ -37,6 +37,9 @@ pub struct Local {
     /// Of those, what the reader's TCP has acknowledged, as far as the session was told; FIN
     /// counts.
     pub acknowledged: u64,
+    /// Client: what its reader has not taken is not released, and FIN is not before that.
+    pub handed: bool,
+    fin_shown: bool,
 }
 
 /// All about one session at one end.
@@ -46,6 +49,8 @@ pub struct Books {
     pub uid: u64,
     /// Flows not forgotten.
     pub locals: BTreeMap<FlowId, Local>,
+    /// Mappings not forgotten, and which of the world they are.
+    pub mappings: BTreeMap<FlowId, usize>,
     /// Transport connections open here.
     pub links: BTreeSet<LinkId>,
     /// When the last frame came.
@@ -62,6 +67,7 @@ impl Books {
         Self {
             uid,
             locals: BTreeMap::new(),
+            mappings: BTreeMap::new(),
             links: BTreeSet::new(),
             heard_at: now,
             expired_at: None,
@@ -78,6 +84,11 @@ impl Local {
             stored,
             ..Self::default()
         }
+    }
+
+    /// The same of one whose application's bytes are held, should it be lost.
+    pub fn handed(self, handed: bool) -> Self {
+        Self { handed, ..self }
     }
 
     /// FIN was passed on to the socket.
@@ -191,7 +202,7 @@ impl Local {
         acted |= self.drain((id, session), socket, now);
         acted |= self.end((id, session), socket, now)?;
         // A driver asks its kernel again and again.
-        self.give_due |= session.awaits_release(id);
+        self.give_due |= !self.handed && session.awaits_release(id);
         Ok(acted)
     }
 
@@ -203,7 +214,7 @@ impl Local {
         now: Instant,
     ) -> bool {
         let acknowledged = session.taken(id).0.min(socket.there());
-        if !session.awaits_release(id) || acknowledged <= self.acknowledged {
+        if self.handed || !session.awaits_release(id) || acknowledged <= self.acknowledged {
             return false;
         }
         self.acknowledged = acknowledged;
@@ -257,6 +268,11 @@ impl Local {
                         return Err("FIN a second time".to_owned());
                     }
                     socket.shut_down();
+                    acted |= !self.fin_shown;
+                    self.fin_shown = true;
+                    if self.handed && socket.unread() > 0 {
+                        return Ok(acted);
+                    }
                     self.fin_given = true;
                     session.end_delivered(id, now);
                     acted = true;

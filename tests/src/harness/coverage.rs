@@ -76,6 +76,11 @@ situations! {
     RecordTrimmed = "messages left out of a record",
     MessageDoubled = "message delivered twice",
     NotRecorded = "server restarted before it had recorded what was acknowledged",
+    HandedOff = "bytes held for a user's next connection",
+    HandedOffAgain = "bytes held again that had been handed on already",
+    SaidAgain = "message said again whole of which a part had come",
+    HeldForAnother = "connection of a user while bytes are held for another one",
+    ClaimedByAnother = "connection of a user that asks for what is held for another one",
     ClientRestartStored = "client restarted with stored messages",
     TooManyFlows = "no room for a flow",
     LateAnswer = "origin answered after the flow was cancelled",
@@ -108,6 +113,18 @@ situations! {
     ClientRestart = "client restarted with flows",
     LongSleep = "sleep of more than 15 s with flows",
     EarlyTimeout = "timeout called early",
+    LostDatagram = "DATAGRAM of a client lost",
+    LostAnswer = "DATAGRAM of a server lost",
+    LostPiece = "DATAGRAM_PIECE lost",
+    DatagramInPieces = "datagram caught that came in pieces",
+    DatagramStale = "datagram dropped because it had waited too long",
+    DatagramCrowdedOut = "datagram dropped because too many waited",
+    DatagramAbandoned = "datagram dropped with its mapping or link",
+    ErrorOfDatagram = "error of a datagram heard",
+    MappingOutlived = "datagram caught by a mapping that outlived an outage",
+    MappingExpired = "mapping expired",
+    MappingLetGo = "mapping let go by its client",
+    MappingRefused = "mapping refused",
 }
 
 impl Situation {
@@ -131,6 +148,33 @@ impl Situation {
         Self::MessageDoubled,
         Self::NotRecorded,
         Self::ClientRestartStored,
+    ];
+
+    /// Those that handing on is about.
+    pub const HANDING: &[Self] = &[
+        Self::HandedOff,
+        Self::HandedOffAgain,
+        Self::SaidAgain,
+        Self::HeldForAnother,
+        Self::ClaimedByAnother,
+    ];
+}
+
+impl Situation {
+    /// Those that datagrams are about.
+    pub const DATAGRAMS: &[Self] = &[
+        Self::LostDatagram,
+        Self::LostAnswer,
+        Self::LostPiece,
+        Self::DatagramInPieces,
+        Self::DatagramStale,
+        Self::DatagramCrowdedOut,
+        Self::DatagramAbandoned,
+        Self::ErrorOfDatagram,
+        Self::MappingOutlived,
+        Self::MappingExpired,
+        Self::MappingLetGo,
+        Self::MappingRefused,
     ];
 }
 

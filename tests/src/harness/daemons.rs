@@ -28,6 +28,7 @@ impl World {
         self.client_instance = self.client_instance.wrapping_add(1);
         self.tell(|| "client restarts".to_owned());
         self.stop_delivering(true);
+        self.empty_client_lobby();
         let Some(client) = self.client.take() else {
             return;
         };
@@ -54,6 +55,7 @@ impl World {
         self.ready.clear();
         self.registry = registry(&self.knobs, self.server_instance);
         self.restart_desk();
+        self.empty_server_lobby();
         for link in self.pipes.keys().copied().collect::<Vec<_>>() {
             self.hang_up(link, SERVER, false);
         }
@@ -63,6 +65,7 @@ impl World {
     /// The local sockets of a session that is no more are reset at once; those that have ended
     /// already only when their daemon itself is gone.
     pub fn abandon_sockets(&mut self, books: &Books, side: usize, crash: Option<&'static str>) {
+        self.end_mappings(books.mappings.values().copied(), side);
         for local in books
             .locals
             .values()

@@ -9,7 +9,7 @@ use tund_server_core::registry::RegistryEvent;
 use tund_session::wire::frame::{
     CloseCode, FlowCode, Framing, OnExpiry, Open, OpenError, RejectReason,
 };
-use tund_session::{EndReason, Event, FlowId, Instant, LinkDeath, LinkId, Session};
+use tund_session::{EndReason, Event, FlowId, Instant, LinkDeath, LinkId, LinkNumber, Session};
 
 impl World {
     /// Handles what both daemons have to say until they are silent.
@@ -33,6 +33,7 @@ impl World {
                         released,
                         ..
                     } => self.note_final(session, flow, (taken, released)),
+                    RegistryEvent::Held { session, flow } => self.on_held(session, flow),
                     RegistryEvent::TurnedAway { link, reason } => {
                         self.tell(|| format!("server turns {link} away: {reason:?}"));
                         self.hang_up(link, SERVER, true);
@@ -62,30 +63,16 @@ impl World {
 
     fn on_event(&mut self, who: Who, event: Event) {
         self.tell(|| format!("{who:?}: {event:?}"));
-        let of_delivery = match who {
-            Who::Client => self.on_shelf_event(&event),
-            Who::Server(id) => self.on_desk_event(id, &event),
-        };
-        if of_delivery {
+        let is_known = self.on_mapping_event(who, &event)
+            || match who {
+                Who::Client => self.on_shelf_event(&event),
+                Who::Server(id) => self.on_desk_event(id, &event),
+            };
+        if is_known {
             return;
         }
         match event {
-            Event::Attached { number, .. } => {
-                let now = self.now;
-                if let Some(books) = self.books(who) {
-                    books.heard_at = now;
-                }
-                let numbers: Vec<_> = self
-                    .session(who)
-                    .map(|s| s.live_links().filter_map(|(_, n)| n).collect())
-                    .unwrap_or_default();
-                if numbers.len() > 1 {
-                    self.met(Situation::TwoLinks);
-                }
-                if numbers.iter().any(|other| *other > number) {
-                    self.met(Situation::LateLink);
-                }
-            }
+            Event::Attached { number, .. } => self.on_attached(who, number),
             Event::Detached if who == Who::Client => self.note_delivery_cut(),
             Event::Detached | Event::Confirmed | Event::KeyInUse | Event::AttachRefused { .. } => {}
             Event::Reattached { .. } => self.met(Situation::Suspect),
@@ -120,7 +107,11 @@ impl World {
                 self.check_remainder(flow, &remainder);
                 self.on_aborted(who, flow, FlowCode::Expired);
             }
-            Event::FlowReleased { .. } | Event::FlowFinal { .. } | Event::DeliverOpened { .. } => {
+            Event::FlowReleased { .. }
+            | Event::FlowFinal { .. }
+            | Event::FlowHeld { .. }
+            | Event::ForgetHeld
+            | Event::DeliverOpened { .. } => {
                 self.fault("an event of a delivery that nobody began");
             }
             Event::FlowForgotten { flow, .. } => {
@@ -131,20 +122,39 @@ impl World {
         }
     }
 
+    fn on_attached(&mut self, who: Who, number: LinkNumber) {
+        let now = self.now;
+        if let Some(books) = self.books(who) {
+            books.heard_at = now;
+        }
+        let numbers: Vec<_> = self
+            .session(who)
+            .map(|s| s.live_links().filter_map(|(_, n)| n).collect())
+            .unwrap_or_default();
+        if numbers.len() > 1 {
+            self.met(Situation::TwoLinks);
+        }
+        if numbers.iter().any(|other| *other > number) {
+            self.met(Situation::LateLink);
+        }
+    }
+
     fn on_opened(&mut self, who: Who, open: &Open) {
         let unit = usize::from(open.source.port());
         let stored = self.units[unit].stored;
         if stored != (open.on_expiry == OnExpiry::Store(Framing::Line)) {
             self.fault(format!("u{unit} is opened with {:?}", open.on_expiry));
         }
-        let socket = if stored {
-            Socket::with_lines(unit, SERVER, self.knobs.ring)
-        } else {
-            Socket::new(unit, SERVER, self.knobs.ring)
-        };
+        let handed = self.units[unit].handed;
+        let asks = open.hand_off.as_ref().is_some_and(|h| !h.takes.is_empty());
+        let socket = Socket::new(unit, SERVER, self.knobs.ring);
+        let socket = socket.in_lines([stored, handed]).asks(asks);
         self.units[unit].sockets[SERVER] = Some(socket);
         if let Some(books) = self.books(who) {
             books.locals.insert(open.flow, Local::new(unit, stored));
+        }
+        if let Who::Server(id) = who {
+            self.asks_for_held((id, open.flow), open.hand_off.as_deref());
         }
     }
 
@@ -153,7 +163,8 @@ impl World {
     }
 
     fn on_accepted(&mut self, who: Who, flow: FlowId) {
-        let Some(local) = self.local(who, flow) else {
+        let live = self.local(who, flow).filter(|local| !local.is_complete());
+        let Some(local) = live else {
             return;
         };
         local.accept();
@@ -161,6 +172,9 @@ impl World {
         self.units[unit].is_early = false;
         if let Some(socket) = &mut self.units[unit].sockets[who.side()] {
             socket.connected = true;
+        }
+        if who == Who::Client {
+            self.note_given(flow);
         }
     }
 
@@ -170,7 +184,7 @@ impl World {
         };
         if error == OpenError::TooManyFlows {
             self.met(Situation::TooManyFlows);
-        } else if error == OpenError::Exhausted && local.stored {
+        } else if error == OpenError::Exhausted && (local.stored || local.handed) {
             self.met(Situation::NoRoomForMessages);
         } else if error != OpenError::Refused {
             self.fault(format!("u{} was refused with {error:?}", local.unit));
@@ -203,6 +217,9 @@ impl World {
 
     fn on_aborted(&mut self, who: Who, flow: FlowId, code: FlowCode) {
         let side = who.side();
+        if who == Who::Client && code == FlowCode::Expired {
+            self.leave(flow);
+        }
         let Some(local) = self.local(who, flow) else {
             return;
         };
@@ -229,7 +246,7 @@ impl World {
                 self.units[index].aborted = Some("cancelled");
             }
             FlowCode::PeerReset => self.on_stalled_reset(who, flow, (index, progress_at)),
-            FlowCode::SocketError | FlowCode::Asked | FlowCode::Unsealable => {
+            FlowCode::SocketError | FlowCode::Asked | FlowCode::Idle | FlowCode::Unsealable => {
                 self.fault(format!(
                     "u{index} was aborted with {code:?}, which nobody asked for"
                 ));
@@ -315,19 +332,26 @@ impl World {
         };
         let (closing, heard_at, expired_at) = (books.closing, books.heard_at, books.expired_at);
         self.check_remainders(who, reason);
-        if who == Who::Client {
-            self.stop_delivering(false);
+        match who {
+            Who::Client => {
+                self.stop_delivering(false);
+                self.leave_all(reason);
+            }
+            Who::Server(id) => self.note_forgotten(id, reason),
         }
         let Some(books) = self.books(who) else {
             return;
         };
         let locals = std::mem::take(&mut books.locals);
+        let mappings = std::mem::take(&mut books.mappings);
         let silence = now.saturating_duration_since(heard_at);
-        let live = locals.values().any(|local| !local.is_complete());
+        let live = locals.values().any(|local| !local.is_complete())
+            || self.has_live_mapping(mappings.values().copied());
         let quiet = !live && silence >= Duration::from_secs(600);
         // Some flow has expired just now, or one that nothing is said of any more, since its socket
         // is gone. If none did, rule 15 has its say.
-        let expired = expired_at == Some(now) || locals.values().any(Local::is_complete);
+        let is_mute = !live && !mappings.is_empty();
+        let expired = expired_at == Some(now) || locals.values().any(Local::is_complete) || is_mute;
         let legitimate = match reason {
             EndReason::Local(CloseCode::Superseded) => {
                 self.met(Situation::Superseded);
@@ -357,6 +381,7 @@ impl World {
         }
         let books = Books {
             locals,
+            mappings,
             ..Books::new(0, now)
         };
         self.abandon_sockets(&books, who.side(), None);

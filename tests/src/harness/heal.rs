@@ -21,6 +21,7 @@ impl World {
         self.heal(false);
         self.verdict(false);
         self.heal(true);
+        self.prove_mappings();
         for _ in 0..3 {
             self.pass_running(Duration::from_secs(700));
         }
@@ -88,6 +89,7 @@ impl World {
                 acted |= self.work_on(who, flow);
             }
         }
+        acted |= self.catch_due();
         acted |= self.deliver_stored(70_000);
         acted |= self.collect(Pace::Whole);
         for socket in self
@@ -148,18 +150,21 @@ impl World {
         for who in self.ends() {
             let side = who.side();
             let buffer = self.knobs.buffer[side];
+            let most = buffer + self.datagram_bytes(buffer);
+            if self.knobs.datagrams {
+                self.note_dropped(who);
+            }
             let Some(session) = self.session(who) else {
                 continue;
             };
             let (up, down) = session.buffered();
             let credit = self.granted_and_not_drained(who);
-            if up > buffer || down > buffer {
-                self.fault(format!(
-                    "{who:?} holds {up} and {down} bytes, buffer {buffer}"
-                ));
+            let most = if self.knobs.datagrams { most } else { buffer };
+            if up > most || down > most {
+                self.fault(format!("{who:?} holds {up} and {down} bytes, of {most}"));
             }
             let kept = self.must_be_kept(who);
-            if up < kept {
+            if up + self.waiting_ahead(who) < kept {
                 self.fault(format!("{who:?} holds {up} bytes, {kept} are not released"));
             }
             if credit > buffer {
@@ -200,6 +205,7 @@ impl World {
         {
             self.fault("the server still keeps a session that has ended");
         }
+        self.judge_mappings();
         for index in 0..self.units.len() {
             if let Err(what) = judge(&self.units[index]) {
                 let aborted = self.units[index].aborted;

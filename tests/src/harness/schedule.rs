@@ -39,6 +39,8 @@ pub enum Kind {
     Pump,
     /// An application connects.
     Open,
+    /// Something happens to a mapping.
+    Datagrams,
     /// The client dials.
     Dial,
     /// A second or so passes.
@@ -118,6 +120,45 @@ const STORING: [Weight; 15] = [
     (Kind::RestartClient, 12, Mood::All),
 ];
 
+/// Where most of what goes by is datagrams.
+const THROWING: [Weight; 16] = [
+    (Kind::Deliver, 200, Mood::Mild),
+    (Kind::Transmit, 170, Mood::Mild),
+    (Kind::Datagrams, 330, Mood::Mild),
+    (Kind::Application, 60, Mood::Mild),
+    (Kind::Pump, 50, Mood::Mild),
+    (Kind::Open, 10, Mood::Mild),
+    (Kind::Run, 40, Mood::Mild),
+    (Kind::Dial, 50, Mood::Mild),
+    (Kind::Wait, 40, Mood::Mild),
+    (Kind::Tick, 10, Mood::Mild),
+    (Kind::Steer, 20, Mood::Mild),
+    (Kind::Break, 40, Mood::Links),
+    (Kind::Outage, 13, Mood::All),
+    (Kind::Disconnect, 2, Mood::All),
+    (Kind::RestartServer, 2, Mood::All),
+    (Kind::RestartClient, 3, Mood::All),
+];
+
+/// Where many connections are lost, and their users open others.
+const HANDING: [Weight; 15] = [
+    (Kind::Deliver, 60, Mood::Mild),
+    (Kind::Transmit, 60, Mood::Mild),
+    (Kind::Application, 300, Mood::Mild),
+    (Kind::Pump, 150, Mood::Mild),
+    (Kind::Open, 120, Mood::Mild),
+    (Kind::Run, 130, Mood::Mild),
+    (Kind::Dial, 80, Mood::Mild),
+    (Kind::Wait, 20, Mood::Mild),
+    (Kind::Overtake, 10, Mood::Mild),
+    (Kind::Steer, 5, Mood::Mild),
+    (Kind::Break, 50, Mood::Links),
+    (Kind::Outage, 40, Mood::All),
+    (Kind::Disconnect, 3, Mood::All),
+    (Kind::RestartServer, 3, Mood::All),
+    (Kind::RestartClient, 3, Mood::All),
+];
+
 /// Buffers in which some flows that may be stored find room at once.
 const STORING_BUFFERS: [u64; 3] = [200_000, 512 * 1024, 4 << 20];
 
@@ -153,6 +194,8 @@ impl Schedule {
             send_queue: rng.pick(&[60, 400, 5000, 200_000]),
             memory,
             stored: false,
+            datagrams: false,
+            handed: false,
             max_grace: Duration::from_secs(3600),
         };
         let count = rng.pick(&[60, 150, 300, 600]);
@@ -168,6 +211,7 @@ impl Schedule {
                 buffer: [rng.pick(&STORING_BUFFERS), rng.pick(&STORING_BUFFERS)],
                 memory: 1 << 30,
                 stored: true,
+                handed: rng.chance(50),
                 ..knobs
             }
         } else {
@@ -192,10 +236,61 @@ impl Schedule {
             send_queue: rng.pick(&[60, 400, 5000, 200_000]),
             memory: 1 << 30,
             stored: true,
+            datagrams: false,
+            handed: false,
             max_grace: Duration::from_secs(3600),
         };
         let count = rng.pick(&[150, 300, 600]);
         let actions = (0..count).map(|index| draw(&mut rng, index, &STORING, Mood::All));
+        let actions = actions.collect();
+        Self {
+            seed,
+            knobs,
+            actions,
+        }
+    }
+}
+
+impl Schedule {
+    /// The schedule of a seed with mappings beside connections.
+    pub fn throwing(seed: u64) -> Self {
+        let mut rng = Rng::of(seed, 768);
+        let mood = rng.pick(&[Mood::Mild, Mood::Links, Mood::Links, Mood::All, Mood::All]);
+        let buffers = [64, 4096, 32_768, 1 << 20, 1 << 24];
+        let knobs = Knobs {
+            buffer: [rng.pick(&buffers), rng.pick(&buffers)],
+            max_flows: [rng.pick(&[3, 6, 12]), rng.pick(&[3, 6, 12])],
+            ring: rng.pick(&[6, 40, 600]),
+            send_queue: rng.pick(&[400, 5000, 200_000]),
+            memory: rng.pick(&[0, 1 << 20, 1 << 30]),
+            stored: false,
+            datagrams: true,
+            handed: false,
+            max_grace: Duration::from_secs(3600),
+        };
+        let count = rng.pick(&[60, 150, 300, 600]);
+        let actions = (0..count).map(|index| draw(&mut rng, index, &THROWING, mood));
+        let actions = actions.collect();
+        Self {
+            seed,
+            knobs,
+            actions,
+        }
+    }
+
+    /// The schedule of a seed in which much is handed on, and some stored.
+    pub fn handing(seed: u64) -> Self {
+        let mut rng = Rng::of(seed, 5222);
+        let knobs = Knobs {
+            // The server forgets nothing for want of room.
+            buffer: [rng.pick(&STORING_BUFFERS), 4 << 20],
+            ring: rng.pick(&[3, 40, 600, 20_000]),
+            stored: rng.chance(30),
+            handed: true,
+            ..Self::storing(seed).knobs
+        };
+        let count = rng.pick(&[150, 300, 600]);
+        let actions = (0..count).map(|index| draw(&mut rng, index, &HANDING, Mood::All));
         let actions = actions.collect();
         Self {
             seed,

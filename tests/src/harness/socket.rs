@@ -40,6 +40,10 @@ pub struct Socket {
     writes_lines: bool,
     /// And what it has to read.
     reads_lines: bool,
+    /// What the origin's side of the flow begins with, which it has not said itself.
+    prologue: Bytes,
+    /// The flow has asked for that, whether or not there was any.
+    asks: bool,
     ring: u64,
     /// C is connected, or A was accepted.
     pub connected: bool,
@@ -99,6 +103,8 @@ impl Socket {
             reads: stream + wide(1 - side),
             writes_lines: false,
             reads_lines: false,
+            prologue: Bytes::new(),
+            asks: false,
             ring,
             connected: false,
             wrote: 0,
@@ -117,13 +123,39 @@ impl Socket {
         }
     }
 
-    /// A connection whose application, on the client's side, writes lines.
-    pub fn with_lines(unit: usize, side: usize, ring: u64) -> Self {
+    /// The same, where the application writes lines, or the origin does.
+    pub fn in_lines(self, lines: [bool; 2]) -> Self {
+        let [mine, theirs] = if self.writes.is_multiple_of(2) {
+            lines
+        } else {
+            [lines[1], lines[0]]
+        };
         Self {
-            writes_lines: side == 0,
-            reads_lines: side != 0,
-            ..Self::new(unit, side, ring)
+            writes_lines: mine,
+            reads_lines: theirs,
+            ..self
         }
+    }
+
+    /// The flow asks for what others have left.
+    pub fn asks(self, asks: bool) -> Self {
+        Self { asks, ..self }
+    }
+
+    /// What the origin's side of the flow begins with.
+    pub fn begin_with(&mut self, prologue: Bytes) {
+        self.prologue = prologue;
+    }
+
+    /// At the origin: its daemon has that already.
+    pub fn has_said_prologue(&mut self) {
+        self.wrote += self.prologue_len();
+        self.taken += self.prologue_len();
+    }
+
+    /// How long that is.
+    pub fn prologue_len(&self) -> u64 {
+        wide(self.prologue.len())
     }
 
     // The application's or origin's side.
@@ -199,12 +231,28 @@ impl Socket {
 
     /// The byte that the application writes at `place`.
     pub fn written_at(&self, place: u64) -> u8 {
-        spoken(self.writes, self.writes_lines, place)
+        self.at((self.writes, self.writes_lines), place)
+    }
+
+    /// The byte at `place` of what one of the two says; what the origin's begins with is known.
+    fn at(&self, (stream, in_lines): (u64, bool), place: u64) -> u8 {
+        if stream.is_multiple_of(2) {
+            return spoken(stream, in_lines, place);
+        }
+        match self.prologue.get(narrow(place)) {
+            Some(byte) => *byte,
+            None => spoken(stream, in_lines, place - self.prologue_len()),
+        }
+    }
+
+    /// What the application writes looks like TLS by accident.
+    pub fn writes_opaque(&self) -> bool {
+        !self.asks && [0, 1].map(|place| self.written_at(place)) == [0x16, 0x03]
     }
 
     /// What there is to be read looks like TLS by accident, and is not cut into messages.
     pub fn reads_opaque(&self) -> bool {
-        let head = [0, 1].map(|place| spoken(self.reads, self.reads_lines, place));
+        let head = [0, 1].map(|place| self.at((self.reads, self.reads_lines), place));
         head == [0x16, 0x03]
     }
 
@@ -244,7 +292,7 @@ impl Socket {
         }
         let count = wide(bytes.len()).min(self.room());
         for byte in &bytes[..narrow(count)] {
-            if *byte != spoken(self.reads, self.reads_lines, self.put) {
+            if *byte != self.at((self.reads, self.reads_lines), self.put) {
                 return Err(format!("wrong byte at {}", self.put));
             }
             self.put += 1;

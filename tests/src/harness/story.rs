@@ -17,6 +17,8 @@ impl Knobs {
         send_queue: 1 << 20,
         memory: 1 << 40,
         stored: false,
+        datagrams: false,
+        handed: false,
         max_grace: Duration::from_secs(3600),
     };
 }

@@ -123,6 +123,8 @@ impl World {
         };
         let taken = if local.stored && side == SERVER {
             local.acknowledged
+        } else if local.handed && side == CLIENT {
+            local.drained + u64::from(local.fin_given())
         } else {
             local.released + u64::from(local.fin_given())
         };
@@ -209,6 +211,8 @@ impl World {
             Frame::Ack(_) | Frame::FlowState(_) => Situation::LostAck,
             Frame::Data(data) if data.fin => Situation::LostFin,
             Frame::Data(_) => Situation::LostData,
+            Frame::Datagram(_) => return self.saw_datagram_lost(false, side),
+            Frame::DatagramPiece(_) => return self.saw_datagram_lost(true, side),
             Frame::Control { message, .. } => match message {
                 Control::Open(_) => Situation::LostOpen,
                 Control::Deliver(_) => Situation::LostDeliver,

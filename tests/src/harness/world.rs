@@ -3,6 +3,8 @@
 use super::books::{Books, Local};
 use super::coverage::{Coverage, Situation};
 use super::desk::Desk;
+use super::lobby::Lobby;
+use super::mappings::Mappings;
 use super::pipe::Pipe;
 use super::rng::Rng;
 use super::shelf::Shelf;
@@ -58,6 +60,10 @@ pub struct Knobs {
     pub memory: u64,
     /// Every other flow may be stored.
     pub stored: bool,
+    /// There are mappings.
+    pub datagrams: bool,
+    /// Of those that may not, what their applications do not get is held.
+    pub handed: bool,
     /// The longest grace that either end grants.
     pub max_grace: Duration,
 }
@@ -75,6 +81,8 @@ pub struct Unit {
     pub grace: Duration,
     /// Its messages are kept for delivery.
     pub stored: bool,
+    /// What its application does not get is held for its user's next connection.
+    pub handed: bool,
     /// The application was accepted, and the client does not know whether its origin answers.
     pub is_early: bool,
     /// When the application connected.
@@ -145,6 +153,10 @@ pub struct World {
     pub(super) shelf: Shelf,
     /// What the server does with deliveries.
     pub(super) desk: Desk,
+    /// Datagrams.
+    pub(super) mappings: Mappings,
+    /// What is held for connections to come.
+    pub(super) lobby: Lobby,
     /// Bytes that waited for each stuck reader before that.
     pub(super) held: BTreeMap<(Who, FlowId), u64>,
     pub(super) client_instance: u8,
@@ -165,12 +177,18 @@ pub(super) fn registry(knobs: &Knobs, instance: u8) -> Registry {
 fn config(knobs: &Knobs, side: usize, instance: u8) -> Config {
     let mut name = [u8::try_from(side).unwrap_or(0) + 1; 16];
     name[0] = instance;
+    let datagrams = if knobs.datagrams {
+        capability::DATAGRAM
+    } else {
+        0
+    };
     Config {
         instance: Instance(name),
         buffer_bytes: knobs.buffer[side],
         max_flows: knobs.max_flows[side],
         max_grace: knobs.max_grace,
-        capabilities: capability::DELIVERY,
+        capabilities: capability::DELIVERY | capability::HAND_OFF | datagrams,
+        datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
 
@@ -197,6 +215,8 @@ impl World {
             given_up: Vec::new(),
             shelf: Shelf::default(),
             desk: Desk::default(),
+            mappings: Mappings::default(),
+            lobby: Lobby::default(),
             held: BTreeMap::new(),
             client_instance: 1,
             server_instance: 1,
@@ -299,6 +319,8 @@ impl World {
         self.want_session();
         let unit = self.units.len();
         let stored = self.knobs.stored && unit.is_multiple_of(2);
+        let handed = self.knobs.handed && !stored;
+        let hand_off = handed.then(|| self.hand_off(unit));
         let is_early = self.knobs.stored && unit % 3 == 1;
         let (now, client) = (self.now, self.client.as_mut()?);
         let low = u16::try_from(unit).unwrap_or(u16::MAX);
@@ -314,27 +336,32 @@ impl World {
             },
             accept_early: is_early,
         };
-        match client.session.open_flow(&target, now) {
+        let opened = match hand_off.clone() {
+            None => client.session.open_flow(&target, now),
+            Some(hand_off) => client.session.open_handed_off(&target, hand_off, now),
+        };
+        match opened {
             Ok(flow) => {
-                let mut local = Local::new(unit, stored);
+                let mut local = Local::new(unit, stored).handed(handed);
                 if is_early {
                     local.accept();
                 }
                 client.books.locals.insert(flow, local);
                 let uid = client.uid;
                 self.witness.opened(uid, flow, unit);
-                let mut socket = if stored {
-                    Socket::with_lines(unit, CLIENT, self.knobs.ring)
-                } else {
-                    Socket::new(unit, CLIENT, self.knobs.ring)
-                };
+                let socket = Socket::new(unit, CLIENT, self.knobs.ring);
+                let mut socket = socket.in_lines([stored, handed]);
                 socket.connected = is_early;
+                if let Some(hand_off) = &hand_off {
+                    self.wants_held(flow, hand_off);
+                }
                 self.units.push(Unit {
                     sockets: [Some(socket), None],
                     aborted: None,
                     stalled_reset: false,
                     grace,
                     stored,
+                    handed,
                     is_early,
                     born: now,
                 });
@@ -380,7 +407,7 @@ impl World {
                 session.refuse_flow(flow, OpenError::Refused, now)
             });
         } else {
-            self.with(who, |session| session.accept_flow(flow, now));
+            self.accept_at_server(id, flow);
         }
         let Some(books) = self.books(who).filter(|_| !over) else {
             return;
@@ -409,13 +436,13 @@ impl World {
         let now = self.now;
         self.met(Situation::LateAnswer);
         let refuse = rng.chance(50);
-        self.with(Who::Server(id), |session| {
-            if refuse {
+        if refuse {
+            self.with(Who::Server(id), |session| {
                 session.refuse_flow(flow, OpenError::Refused, now);
-            } else {
-                session.accept_flow(flow, now);
-            }
-        });
+            });
+        } else {
+            self.accept_at_server(id, flow);
+        }
         self.drain();
     }
 
@@ -428,6 +455,7 @@ impl World {
         let mut socket = self.units[local.unit].sockets[side].take();
         let mut acted = false;
         let mut wrong = None;
+        let was_over = local.over;
         if let Some(socket) = &mut socket {
             let attached = self.session(who).is_some_and(Session::is_attached);
             let (was_fin, was_reset) = (socket.app_fin, socket.app_rst);
@@ -459,10 +487,13 @@ impl World {
                 self.met(Situation::FinThenReset);
             }
         }
-        let unit = local.unit;
+        let (unit, is_given_up) = (local.unit, local.over && !was_over && !local.accepted);
         self.units[unit].sockets[side] = socket;
         if let Some(books) = self.books(who) {
             books.locals.insert(flow, local);
+        }
+        if is_given_up && who == Who::Client {
+            self.leave(flow);
         }
         if let Some(what) = wrong {
             self.fault(format!("u{unit} at side {side}: {what}"));

@@ -53,6 +53,8 @@ pub struct Link {
 pub struct Flows {
     /// TCP connections.
     pub tcp: u64,
+    /// UDP mappings.
+    pub udp: u64,
 }
 
 /// A number for each direction.

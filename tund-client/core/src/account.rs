@@ -1,14 +1,17 @@
 //! The account of a flow: what it carried, what it lived through, how and by whom it ended.
 
 use crate::flow_table::ClientFlow;
+use crate::mappings::ClientMapping;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tund_session::wire::frame::{CloseCode, FlowCode, OpenError, RejectReason};
+use tund_session::wire::frame::{CloseCode, FlowCode, OpenError, Protocol, RejectReason};
 use tund_session::{EndReason, FlowId, Instant};
 
 /// Accounts kept for whoever asks; of more, the oldest are forgotten.
 const RECENT_MAX: usize = 1024;
+/// The same of mappings.
+const RECENT_MAPPINGS_MAX: usize = 512;
 
 /// Who brought a flow to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub enum HowEnded {
     Failed,
     /// The origin could not be had, or is not allowed.
     Refused,
+    /// Its application had sent nothing for long enough.
+    Idle,
     /// One side reset its connection.
     Reset,
     /// The server daemon has started anew and knows of no session.
@@ -65,9 +70,11 @@ pub struct LostBytes {
 pub struct FlowAccount {
     /// Its id within its session.
     pub id: FlowId,
+    /// What it carried.
+    pub protocol: Protocol,
     /// The application's address.
     pub source: SocketAddr,
-    /// The origin's.
+    /// The origin's; of a mapping, the first remote.
     pub destination: SocketAddr,
     /// From the application's asking to the end.
     pub age: Duration,
@@ -83,6 +90,9 @@ pub struct FlowAccount {
     pub lost: LostBytes,
     /// Bytes from the application that are on the disk, to be delivered later.
     pub stored_bytes: u64,
+    /// Bytes that had come from the origin and that the server holds for its user's next connection;
+    /// what had not come is not known here.
+    pub held_bytes: u64,
     /// Who ended it.
     pub by: EndedBy,
     /// How.
@@ -94,11 +104,17 @@ impl FlowAccount {
         id: FlowId,
         flow: &ClientFlow,
         (by, how): End,
-        lost: LostBytes,
+        mut lost: LostBytes,
         now: Instant,
     ) -> Self {
+        let held_bytes = if flow.is_left {
+            std::mem::take(&mut lost.down)
+        } else {
+            0
+        };
         Self {
             id,
+            protocol: Protocol::Tcp,
             source: flow.source,
             destination: flow.destination,
             age: now.saturating_duration_since(flow.since),
@@ -108,29 +124,69 @@ impl FlowAccount {
             down_bytes: flow.down_bytes,
             lost,
             stored_bytes: 0,
+            held_bytes,
+            by,
+            how,
+        }
+    }
+
+    /// Of a mapping; what is lost are datagrams that were dropped at this end.
+    pub(crate) fn of_mapping(
+        id: FlowId,
+        mapping: &ClientMapping,
+        (by, how): End,
+        lost: LostBytes,
+        now: Instant,
+    ) -> Self {
+        Self {
+            id,
+            protocol: Protocol::Udp,
+            source: mapping.source,
+            destination: mapping.destination,
+            age: now.saturating_duration_since(mapping.since),
+            outages: mapping.outages,
+            longest_silence: mapping.longest_silence(now),
+            up_bytes: mapping.up_bytes,
+            down_bytes: mapping.down_bytes,
+            lost,
+            stored_bytes: 0,
+            held_bytes: 0,
             by,
             how,
         }
     }
 }
 
-/// Accounts of flows that ended of late.
+/// Accounts of flows that ended of late. Mappings have their own: there are many of them, one for
+/// each question to a name server.
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
-    accounts: VecDeque<FlowAccount>,
+    streams: VecDeque<(u64, FlowAccount)>,
+    mappings: VecDeque<(u64, FlowAccount)>,
+    /// How many there have been.
+    count: u64,
 }
 
 impl Recent {
     pub(crate) fn add(&mut self, account: FlowAccount) {
-        if self.accounts.len() >= RECENT_MAX {
-            self.accounts.pop_front();
+        self.count += 1;
+        let (ring, most) = match account.protocol {
+            Protocol::Tcp => (&mut self.streams, RECENT_MAX),
+            Protocol::Udp | Protocol::UdpAny | Protocol::Icmp => {
+                (&mut self.mappings, RECENT_MAPPINGS_MAX)
+            }
+        };
+        if ring.len() >= most {
+            ring.pop_front();
         }
-        self.accounts.push_back(account);
+        ring.push_back((self.count, account));
     }
 
     /// The oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &FlowAccount> {
-        self.accounts.iter()
+        let mut all: Vec<_> = self.streams.iter().chain(&self.mappings).collect();
+        all.sort_by_key(|(number, _)| *number);
+        all.into_iter().map(|(_, account)| account)
     }
 }
 
@@ -157,6 +213,7 @@ pub(crate) const fn of_reset(code: Option<FlowCode>) -> End {
             FlowCode::SocketError
             | FlowCode::Expired
             | FlowCode::Cancelled
+            | FlowCode::Idle
             | FlowCode::Asked
             | FlowCode::Unsealable,
         ) => (EndedBy::Origin, HowEnded::Failed),
@@ -171,6 +228,7 @@ pub(crate) const fn of_abort(code: FlowCode) -> End {
         FlowCode::Expired => (EndedBy::Client, HowEnded::Expired),
         FlowCode::Cancelled => (EndedBy::Application, HowEnded::Cancelled),
         FlowCode::Asked => (EndedBy::Server, HowEnded::Disconnected),
+        FlowCode::Idle => (EndedBy::Server, HowEnded::Idle),
         FlowCode::Unsealable => (EndedBy::Server, HowEnded::Failed),
     }
 }
@@ -221,7 +279,18 @@ mod tests {
             ));
         }
 
-        assert_eq!(recent.iter().count(), RECENT_MAX);
+        let mut of_mapping = *recent.iter().next().expect("an account");
+        of_mapping.protocol = Protocol::Udp;
+        for id in 2000..=2512 {
+            of_mapping.id = FlowId(id);
+            recent.add(of_mapping);
+        }
+
+        assert_eq!(recent.iter().count(), RECENT_MAX + RECENT_MAPPINGS_MAX);
+        let last = recent.iter().last().map(|account| account.id);
+        assert_eq!(last, Some(FlowId(2512)));
+        let ids = || recent.iter().map(|account| account.id);
+        assert!(!ids().any(|id| id == FlowId(2000)));
         assert_eq!(
             recent.iter().next().map(|account| account.id),
             Some(FlowId(1))

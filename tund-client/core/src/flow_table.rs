@@ -3,7 +3,7 @@
 use crate::account::{self, End, EndedBy, FlowAccount, HowEnded, LostBytes, Recent};
 use crate::client::{Client, ClientEvent};
 use crate::netstack::{ConnectionId, NetEvent, Netstack};
-use crate::policy::Store;
+use crate::policy::{HandOff, Store};
 use bytes::BytesMut;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
@@ -31,8 +31,16 @@ pub struct ClientFlow {
     pub is_open: bool,
     /// What becomes of bytes that are left behind grace.
     pub(crate) store: Option<Store>,
-    /// The user whose application this is, once known.
-    pub(crate) user: u32,
+    /// What becomes of bytes that the application does not get before.
+    pub(crate) hand_off: Option<HandOff>,
+    /// The user whose application this is, once asked about.
+    pub(crate) user: Option<u32>,
+    /// The last of what its user's connections have left that this one has asked for.
+    pub(crate) asked_to: u64,
+    /// The origin has answered, as far as the policy hands off.
+    pub(crate) is_answered: bool,
+    /// What the application did not get is held for its next one.
+    pub(crate) is_left: bool,
     /// Outages it has lived through.
     pub outages: u64,
     /// Bytes from the application.
@@ -65,7 +73,11 @@ impl ClientFlow {
             since,
             is_open: false,
             store: None,
-            user: NOBODY,
+            hand_off: None,
+            user: None,
+            asked_to: 0,
+            is_answered: false,
+            is_left: false,
             outages: 0,
             up_bytes: 0,
             down_bytes: 0,
@@ -75,6 +87,11 @@ impl ClientFlow {
             moved_at: since,
             silence: Duration::ZERO,
         }
+    }
+
+    /// The user whose application this is, as far as that is known.
+    pub(crate) fn whose(&self) -> u32 {
+        self.user.unwrap_or(NOBODY)
     }
 
     /// The longest time in which no byte of it moved here, up to now.
@@ -149,6 +166,13 @@ impl FlowTable {
         self.flows.get(&id)
     }
 
+    /// What the application does not get of the others is held nowhere.
+    pub(crate) fn hand_off_only(&mut self, is_handed_off: impl Fn(FlowId) -> bool) {
+        for (id, flow) in &mut self.flows {
+            flow.hand_off = flow.hand_off.filter(|_| is_handed_off(*id));
+        }
+    }
+
     /// The flow of a connection.
     pub(crate) fn find(&mut self, connection: ConnectionId) -> Option<&mut ClientFlow> {
         let id = self.by_connection.get(&connection)?;
@@ -207,7 +231,7 @@ impl FlowTable {
         self.leaving.keys().copied().collect()
     }
 
-    /// Accounts of flows that ended of late, the oldest first: at most 1,024.
+    /// Accounts of flows that ended of late, the oldest first: at most 1,024, and 512 of mappings.
     pub fn ended(&self) -> impl Iterator<Item = &FlowAccount> {
         self.recent.iter()
     }
@@ -279,18 +303,30 @@ impl Client {
             NetEvent::Finished { .. } => self.on_finished(flow, now),
             NetEvent::ResetByApp { .. } => {
                 let end = (EndedBy::Application, HowEnded::Reset);
-                self.table.leave(flow, end, LostBytes::default());
-                self.with_session(|session| session.reset(flow, FlowCode::PeerReset, now));
+                let is_asking = |flow: &ClientFlow| flow.hand_off.is_some() && !flow.is_answered;
+                if self.table.get(flow).is_some_and(is_asking) {
+                    // As if it had not been accepted early: what it asks for it may have been given.
+                    self.give_up(flow, end, now);
+                } else {
+                    self.table.leave(flow, end, LostBytes::default());
+                    self.with_session(|session| session.reset(flow, FlowCode::PeerReset, now));
+                }
             }
             NetEvent::SynGone { .. } => {
                 let end = (EndedBy::Application, HowEnded::Cancelled);
-                self.table.leave(flow, end, LostBytes::default());
-                self.with_session(|session| session.abort(flow, FlowCode::Cancelled, now));
+                self.give_up(flow, end, now);
             }
             NetEvent::Closed { .. } | NetEvent::Syn { .. } => {
                 self.count_drained(flow, now);
             }
         }
+    }
+
+    /// The application does not wait for the origin's answer any more.
+    fn give_up(&mut self, flow: FlowId, end: End, now: Instant) {
+        self.leave_one(flow, now);
+        self.table.leave(flow, end, LostBytes::default());
+        self.with_session(|session| session.abort(flow, FlowCode::Cancelled, now));
     }
 
     /// The application has sent FIN, and nothing stands before it.

@@ -4,11 +4,13 @@ mod account;
 pub mod client;
 mod dialer;
 mod flow_table;
+mod mappings;
 pub mod netstack;
 pub mod packet;
 pub mod policy;
 pub mod routing;
 pub mod spool;
+mod takes;
 
 pub use account::{EndedBy, FlowAccount, HowEnded, LostBytes};
 pub use client::{
@@ -16,5 +18,6 @@ pub use client::{
 };
 pub use dialer::PathId;
 pub use flow_table::{ClientFlow, FlowTable};
-pub use policy::{DuringOutage, Policies, Policy, Rules, Store};
+pub use mappings::{ClientMapping, Filtering, MappingConfig, Mappings};
+pub use policy::{DuringOutage, HandOff, Policies, Policy, Rules, Store};
 pub use spool::{FileId, SpoolOrder};

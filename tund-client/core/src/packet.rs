@@ -3,7 +3,10 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice, ip_number};
+use etherparse::{
+    IpFragOffset, IpNumber, Ipv4Slice, Ipv6ExtensionSlice, Ipv6Slice, TcpSlice, UdpHeader,
+    ip_number,
+};
 
 use crate::netstack::offload;
 
@@ -130,6 +133,66 @@ impl Segment {
     }
 }
 
+/// Length of a UDP header in bytes.
+pub const UDP_HEADER_BYTES: usize = 8;
+
+/// Where the parts of a UDP datagram lie in its packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// The application's end.
+    pub source: SocketAddr,
+    /// Where it is to go.
+    pub destination: SocketAddr,
+    /// Length of the IP header in bytes.
+    pub ip_header_bytes: usize,
+    /// Length of header and payload in bytes, as the UDP header says.
+    pub udp_bytes: usize,
+}
+
+impl Datagram {
+    /// Header and payload.
+    pub fn bytes<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
+        let end = self.ip_header_bytes + self.udp_bytes;
+        packet.get(self.ip_header_bytes..end).unwrap_or_default()
+    }
+
+    /// The payload.
+    pub fn payload<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
+        self.bytes(packet)
+            .get(UDP_HEADER_BYTES..)
+            .unwrap_or_default()
+    }
+
+    /// All headers: what an ICMP message about it has to quote.
+    pub fn headers<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
+        let end = self.ip_header_bytes + UDP_HEADER_BYTES;
+        packet.get(..end).unwrap_or_default()
+    }
+}
+
+/// A piece of a packet, and where it belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Where the packet comes from.
+    pub source: IpAddr,
+    /// Where it is to go.
+    pub destination: IpAddr,
+    /// The packet's number.
+    pub id: u32,
+    /// What it carries.
+    pub protocol: IpNumber,
+    /// Where the piece begins.
+    pub offset: IpFragOffset,
+    /// There are more behind it.
+    pub has_more: bool,
+    /// Length of the IP header in bytes, without the header that says which piece this is.
+    pub ip_header_bytes: usize,
+    /// Where the piece's bytes begin in its packet.
+    pub payload_at: usize,
+    /// Where they end.
+    pub packet_bytes: usize,
+}
+
 /// What a host may be told of a destination that cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreachable {
@@ -154,7 +217,7 @@ pub enum Reason {
     ExtensionHeader,
     /// Its source is not an address of this host, and forwarded packets are not wanted.
     ForeignSource,
-    /// A piece of a datagram.
+    /// A piece of a packet whose rest has not come, or that does not fit the others.
     Fragment,
     /// An ICMP message other than an echo request.
     Icmp,
@@ -174,7 +237,7 @@ pub enum Reason {
     Stray,
     /// As many connections, or held SYNs, as the configuration allows; the application asks again.
     TableFull,
-    /// A UDP datagram.
+    /// A UDP datagram that the server does not carry.
     Udp,
     /// Neither TCP, UDP nor ICMP.
     UnknownProtocol,
@@ -258,6 +321,10 @@ pub enum Verdict {
     Drop(Reason),
     /// Not taken; its source is told so, if it is one of ours.
     Refuse(Refused),
+    /// A UDP datagram; its checksum is not yet looked at.
+    Datagram(Datagram),
+    /// A piece of a packet.
+    Fragment(Fragment),
     /// A whole TCP segment; its TCP checksum is not yet looked at.
     Segment(Segment),
 }
@@ -286,11 +353,22 @@ fn classify_v4(packet: &[u8]) -> Verdict {
     if is_special_v4(source) || source.is_multicast() {
         return Verdict::Drop(Reason::SpecialAddress);
     }
-    if ip.is_payload_fragmented() {
-        return Verdict::Drop(Reason::Fragment);
-    }
     if ip.extensions().auth.is_some() {
         return Verdict::Drop(Reason::ExtensionHeader);
+    }
+    if ip.is_payload_fragmented() {
+        let at = header.slice().len();
+        return Verdict::Fragment(Fragment {
+            source: IpAddr::V4(source),
+            destination: IpAddr::V4(destination),
+            id: u32::from(header.identification()),
+            protocol: header.protocol(),
+            offset: header.fragments_offset(),
+            has_more: header.more_fragments(),
+            ip_header_bytes: at,
+            payload_at: at,
+            packet_bytes: at + ip.payload().payload.len(),
+        });
     }
     let end = Ends {
         source: IpAddr::V4(source),
@@ -313,11 +391,8 @@ fn classify_v6(packet: &[u8]) -> Verdict {
     if is_special_v6(source) || source.is_multicast() {
         return Verdict::Drop(Reason::SpecialAddress);
     }
-    if ip.is_payload_fragmented() {
-        return Verdict::Drop(Reason::Fragment);
-    }
     if !ip.extensions().is_empty() {
-        return Verdict::Drop(Reason::ExtensionHeader);
+        return by_fragment_v6(&ip, (source, destination));
     }
     if header.payload_length() == 0 {
         return Verdict::Drop(Reason::Malformed);
@@ -329,6 +404,49 @@ fn classify_v6(packet: &[u8]) -> Verdict {
         special: is_special_v6(destination),
     };
     by_protocol(ip.payload().ip_number, ip.payload().payload, &end)
+}
+
+/// A piece of an IPv6 packet that has no other extension header, or all of it in one piece (RFC
+/// 6946).
+fn by_fragment_v6(ip: &Ipv6Slice<'_>, (source, destination): (Ipv6Addr, Ipv6Addr)) -> Verdict {
+    let mut extensions = ip.extensions().clone().into_iter();
+    let (Some(Ipv6ExtensionSlice::Fragment(piece)), None) = (extensions.next(), extensions.next())
+    else {
+        return Verdict::Drop(Reason::ExtensionHeader);
+    };
+    let at = ip.header().slice().len();
+    let payload_at = at + piece.slice().len();
+    Verdict::Fragment(Fragment {
+        source: IpAddr::V6(source),
+        destination: IpAddr::V6(destination),
+        id: piece.identification(),
+        protocol: piece.next_header(),
+        offset: piece.fragment_offset(),
+        has_more: piece.more_fragments(),
+        ip_header_bytes: at,
+        payload_at,
+        packet_bytes: payload_at + ip.payload().payload.len(),
+    })
+}
+
+/// Addresses that mean another host in each network.
+pub fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [first, second, ..] = v4.octets();
+            let is_shared = first == 100 && second & 0xc0 == 64; // RFC 6598
+            v4.is_private() || v4.is_link_local() || is_shared
+        }
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
+}
+
+/// Addresses that no packet on a wire comes from or goes to.
+pub fn is_special(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => is_special_v4(v4),
+        IpAddr::V6(v6) => is_special_v6(v6),
+    }
 }
 
 /// Unspecified ("this network"), loopback, reserved (240/4, broadcast with it).
@@ -365,7 +483,7 @@ fn by_protocol(protocol: IpNumber, payload: &[u8], ends: &Ends) -> Verdict {
     match protocol {
         ip_number::TCP => by_segment(payload, ends),
         _ if ends.special => Verdict::Drop(Reason::SpecialAddress),
-        ip_number::UDP => ends.refuse(Reason::Udp, Unreachable::Port),
+        ip_number::UDP => by_datagram(payload, ends),
         ip_number::ICMP if ends.source.is_ipv4() => {
             Verdict::Drop(icmp_reason(payload, etherparse::icmpv4::TYPE_ECHO_REQUEST))
         }
@@ -374,6 +492,23 @@ fn by_protocol(protocol: IpNumber, payload: &[u8], ends: &Ends) -> Verdict {
         }
         _ => ends.refuse(Reason::UnknownProtocol, Unreachable::Protocol),
     }
+}
+
+fn by_datagram(payload: &[u8], ends: &Ends) -> Verdict {
+    let Ok((udp, _)) = UdpHeader::from_slice(payload) else {
+        return Verdict::Drop(Reason::Malformed);
+    };
+    let udp_bytes = usize::from(udp.length);
+    // Without a source port nobody could answer, and no socket has none.
+    if !(UDP_HEADER_BYTES..=payload.len()).contains(&udp_bytes) || udp.source_port == 0 {
+        return Verdict::Drop(Reason::Malformed);
+    }
+    Verdict::Datagram(Datagram {
+        source: SocketAddr::new(ends.source, udp.source_port),
+        destination: SocketAddr::new(ends.destination, udp.destination_port),
+        ip_header_bytes: ends.ip_header_bytes,
+        udp_bytes,
+    })
 }
 
 fn icmp_reason(message: &[u8], echo_request: u8) -> Reason {

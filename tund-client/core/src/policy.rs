@@ -25,6 +25,15 @@ pub struct Store {
     pub retain: Duration,
 }
 
+/// How bytes that an application does not get are held at the server, for its user's next connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandOff {
+    /// Where messages end.
+    pub framing: Framing,
+    /// How long they are worth having.
+    pub retain: Duration,
+}
+
 /// All that holds for one destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
@@ -34,6 +43,8 @@ pub struct Rules {
     pub during_outage: DuringOutage,
     /// What becomes of bytes that are left behind grace; none: they are lost.
     pub store: Option<Store>,
+    /// What becomes of bytes that the application does not get before; none: they are lost.
+    pub hand_off: Option<HandOff>,
 }
 
 /// Other rules for some destinations: what is not said here is as for all.
@@ -49,6 +60,8 @@ pub struct Policy {
     pub during_outage: Option<DuringOutage>,
     /// Overrides [`Rules::store`].
     pub store: Option<Store>,
+    /// Overrides [`Rules::hand_off`].
+    pub hand_off: Option<HandOff>,
 }
 
 impl Policy {
@@ -71,6 +84,12 @@ impl Policies {
         Self { all, some }
     }
 
+    /// Some destination's bytes are handed on.
+    pub fn hand_off(&self) -> bool {
+        let some = self.some.iter().map(|policy| policy.hand_off);
+        some.chain([self.all.hand_off]).any(|rule| rule.is_some())
+    }
+
     /// What holds for `destination`: the first policy that names it, and no other, counts.
     pub fn rules(&self, destination: SocketAddr) -> Rules {
         let Some(policy) = self.some.iter().find(|policy| policy.names(destination)) else {
@@ -80,6 +99,7 @@ impl Policies {
             grace: policy.grace.unwrap_or(self.all.grace),
             during_outage: policy.during_outage.unwrap_or(self.all.during_outage),
             store: policy.store.or(self.all.store),
+            hand_off: policy.hand_off.or(self.all.hand_off),
         }
     }
 }
@@ -95,6 +115,7 @@ mod tests {
             grace: 10 * MINUTE,
             during_outage: DuringOutage::Hold,
             store: None,
+            hand_off: None,
         }
     }
 
@@ -105,6 +126,7 @@ mod tests {
             grace: None,
             during_outage: None,
             store: None,
+            hand_off: None,
         }
     }
 
@@ -126,9 +148,14 @@ mod tests {
             framing: Framing::Line,
             retain: 60 * MINUTE,
         };
+        let hand_off = HandOff {
+            framing: Framing::OctetCount,
+            retain: MINUTE,
+        };
         let one = Policy {
             grace: Some(MINUTE),
             store: Some(store),
+            hand_off: Some(hand_off),
             ..policy("10.0.0.9/32", Some(514))
         };
         let other = Policy {
@@ -142,12 +169,14 @@ mod tests {
         let first = Rules {
             grace: MINUTE,
             store: Some(store),
+            hand_off: Some(hand_off),
             ..all()
         };
         let second = Rules {
             grace: 2 * MINUTE,
             during_outage: DuringOutage::Refuse,
             store: None,
+            hand_off: None,
         };
         assert_eq!(rules(&policies, "10.0.0.9:514"), first);
         assert_eq!(rules(&policies, "10.0.0.9:515"), second);

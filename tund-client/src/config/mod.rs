@@ -12,7 +12,7 @@ use tund_daemon::config::{Endpoint, Loaded, Mistakes, Section, format_size, valu
 use tund_daemon::identity::{PrivateKey, PublicKey};
 use tund_daemon::telemetry::LogLevel;
 
-pub(crate) use policy::{Framing, Policy, Protocol, Spool, Store};
+pub(crate) use policy::{Framing, Kept, Policy, Protocol, Spool};
 pub(crate) use routes::Routes;
 
 /// Where commands look for the daemon unless told otherwise.
@@ -21,6 +21,10 @@ pub(crate) const CONTROL_SOCKET: &str = "/run/tund/client.sock";
 /// Interfaces of mobile networks, as systemd, pppd and Android name them. The kernel does not know
 /// what costs; network managers do, each in its own way.
 const METERED: [&str; 3] = ["ww*", "ppp*", "rmnet*"];
+
+/// What datagrams that wait take of `[limits] memory`, both ways together.
+const DATAGRAMS: u64 = 2 << 20;
+const _: () = assert!(tund_session::limits::DATAGRAM_BYTES == 1 << 20);
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -70,6 +74,8 @@ pub(crate) struct Config {
     pub(crate) connect_during_outage: ConnectDuringOutage,
     /// Other rules for some destinations, in the order in which they are asked.
     pub(crate) policies: Vec<Policy>,
+    /// Mappings of datagrams.
+    pub(crate) udp: Udp,
     /// Unacknowledged bytes kept per direction.
     pub(crate) buffer_bytes: u64,
     /// The buffers of both directions together.
@@ -119,7 +125,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     let tun = root.table("tun", tun);
     let routes = routes::routes(root);
     unbuilt::dns(root);
-    unbuilt::udp(root);
+    let udp = root.table("udp", udp);
     let session = root.table("session", session);
     let policies = policy::policies(root);
     let memory_bytes = root.table("limits", |section| memory(section, session.buffer_bytes));
@@ -150,6 +156,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         grace: session.grace,
         connect_during_outage: session.connect_during_outage,
         policies,
+        udp,
         buffer_bytes: session.buffer_bytes,
         memory_bytes,
         spool,
@@ -311,21 +318,63 @@ fn session(section: &mut Section<'_>) -> Session {
     }
 }
 
+/// `[udp]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Udp {
+    /// A mapping ends when its application has sent nothing for so long, outages left out.
+    pub(crate) idle: Duration,
+    /// Datagrams that have waited for longer are dropped.
+    pub(crate) max_age: Duration,
+    /// Who may send to an application.
+    pub(crate) filtering: Filtering,
+}
+
+/// Who may send to an application's UDP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filtering {
+    /// Those that it has sent to.
+    Address,
+    /// Anybody.
+    Endpoint,
+}
+
+fn udp(section: &mut Section<'_>) -> Udp {
+    let filterings = [
+        ("address", Filtering::Address),
+        ("endpoint", Filtering::Endpoint),
+    ];
+    let idle = value::duration(10 * SECOND..=24 * HOUR);
+    Udp {
+        idle: section.or("idle", 5 * MINUTE, idle),
+        max_age: section.or(
+            "max_age",
+            2 * SECOND,
+            value::duration(SECOND / 100..=MINUTE),
+        ),
+        filtering: section.or("filtering", Filtering::Address, value::choice(&filterings)),
+    }
+}
+
 fn memory(section: &mut Section<'_>, buffer_bytes: u64) -> u64 {
     let memory_bytes = section.or(
         "memory",
         value::memory_share(10),
         value::memory(16 << 20..=1 << 50),
     );
-    let half = memory_bytes / 2;
+    let half = buffer_most(memory_bytes);
     if section.has("memory") && half < buffer_bytes {
         section.warn(
             "memory",
             format!("leaves only {} for each direction", format_size(half)),
-            "raise it to twice [session] buffer, or lower [session] buffer",
+            "raise it to twice [session] buffer and 2 MiB, or lower [session] buffer",
         );
     }
     memory_bytes
+}
+
+/// The largest buffer of one direction in so much memory: datagrams that wait have their own.
+pub(crate) const fn buffer_most(memory_bytes: u64) -> u64 {
+    memory_bytes.saturating_sub(DATAGRAMS) / 2
 }
 
 #[cfg(test)]

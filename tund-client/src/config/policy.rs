@@ -19,7 +19,9 @@ pub(crate) struct Policy {
     /// What happens to a new connection during an outage.
     pub(crate) connect_during_outage: Option<ConnectDuringOutage>,
     /// How bytes are kept that are left when grace is over; none: they are not.
-    pub(crate) store: Option<Store>,
+    pub(crate) store: Option<Kept>,
+    /// How bytes are held that the application does not get before; none: they are not.
+    pub(crate) hand_off: Option<Kept>,
 }
 
 /// What a policy is for.
@@ -35,7 +37,7 @@ pub(crate) enum Protocol {
 
 /// How bytes are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Store {
+pub(crate) struct Kept {
     /// Where messages end.
     pub(crate) framing: Framing,
     /// How long they are kept.
@@ -81,7 +83,7 @@ fn policy(section: &mut Section<'_>) -> Option<Policy> {
     if matches!(protocol, Some(Protocol::Icmp | Protocol::Udp)) {
         section.warn(
             "protocol",
-            "has no effect: this version carries TCP only",
+            "has no effect: in this version policies hold for TCP only",
             "remove this [[policy]], or write protocol = \"tcp\"",
         );
     }
@@ -92,18 +94,19 @@ fn policy(section: &mut Section<'_>) -> Option<Policy> {
         ("accept", ConnectDuringOutage::Accept),
     ];
     let connect_during_outage = section.optional("connect_during_outage", value::choice(&connects));
-    let store = store(section, protocol);
+    let (store, hand_off) = kept(section, protocol);
     Some(Policy {
         destination: destination?,
         protocol,
         grace,
         connect_during_outage,
         store,
+        hand_off,
     })
 }
 
-/// What the policy says of bytes that are left.
-fn store(section: &mut Section<'_>, protocol: Option<Protocol>) -> Option<Store> {
+/// What the policy says of bytes that are left: for the origin, and for the application.
+fn kept(section: &mut Section<'_>, protocol: Option<Protocol>) -> (Option<Kept>, Option<Kept>) {
     let expiries = [("reset", false), ("store", true)];
     let is_stored = section.or("on_expiry", false, value::choice(&expiries));
     let framings = [
@@ -114,38 +117,45 @@ fn store(section: &mut Section<'_>, protocol: Option<Protocol>) -> Option<Store>
     let framing = section.optional("framing", value::choice(&framings));
     let retain = section.or("retain", 72 * HOUR, value::duration(MINUTE..=LONGEST));
     let downstream = value::choice(&[("discard", false), ("handoff", true)]);
-    if section.or("downstream", false, downstream) {
-        section.reject(
-            "downstream",
-            "\"handoff\" is not built in this version",
-            "write downstream = \"discard\"",
-        );
-    }
-    if is_stored && !section.has("framing") {
+    let is_held = section.or("downstream", false, downstream);
+    let is_kept = is_stored || is_held;
+    let why = if is_stored {
+        "on_expiry = \"store\""
+    } else {
+        "downstream = \"handoff\""
+    };
+    if is_kept && !section.has("framing") {
         section.reject(
             "framing",
-            "is required with on_expiry = \"store\" and missing",
+            format!("is required with {why} and missing"),
             "add framing = \"line\", \"octet-count\" or \"whole\"",
         );
     }
-    if is_stored && protocol != Some(Protocol::Tcp) {
+    if is_held && framing == Some(Framing::Whole) {
+        section.reject(
+            "framing",
+            "\"whole\" cannot be handed on: a next connection could not tell where it ends",
+            "write framing = \"line\" or \"octet-count\", or remove downstream",
+        );
+    }
+    if is_kept && protocol != Some(Protocol::Tcp) {
         section.reject(
             "protocol",
-            "only TCP bytes can be stored",
+            format!("only TCP bytes can be kept, and {why} says so"),
             "add protocol = \"tcp\" to this [[policy]]",
         );
     }
-    for key in ["framing", "retain", "downstream"] {
-        if !is_stored && section.has(key) {
+    for key in ["framing", "retain"] {
+        if !is_kept && section.has(key) {
             section.reject(
                 key,
-                "has no effect without on_expiry = \"store\"",
-                format!("remove {key}, or add on_expiry = \"store\""),
+                "has no effect without on_expiry = \"store\" or downstream = \"handoff\"",
+                format!("remove {key}, or add one of them"),
             );
         }
     }
-    let framing = framing.filter(|_| is_stored)?;
-    Some(Store { framing, retain })
+    let kept = framing.map(|framing| Kept { framing, retain });
+    (kept.filter(|_| is_stored), kept.filter(|_| is_held))
 }
 
 /// `[spool]`.
@@ -172,22 +182,24 @@ mod tests {
         let text = stage.minimum()
             + "[[policy]]\ndestination = \"10.0.0.9:514\"\nprotocol = \"tcp\"\ngrace = \"1h\"\n\
                connect_during_outage = \"accept\"\non_expiry = \"store\"\nframing = \"octet-count\"\n\
-               retain = \"24h\"\ndownstream = \"discard\"\n\
+               retain = \"24h\"\ndownstream = \"handoff\"\n\
                [[policy]]\ndestination = \"fd00::/8\"\nconnect_during_outage = \"refuse\"\n\
                [spool]\ndirectory = \"/srv/spool\"\nmax_bytes = \"1GiB\"\n";
 
         let config = stage.config(&text);
 
         let destination = |text: &str| text.parse().expect("a destination");
+        let kept = Kept {
+            framing: Framing::OctetCount,
+            retain: 24 * HOUR,
+        };
         let one = Policy {
             destination: destination("10.0.0.9:514"),
             protocol: Some(Protocol::Tcp),
             grace: Some(HOUR),
             connect_during_outage: Some(ConnectDuringOutage::Accept),
-            store: Some(Store {
-                framing: Framing::OctetCount,
-                retain: 24 * HOUR,
-            }),
+            store: Some(kept),
+            hand_off: Some(kept),
         };
         let other = Policy {
             destination: destination("fd00::/8"),
@@ -195,6 +207,7 @@ mod tests {
             grace: None,
             connect_during_outage: Some(ConnectDuringOutage::Refuse),
             store: None,
+            hand_off: None,
         };
         assert_eq!(config.policies, [one, other]);
         assert_eq!(config.spool.directory, PathBuf::from("/srv/spool"));
@@ -208,11 +221,12 @@ mod tests {
 
         let config = stage.config(&(stage.minimum() + &written(lines)));
 
-        let store = Store {
+        let kept = Kept {
             framing: Framing::Line,
             retain: 72 * HOUR,
         };
-        assert_eq!(config.policies[0].store, Some(store));
+        assert_eq!(config.policies[0].store, Some(kept));
+        assert_eq!(config.policies[0].hand_off, None);
         assert_eq!(config.spool.directory, PathBuf::from("/var/lib/tund/spool"));
         assert_eq!(config.spool.max_bytes, 256 << 20);
     }
@@ -227,7 +241,7 @@ mod tests {
                 "on_expiry = \"store\"\nframing = \"line\"\n".to_owned(),
                 6,
                 "policy.protocol",
-                "only TCP bytes can be stored",
+                "only TCP bytes can be kept",
             ),
             (
                 "retain = \"1h\"\n".to_owned(),
@@ -236,10 +250,16 @@ mod tests {
                 "has no effect without",
             ),
             (
-                store.to_owned() + "framing = \"line\"\ndownstream = \"handoff\"\n",
-                11,
-                "policy.downstream",
-                "is not built in this version",
+                "protocol = \"tcp\"\ndownstream = \"handoff\"\n".to_owned(),
+                6,
+                "policy.framing",
+                "is required with downstream",
+            ),
+            (
+                "protocol = \"tcp\"\nframing = \"whole\"\ndownstream = \"handoff\"\n".to_owned(),
+                9,
+                "policy.framing",
+                "cannot be handed on",
             ),
             (
                 store.to_owned() + "framing = \"csv\"\n",

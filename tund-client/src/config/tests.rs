@@ -438,12 +438,37 @@ fn what_is_not_built_is_never_promised() {
 }
 
 #[test]
+fn mappings_have_their_settings_and_bounds() {
+    let stage = stage();
+    let udp = |text: &str| stage.config(&(stage.minimum() + text)).udp;
+    let defaults = Udp {
+        idle: 5 * MINUTE,
+        max_age: 2 * SECOND,
+        filtering: Filtering::Address,
+    };
+    assert_eq!(udp(""), defaults);
+    let set = "[udp]\nidle = \"10m\"\nmax_age = \"500ms\"\nfiltering = \"endpoint\"\n";
+    let expected = Udp {
+        idle: 10 * MINUTE,
+        max_age: SECOND / 2,
+        filtering: Filtering::Endpoint,
+    };
+    assert_eq!(udp(set), expected);
+    for (text, key) in [
+        ("[udp]\nidle = \"9s\"\n", "udp.idle"),
+        ("[udp]\nmax_age = \"61s\"\n", "udp.max_age"),
+        ("[udp]\nfiltering = \"none\"\n", "udp.filtering"),
+    ] {
+        stage.one(text, 7, key, &[]);
+    }
+}
+
+#[test]
 fn what_has_no_effect_is_a_warning() {
     let stage = stage();
     for (text, key) in [
         ("[routes]\nlan = \"tund\"\n", "routes.lan"),
         ("[dns]\naddress = \"10.111.0.3\"\n", "dns.address"),
-        ("[udp]\nidle = \"1m\"\n", "udp.idle"),
         ("[limits]\nmemory = \"32MiB\"\n", "limits.memory"),
     ] {
         let warnings = stage.warnings(text);

@@ -8,8 +8,6 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use tund_daemon::config::{Section, value};
 
-use super::{HOUR, MINUTE, SECOND};
-
 const NOT_BUILT: &str = "is not built in this version";
 
 /// A key that has no effect: whoever sets it to something else than its default is told.
@@ -51,7 +49,7 @@ pub(super) fn dns(root: &mut Section<'_>) {
             section.reject(
                 "mode",
                 format!("\"stub\" {NOT_BUILT}"),
-                "write mode = \"off\", and use a resolver that is reached over TCP",
+                "write mode = \"off\"; questions to resolvers are carried like other datagrams",
             );
         }
         let address = IpAddr::V4(Ipv4Addr::new(10, 111, 0, 1));
@@ -61,19 +59,6 @@ pub(super) fn dns(root: &mut Section<'_>) {
             value::address,
             &format!("a stub {NOT_BUILT}"),
         );
-    });
-}
-
-/// `[udp]`: mappings.
-pub(super) fn udp(root: &mut Section<'_>) {
-    root.table("udp", |section| {
-        let why = format!("UDP {NOT_BUILT}");
-        let idle = value::duration(10 * SECOND..=24 * HOUR);
-        ignored(section, ("idle", 5 * MINUTE), idle, &why);
-        let max_age = value::duration(SECOND / 100..=MINUTE);
-        ignored(section, ("max_age", 2 * SECOND), max_age, &why);
-        let filtering = value::choice(&[("address", 0), ("endpoint", 1)]);
-        ignored(section, ("filtering", 0), filtering, &why);
     });
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 use tund_client_core::{EndedBy, FlowAccount, HowEnded};
 use tund_daemon::telemetry::Redacted;
 use tund_session::Instant;
+use tund_session::wire::frame::Protocol;
 
 /// Flows that are told one by one in a minute; the others are counted. A browser stays below it, a
 /// load test must not fill the disk.
@@ -61,6 +62,7 @@ impl AccountLog {
         }
         tracing::info!(
             flow = account.id.0,
+            protocol = protocol(account.protocol),
             by = by(account.by),
             how = how(account.how),
             age_ms = super::report::millis(account.age),
@@ -71,10 +73,20 @@ impl AccountLog {
             lost_up_bytes = account.lost.up,
             lost_down_bytes = account.lost.down,
             stored_bytes = account.stored_bytes,
+            held_bytes = account.held_bytes,
             from = %Redacted(account.source),
             to = %Redacted(account.destination),
             "flow ended"
         );
+    }
+}
+
+/// What it carried, in one word.
+pub(super) const fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp | Protocol::UdpAny => "udp",
+        Protocol::Icmp => "icmp",
     }
 }
 
@@ -97,6 +109,7 @@ pub(super) const fn how(how: HowEnded) -> &'static str {
         HowEnded::Disconnected => "disconnected",
         HowEnded::Expired => "expired",
         HowEnded::Failed => "failed",
+        HowEnded::Idle => "idle",
         HowEnded::Refused => "refused",
         HowEnded::Reset => "reset",
         HowEnded::Restarted => "restarted",

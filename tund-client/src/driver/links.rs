@@ -144,6 +144,9 @@ impl Daemon {
                 Poll::Pending => return,
                 Poll::Ready(Ok(Some(bytes))) => {
                     self.client.handle_bytes(id, bytes, now);
+                    if self.client.has_datagrams_waiting() {
+                        self.flush(now);
+                    }
                 }
                 Poll::Ready(Ok(None)) => {
                     self.drop_link(id, false, now);

@@ -10,7 +10,7 @@ mod rules;
 mod spool;
 mod steer;
 
-use crate::config::{Config, Connect};
+use crate::config::{Config, Connect, buffer_most};
 use crate::sys::address::InterfaceAddress;
 use crate::sys::tun::{Offload, READ_BYTES, TunDevice, TunName, TunOptions};
 use crate::sys::watch::NetworkWatch;
@@ -179,11 +179,13 @@ fn client_config(config: &Config, tun: &TunDevice) -> ClientConfig {
     ClientConfig {
         session: tund_session::Config {
             instance: Instance(random()),
-            buffer_bytes: config.buffer_bytes.min(config.memory_bytes / 2),
+            buffer_bytes: config.buffer_bytes.min(buffer_most(config.memory_bytes)),
             max_flows: MAX_FLOWS,
             max_grace: config.grace,
-            capabilities: capability::DELIVERY,
+            capabilities: capability::DELIVERY | capability::DATAGRAM | capability::HAND_OFF,
+            datagram_age: config.udp.max_age,
         },
+        mappings: rules::mappings(config),
         netstack: NetstackConfig {
             accept_forwarded: config.accept_forwarded,
             offload: tun.vnet(),
@@ -383,14 +385,19 @@ impl Daemon {
         }
     }
 
+    /// Lets the core write into the device.
+    fn flush(&mut self, now: Instant) {
+        let mut sink = TunSink {
+            tun: &self.tun,
+            refused: &mut self.refused_packets,
+        };
+        self.client.flush(now, &mut sink);
+    }
+
     /// Carries out what the core wants, until it wants nothing.
     fn drain(&mut self, now: Instant) {
         loop {
-            let mut sink = TunSink {
-                tun: &self.tun,
-                refused: &mut self.refused_packets,
-            };
-            self.client.flush(now, &mut sink);
+            self.flush(now);
             let mut moved = false;
             let links: Vec<LinkId> = self.client.links().collect();
             for link in links {
@@ -461,7 +468,7 @@ impl Daemon {
                 connection,
                 source,
                 destination,
-            } => self.find_user(connection, (source, destination)),
+            } => self.find_user(connection, (source, destination), now),
             ClientEvent::Spool(order) => self.files.order(order),
             ClientEvent::Stored { .. } | ClientEvent::Undeliverable => report::tell_stored(&event),
         }

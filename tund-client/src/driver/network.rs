@@ -41,6 +41,7 @@ impl Daemon {
         let network = Network {
             running: facts.running,
             addresses: facts.addresses,
+            networks: facts.networks,
         };
         self.client.handle_network(network, has_new_routes, now);
         Ok(())

@@ -5,14 +5,16 @@ use super::{Daemon, accounts};
 use std::time::Duration;
 use tund_client_core::netstack::Stats;
 use tund_client_core::packet::Reason;
-use tund_client_core::{ClientEvent, ClientFlow, FlowAccount, NotStored, Refused, State};
+use tund_client_core::{
+    ClientEvent, ClientFlow, ClientMapping, FlowAccount, NotStored, Refused, State,
+};
 use tund_daemon::control::{
-    ByteCounts, ClientCommand, ClientState, ClientStatus, EndedFlowRow, ErrorReport, FLOW_ROWS_MAX,
-    FlowCounts, FlowRow, LinkReport, OutageReport, Page, Request,
+    ByteCounts, ClientCommand, ClientState, ClientStatus, DatagramReport, EndedFlowRow,
+    ErrorReport, FLOW_ROWS_MAX, FlowCounts, FlowRow, LinkReport, OutageReport, Page, Request,
 };
 use tund_daemon::telemetry::{Redacted, Tally};
 use tund_session::wire::frame::DeniedBy;
-use tund_session::{FlowId, Instant};
+use tund_session::{DatagramCounts, FlowId, Instant};
 
 /// Code and message of an error that needs a person.
 pub(super) const fn refusal(why: Refused) -> (&'static str, &'static str) {
@@ -162,8 +164,9 @@ impl Daemon {
             link: links.first().cloned(),
             links,
             flows: FlowCounts {
-                tcp: u64::try_from(self.client.flows().len()).unwrap_or(u64::MAX),
-                ..FlowCounts::default()
+                tcp: count(self.client.flows().len()),
+                udp: count(self.client.mappings().len()),
+                icmp: 0,
             },
             bytes: ByteCounts {
                 up: traffic.taken,
@@ -175,6 +178,7 @@ impl Daemon {
                 last_gap_ms: outages.last_gap.map(millis),
                 last_resume_ms: outages.last_resume.map(millis),
             },
+            datagrams: datagrams(self.client.datagram_counts()),
             spool: self.spool_counts(),
             error: error.map(|(code, message)| ErrorReport {
                 code: code.to_owned(),
@@ -185,12 +189,19 @@ impl Daemon {
     }
 
     fn flow_rows(&self, after: Option<u64>, now: Instant) -> Page<FlowRow, u64> {
-        let all = self.client.flows().iter();
-        let mut rows: Vec<_> = all
-            .filter(|(id, _)| after.is_none_or(|after| id.0 > after))
+        let is_next = |id: &FlowId| after.is_none_or(|after| id.0 > after);
+        let flows = self.client.flows().iter();
+        let flows = flows
+            .filter(|(id, _)| is_next(id))
             .take(FLOW_ROWS_MAX + 1)
-            .map(|(id, flow)| self.flow_row(id, flow, now))
-            .collect();
+            .map(|(id, flow)| self.flow_row(id, flow, now));
+        let mappings = self.client.mappings().iter();
+        let mappings = mappings
+            .filter(|(id, _)| is_next(id))
+            .take(FLOW_ROWS_MAX + 1)
+            .map(|(id, mapping)| self.mapping_row(id, mapping, now));
+        let mut rows: Vec<_> = flows.chain(mappings).collect();
+        rows.sort_by_key(|row| row.id);
         let more = rows.len() > FLOW_ROWS_MAX;
         rows.truncate(FLOW_ROWS_MAX);
         let next = rows.last().filter(|_| more).map(|row| row.id);
@@ -216,6 +227,25 @@ impl Daemon {
         }
     }
 
+    fn mapping_row(&self, id: FlowId, mapping: &ClientMapping, now: Instant) -> FlowRow {
+        let (up, down) = self.client.flow_buffered(id);
+        FlowRow {
+            id: id.0,
+            protocol: "udp".to_owned(),
+            source: mapping.source,
+            destination: None,
+            state: if mapping.is_open { "open" } else { "opening" }.to_owned(),
+            bytes: ByteCounts {
+                up: mapping.up_bytes,
+                down: mapping.down_bytes,
+            },
+            buffered_bytes: ByteCounts { up, down },
+            age_ms: millis(now.saturating_duration_since(mapping.since)),
+            outages: mapping.outages,
+            longest_silence_ms: millis(mapping.longest_silence(now)),
+        }
+    }
+
     fn ended_rows(&self) -> Vec<EndedFlowRow> {
         let ended = self.client.flows().ended();
         ended.map(ended_row).collect()
@@ -225,7 +255,7 @@ impl Daemon {
 fn ended_row(account: &FlowAccount) -> EndedFlowRow {
     EndedFlowRow {
         id: account.id.0,
-        protocol: "tcp".to_owned(),
+        protocol: accounts::protocol(account.protocol).to_owned(),
         source: account.source,
         destination: account.destination,
         ended_by: accounts::by(account.by).to_owned(),
@@ -239,6 +269,7 @@ fn ended_row(account: &FlowAccount) -> EndedFlowRow {
             down: account.lost.down,
         },
         stored_bytes: account.stored_bytes,
+        held_bytes: account.held_bytes,
         age_ms: millis(account.age),
         outages: account.outages,
         longest_silence_ms: millis(account.longest_silence),
@@ -255,6 +286,19 @@ fn report(slot: &LinkSlot, now: Instant) -> Option<LinkReport> {
         up_ms: millis(now.saturating_duration_since(slot.since)),
         congestion_control: slot.link.congestion_control().ok(),
     })
+}
+
+const fn datagrams(counts: DatagramCounts) -> DatagramReport {
+    DatagramReport {
+        up: counts.sent,
+        down: counts.delivered,
+        stale: counts.stale,
+        dropped: counts.crowded_out + counts.abandoned + counts.unwanted,
+    }
+}
+
+fn count(flows: usize) -> u64 {
+    u64::try_from(flows).unwrap_or(u64::MAX)
 }
 
 pub(super) fn millis(time: Duration) -> u64 {

@@ -2,7 +2,9 @@
 
 use crate::config::{self, Config, ConnectDuringOutage, Protocol};
 use ipnet::IpNet;
-use tund_client_core::{DuringOutage, Policies, Policy, Rules, Store};
+use tund_client_core::{
+    DuringOutage, Filtering, HandOff, MappingConfig, Policies, Policy, Rules, Store,
+};
 use tund_session::wire::frame::Framing;
 
 /// What holds for which destination of a TCP connection.
@@ -11,8 +13,21 @@ pub(super) fn policies(config: &Config) -> Policies {
         grace: config.grace,
         during_outage: during_outage(config.connect_during_outage),
         store: None,
+        hand_off: None,
     };
     Policies::new(all, config.policies.iter().filter_map(policy).collect())
+}
+
+/// What holds for mappings of datagrams.
+pub(super) const fn mappings(config: &Config) -> MappingConfig {
+    MappingConfig {
+        idle: config.udp.idle,
+        filtering: match config.udp.filtering {
+            config::Filtering::Address => Filtering::Address,
+            config::Filtering::Endpoint => Filtering::Endpoint,
+        },
+        grace: config.grace,
+    }
 }
 
 /// None for a policy that is not for TCP.
@@ -27,6 +42,7 @@ fn policy(policy: &config::Policy) -> Option<Policy> {
         grace: policy.grace,
         during_outage: policy.connect_during_outage.map(during_outage),
         store: policy.store.map(store),
+        hand_off: policy.hand_off.map(hand_off),
     })
 }
 
@@ -38,13 +54,24 @@ const fn during_outage(connect: ConnectDuringOutage) -> DuringOutage {
     }
 }
 
-const fn store(store: config::Store) -> Store {
+const fn store(kept: config::Kept) -> Store {
     Store {
-        framing: match store.framing {
-            config::Framing::Line => Framing::Line,
-            config::Framing::OctetCount => Framing::OctetCount,
-            config::Framing::Whole => Framing::Whole,
-        },
-        retain: store.retain,
+        framing: framing(kept.framing),
+        retain: kept.retain,
+    }
+}
+
+const fn hand_off(kept: config::Kept) -> HandOff {
+    HandOff {
+        framing: framing(kept.framing),
+        retain: kept.retain,
+    }
+}
+
+const fn framing(framing: config::Framing) -> Framing {
+    match framing {
+        config::Framing::Line => Framing::Line,
+        config::Framing::OctetCount => Framing::OctetCount,
+        config::Framing::Whole => Framing::Whole,
     }
 }

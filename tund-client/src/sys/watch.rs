@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::task::{Context, Poll};
 
+use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
@@ -42,6 +43,8 @@ pub(crate) struct Facts {
     pub(crate) running: BTreeSet<u32>,
     /// Every address of this host.
     pub(crate) addresses: BTreeSet<IpAddr>,
+    /// Every network that it is on.
+    pub(crate) networks: BTreeSet<IpNet>,
 }
 
 /// A second routing socket, which is told whatever changes; requests go by [`Netlink`].
@@ -156,6 +159,12 @@ pub(crate) fn facts() -> Result<Facts, SystemError> {
         facts
             .addresses
             .extend(addresses.iter().map(|one| one.at.address));
+        let networks = addresses
+            .iter()
+            .filter_map(|one| IpNet::new(one.at.address, one.at.prefix_length).ok());
+        facts
+            .networks
+            .extend(networks.map(|network| network.trunc()));
         Ok(facts)
     };
     look().map_err(|error| {

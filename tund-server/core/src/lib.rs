@@ -3,5 +3,7 @@
 pub mod admission;
 pub mod delivery;
 pub mod gate;
+pub mod mapping;
+pub mod offers;
 pub mod proxy;
 pub mod registry;

@@ -46,7 +46,9 @@ impl ProxyProtocol {
                 let (source, destination) = alike(source, destination);
                 ProxyHeader::with_address(match protocol {
                     Protocol::Tcp => ProxiedAddress::stream(source, destination),
-                    Protocol::Udp | Protocol::Icmp => ProxiedAddress::datagram(source, destination),
+                    Protocol::Udp | Protocol::UdpAny | Protocol::Icmp => {
+                        ProxiedAddress::datagram(source, destination)
+                    }
                 })
             }
         };

@@ -36,9 +36,11 @@ impl Deliverer {
         }
     }
 
-    /// What clients are offered: without a journal nothing could be delivered exactly once.
+    /// What clients are offered: without a journal nothing could be delivered exactly once. What is
+    /// handed on is in memory only.
     pub(super) fn capabilities(&self) -> u64 {
-        self.recorder.as_ref().map_or(0, |_| capability::DELIVERY)
+        let delivery = self.recorder.as_ref().map_or(0, |_| capability::DELIVERY);
+        delivery | capability::HAND_OFF
     }
 
     /// A new turn of the loop.
@@ -66,6 +68,7 @@ fn as_open(deliver: &Deliver) -> Open {
         limit: deliver.limit,
         grace: deliver.grace,
         on_expiry: OnExpiry::Reset,
+        hand_off: None,
     }
 }
 

@@ -171,6 +171,9 @@ impl Server {
                 Poll::Pending => return,
                 Poll::Ready(Ok(Some(bytes))) => {
                     self.registry.handle_bytes(id, bytes, now);
+                    if self.registry.has_datagrams_waiting(id) {
+                        self.take_events(now);
+                    }
                 }
                 Poll::Ready(Ok(None)) => {
                     self.drop_link(id, now);

@@ -3,10 +3,12 @@
 mod deliveries;
 mod flows;
 mod links;
+mod mappings;
 mod opens;
 mod origin;
 mod recorder;
 mod report;
+mod rests;
 mod state;
 
 use crate::config::Config;
@@ -35,8 +37,11 @@ use tund_daemon::telemetry::Tally;
 use tund_server_core::admission::Admission;
 use tund_server_core::delivery::StoredFlow;
 use tund_server_core::gate::Gate;
+use tund_server_core::mapping::Places;
 use tund_server_core::proxy::ProxyProtocol;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
+use tund_session::wire::codec::MAX_DATAGRAM;
+use tund_session::wire::frame::capability;
 use tund_session::{FlowId, Instance, Instant, LinkId, Outbox, SessionId};
 
 /// Rounds of work before other tasks of the runtime get a turn.
@@ -52,6 +57,7 @@ enum Source {
     Listener(usize),
     Link(LinkId),
     Origin(SessionId, FlowId),
+    Mapping(SessionId, FlowId),
 }
 
 struct Listener {
@@ -78,6 +84,11 @@ struct Server {
     /// Where links came from that were dropped since events were last taken: some are about them.
     departed: FxHashMap<LinkId, SocketAddr>,
     origins: BTreeMap<(SessionId, FlowId), flows::OriginSlot>,
+    mappings: BTreeMap<(SessionId, FlowId), mappings::MappingSlot>,
+    places: Places,
+    /// What datagrams are read into.
+    datagram: Vec<u8>,
+    rests: rests::Rests,
     opens: opens::Opens,
     denials: opens::Denials,
     deliverer: Deliverer,
@@ -149,7 +160,8 @@ impl Server {
                 buffer_bytes: config.buffer_bytes,
                 max_flows: config.max_flows_per_session,
                 max_grace: config.max_grace,
-                capabilities: deliverer.capabilities(),
+                capabilities: deliverer.capabilities() | capability::DATAGRAM,
+                datagram_age: tund_session::limits::DATAGRAM_AGE,
             },
             max_sessions: config.max_sessions,
             memory_bytes: config.memory_bytes,
@@ -174,6 +186,10 @@ impl Server {
             links: FxHashMap::default(),
             departed: FxHashMap::default(),
             origins: BTreeMap::new(),
+            mappings: BTreeMap::new(),
+            places: Places::default(),
+            datagram: vec![0; MAX_DATAGRAM],
+            rests: rests::Rests::default(),
             opens: opens::Opens::default(),
             denials: opens::Denials::default(),
             deliverer,
@@ -195,18 +211,23 @@ impl Server {
             config_file,
         };
         server.index_clients();
-        for address in server.config.listen.clone() {
+        server.listen()?;
+        Ok(server)
+    }
+
+    fn listen(&mut self) -> anyhow::Result<()> {
+        for address in self.config.listen.clone() {
             let socket = links::listen(address).map_err(|error| cannot_listen(address, error))?;
-            let token = server.next_token;
-            let waker = server.register(Source::Listener(server.listeners.len()));
+            let token = self.next_token;
+            let waker = self.register(Source::Listener(self.listeners.len()));
             waker.wake_by_ref();
-            server.listeners.push(Listener {
+            self.listeners.push(Listener {
                 socket,
                 waker,
                 token,
             });
         }
-        Ok(server)
+        Ok(())
     }
 
     fn index_clients(&mut self) {
@@ -261,6 +282,8 @@ impl Server {
             self.on_time(now);
             self.opens.next_turn();
             self.deliverer.next_turn();
+            self.rests
+                .read_on(&mut self.registry, &mut self.read_buffer);
             self.open_waiting(now);
             self.drain(now);
             self.state.poll(cx, &mut self.registry, now);
@@ -271,7 +294,8 @@ impl Server {
             if self.stopping.is_some_and(|until| is_done || until <= now) {
                 return Poll::Ready(());
             }
-            if !(ready || failed || expired) && self.opens.is_empty() {
+            let is_idle = self.opens.is_empty() && self.rests.is_empty();
+            if !(ready || failed || expired) && is_idle {
                 self.sleep(cx);
                 return Poll::Pending;
             }
@@ -303,6 +327,7 @@ impl Server {
             Some(Source::Listener(index)) => self.accept(index, now),
             Some(Source::Link(link)) => self.drive_link(link, now),
             Some(Source::Origin(session, flow)) => self.drive_origin(session, flow, now),
+            Some(Source::Mapping(session, flow)) => self.drive_mapping(session, flow, now),
             None => {}
         }
     }
@@ -318,6 +343,7 @@ impl Server {
             match entry.remove() {
                 Source::Link(link) => self.drop_link(link, now),
                 Source::Origin(session, flow) => self.origin_time(session, flow, now),
+                Source::Mapping(session, flow) => self.drive_mapping(session, flow, now),
                 Source::Listener(index) => self.accept(index, now),
             }
         }
@@ -337,42 +363,50 @@ impl Server {
 
     /// Carries out what the registry wants, until it wants nothing.
     fn drain(&mut self, now: Instant) {
-        loop {
-            let mut moved = false;
-            while let Some(event) = self.registry.poll_event() {
-                moved = true;
-                match event {
-                    RegistryEvent::Session { session, event } => self.on_event(session, event, now),
-                    RegistryEvent::Final {
-                        key: client,
+        while self.take_events(now) | self.send_dirty(now) {}
+        self.departed.clear();
+    }
+
+    /// Hears what sessions tell; true if there was anything.
+    pub(super) fn take_events(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        while let Some(event) = self.registry.poll_event() {
+            moved = true;
+            match event {
+                RegistryEvent::Session { session, event } => self.on_event(session, event, now),
+                RegistryEvent::Final {
+                    key: client,
+                    session,
+                    flow,
+                    taken,
+                    released,
+                } => {
+                    let of = StoredFlow {
+                        client,
                         session,
                         flow,
-                        taken,
-                        released,
-                    } => {
-                        let of = StoredFlow {
-                            client,
-                            session,
-                            flow,
-                        };
-                        self.note_final(of, (taken, released));
-                    }
-                    RegistryEvent::TurnedAway { link, reason } => {
-                        self.on_turned_away(link, reason, now);
-                    }
+                    };
+                    self.note_final(of, (taken, released));
+                }
+                RegistryEvent::Held { session, flow } => self.read_rest(session, flow),
+                RegistryEvent::TurnedAway { link, reason } => {
+                    self.on_turned_away(link, reason, now);
                 }
             }
-            let mut dirty = std::mem::take(&mut self.dirty);
-            self.registry.poll_dirty(&mut dirty);
-            for link in dirty.drain(..) {
-                moved |= self.send(link, now);
-            }
-            self.dirty = dirty;
-            if !moved {
-                self.departed.clear();
-                return;
-            }
         }
+        moved
+    }
+
+    /// Sends what is due on every link; true if there was anything.
+    pub(super) fn send_dirty(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        let mut dirty = std::mem::take(&mut self.dirty);
+        self.registry.poll_dirty(&mut dirty);
+        for link in dirty.drain(..) {
+            moved |= self.send(link, now);
+        }
+        self.dirty = dirty;
+        moved
     }
 
     fn on_signal(&mut self, signal: Signal, now: Instant) {

@@ -4,7 +4,7 @@ use super::Server;
 use super::links::LinkSlot;
 use std::net::{IpAddr, SocketAddr};
 use tund_daemon::control::{
-    ByteCounts, FlowCounts, LinkReport, MemoryReport, Page, Request, SESSION_ROWS_MAX,
+    ByteCounts, FlowCounts, HeldReport, LinkReport, MemoryReport, Page, Request, SESSION_ROWS_MAX,
     ServerCommand, ServerState, ServerStatus, SessionCounts, SessionRow, SessionState,
 };
 use tund_server_core::registry::ClientKey;
@@ -66,10 +66,21 @@ impl Server {
             listen: listen.collect(),
             sessions,
             memory: MemoryReport {
-                used_bytes: self.registry.lent(),
+                used_bytes: self.registry.lent() + self.registry.offers().bytes(),
                 limit_bytes: self.config.memory_bytes,
             },
+            held: self.held(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    fn held(&self) -> HeldReport {
+        let offers = self.registry.offers();
+        HeldReport {
+            flows: u64::try_from(offers.len()).unwrap_or(u64::MAX),
+            bytes: offers.bytes(),
+            handed_on_bytes: offers.tally().handed_on,
+            lost_bytes: offers.tally().lost,
         }
     }
 
@@ -114,8 +125,9 @@ impl Server {
             },
             links: links.collect(),
             flows: FlowCounts {
-                tcp: u64::try_from(session.flow_count()).unwrap_or(u64::MAX),
-                ..FlowCounts::default()
+                tcp: count(session.flow_count() - session.mapping_count()),
+                udp: count(session.mapping_count()),
+                icmp: 0,
             },
             bytes: ByteCounts {
                 up: traffic.released,
@@ -145,6 +157,10 @@ fn plain(address: SocketAddr) -> SocketAddr {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
         IpAddr::V6(_) => address,
     }
+}
+
+fn count(flows: usize) -> u64 {
+    u64::try_from(flows).unwrap_or(u64::MAX)
 }
 
 fn millis(now: Instant, since: Instant) -> u64 {

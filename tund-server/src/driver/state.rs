@@ -220,6 +220,7 @@ mod tests {
                 max_flows: 8,
                 max_grace: Duration::from_secs(60),
                 capabilities: 0,
+                datagram_age: tund_session::limits::DATAGRAM_AGE,
             },
             max_sessions: 8,
             memory_bytes: 1 << 20,

@@ -19,9 +19,9 @@ pub use command::{
 };
 pub use peer::{Access, Caller};
 pub use report::{
-    ByteCounts, ClientState, ClientStatus, EndedFlowRow, ErrorReport, FlowCounts, FlowRow,
-    LinkReport, MemoryReport, OutageReport, Page, ServerState, ServerStatus, SessionCounts,
-    SessionRow, SessionState, SpoolCounts, SpoolRow,
+    ByteCounts, ClientState, ClientStatus, DatagramReport, EndedFlowRow, ErrorReport, FlowCounts,
+    FlowRow, HeldReport, LinkReport, MemoryReport, OutageReport, Page, ServerState, ServerStatus,
+    SessionCounts, SessionRow, SessionState, SpoolCounts, SpoolRow,
 };
 pub use server::{ControlServer, Request};
 pub use socket::BindError;

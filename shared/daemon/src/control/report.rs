@@ -41,6 +41,8 @@ pub struct ClientStatus {
     pub buffered_bytes: ByteCounts,
     /// What was survived, since the daemon's start.
     pub outages: OutageReport,
+    /// What became of UDP datagrams, since the daemon's start.
+    pub datagrams: DatagramReport,
     /// What waits for delivery.
     pub spool: SpoolCounts,
     /// What is wrong; none when all is well.
@@ -97,6 +99,20 @@ pub struct OutageReport {
     pub last_gap_ms: Option<u64>,
     /// Of the last one: from the successful dial's first packet to attached.
     pub last_resume_ms: Option<u64>,
+}
+
+/// UDP datagrams, as the client counts them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatagramReport {
+    /// Sent to the server.
+    pub up: u64,
+    /// Given to applications.
+    pub down: u64,
+    /// Dropped because they had waited for longer than `[udp] max_age`.
+    pub stale: u64,
+    /// Dropped because too many waited, because their mapping ended, or because they came from where
+    /// nobody had been asked.
+    pub dropped: u64,
 }
 
 /// What was stored after an outage that outlasted its grace.
@@ -162,12 +178,12 @@ pub struct EndedFlowRow {
     pub protocol: String,
     /// The application's end.
     pub source: SocketAddr,
-    /// The origin.
+    /// The origin; of a UDP mapping, the first it sent to.
     pub destination: SocketAddr,
     /// Who ended it: `application`, `origin`, `client`, `server` or `user`.
     pub ended_by: String,
-    /// How: `closed`, `reset`, `refused`, `cancelled`, `expired`, `disconnected`, `restarted` or
-    /// `failed`.
+    /// How: `closed`, `reset`, `refused`, `cancelled`, `expired`, `idle`, `disconnected`,
+    /// `restarted` or `failed`.
     pub how: String,
     /// Bytes each way that passed between application and client.
     pub bytes: ByteCounts,
@@ -176,6 +192,9 @@ pub struct EndedFlowRow {
     /// Bytes of the application that were stored when it ended, for delivery later.
     #[serde(default)]
     pub stored_bytes: u64,
+    /// Bytes that had come for the application and that the server holds for its next connection.
+    #[serde(default)]
+    pub held_bytes: u64,
     /// From its opening to its end.
     pub age_ms: u64,
     /// How many outages it lived through.
@@ -234,10 +253,26 @@ pub struct ServerStatus {
     pub listen: Vec<SocketAddr>,
     /// How many sessions there are.
     pub sessions: SessionCounts,
-    /// How much memory sessions use.
+    /// How much memory sessions use, and what is held beside them.
     pub memory: MemoryReport,
+    /// What is held for applications' next connections.
+    #[serde(default)]
+    pub held: HeldReport,
     /// The daemon's version.
     pub version: String,
+}
+
+/// What applications did not get of flows that expired, and what became of it since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldReport {
+    /// Flows of which something is held.
+    pub flows: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Bytes that later connections were given.
+    pub handed_on_bytes: u64,
+    /// Bytes that were forgotten, or were no whole message.
+    pub lost_bytes: u64,
 }
 
 /// Sessions by state.

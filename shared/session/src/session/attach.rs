@@ -258,7 +258,7 @@ impl Session {
                 self.id = Some(welcome.session);
                 self.peer_instance = Some(welcome.instance);
                 self.peer_limits = Some(welcome.limits);
-                self.agree(welcome.capabilities);
+                self.agree(welcome.capabilities, now);
                 self.join(id, LinkNumber(1), true, now);
             }
             (Phase::HelloSent, Frame::KeyInUse) => {

@@ -1,5 +1,6 @@
 //! What an owner gives a session and learns from it: configuration, events, answers.
 
+use super::Held;
 use crate::id::{FlowId, Instance, LinkId, LinkNumber, Offset};
 use crate::limits;
 use crate::wire::frame::{CloseCode, Deliver, FlowCode, Open, OpenError, RejectReason};
@@ -29,10 +30,11 @@ pub struct Config {
     /// What this end offers or agrees to: bits of
     /// [`capability`](crate::wire::frame::capability).
     pub capabilities: u64,
+    /// Datagrams that have waited for longer are dropped when they would be written.
+    pub datagram_age: Duration,
 }
 
-/// Client: what is held of a half that its server has not released, from the last message boundary
-/// on.
+/// What is held of a half that the other end has not released, from the last message boundary on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remainder {
     /// The place of the first byte.
@@ -193,7 +195,7 @@ pub enum Event {
         /// As with `FlowOpened`.
         link: LinkId,
     },
-    /// Client: the origin has answered.
+    /// Client: the origin has answered; of a flow that is handed on also where it is given up by now.
     FlowAccepted {
         /// Which.
         flow: FlowId,
@@ -232,7 +234,18 @@ pub enum Event {
         /// Everything before it is known to have been acknowledged by the origin.
         released: Offset,
     },
-    /// `readable` or `delivery` has changed.
+    /// Server: a flow has expired, or its session, and what its application did not get is to be held
+    /// for the next one of its user. Comes before the event that has the socket reset: what that
+    /// still has to read belongs behind it.
+    FlowHeld {
+        /// Which.
+        flow: FlowId,
+        /// What is left of it.
+        held: Box<Held>,
+    },
+    /// Server: nothing that is held for this client will be asked for.
+    ForgetHeld,
+    /// `readable` or `delivery` has changed; of a mapping, `datagram` or `take_datagram_error`.
     FlowReadable {
         /// Which.
         flow: FlowId,
@@ -273,14 +286,16 @@ pub enum OpenRefused {
     /// No room for a whole message of one more flow that may be stored.
     #[error("the buffer has no room for a message of one more flow that may be stored")]
     NoRoom,
-    /// The server does not deliver.
-    #[error("delivery was not agreed with the server")]
+    /// The server does not deliver, or carries no datagrams.
+    #[error("the server does not know of such flows")]
     NotAgreed,
 }
 
 /// What a deadline is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Timer {
+    /// Datagrams that have waited for too long.
+    Datagrams,
     /// A PING, an overdue PONG, a silent link or an attach without confirmation.
     Link,
     /// Grace of a flow.

@@ -49,7 +49,7 @@ impl Session {
     }
 
     /// Client: what the server knows, too.
-    pub(super) fn agree(&mut self, capabilities: u64) {
+    pub(super) fn agree(&mut self, capabilities: u64, now: Instant) {
         self.agreed = Some(capabilities & self.config.capabilities);
         let impossible = |framing| self.possible(OnExpiry::Store(framing)) == OnExpiry::Reset;
         let stored = self
@@ -67,6 +67,8 @@ impl Session {
         let mut lane = std::mem::take(&mut self.lane);
         lane.unstore(|framing| self.possible(OnExpiry::Store(framing)) != OnExpiry::Reset);
         self.lane = lane;
+        self.begin_mappings(now);
+        self.agree_hand_off();
     }
 
     /// What can be done of what is wanted: to store, both ends must know how, and have buffers
@@ -200,7 +202,9 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
-        if flow.is_storable() {
+        if self.role == Role::Server {
+            self.hold(id);
+        } else if flow.is_storable() {
             flow.detached_socket = true;
             let remainder = flow.hand_over();
             self.events.push_back(Event::FlowExpired {
@@ -209,8 +213,10 @@ impl Session {
             });
             return;
         }
-        self.lost += flow.at_stake();
-        flow.abandon_sending();
+        if let Some(flow) = self.flows.get_mut(&id) {
+            self.lost += flow.at_stake();
+            flow.abandon_sending();
+        }
         self.abort_socket(id, FlowCode::Expired);
     }
 
@@ -230,7 +236,8 @@ impl Session {
         );
         for (id, flow) in &mut self.flows {
             let is_unasked = flow.stage == Stage::Opening && flow.is_early && !flow.send_done;
-            if is_wanted && (flow.is_storable() || is_unasked) {
+            let is_storable = self.role == Role::Client && flow.is_storable();
+            if is_wanted && (is_storable || is_unasked) {
                 self.remainders.push((*id, flow.hand_over()));
             } else {
                 self.lost += flow.at_stake();

@@ -19,14 +19,19 @@ impl Session {
             return;
         }
         self.ended = Some(reason);
+        self.drop_all_datagrams();
+        self.hold_all(reason);
         self.keep_remainders(reason);
         let dropped = self
             .flows
             .values_mut()
             .map(|flow| (flow.id, flow.dropped + flow.rx.abandon()));
         self.dropped_by_flow = dropped.filter(|(_, dropped)| *dropped > 0).collect();
+        self.note_opaque();
         self.flows.clear();
+        self.prologue_bytes = 0;
         self.live_flows = 0;
+        self.mappings = 0;
         self.short_pieces = 0;
         self.slices = 0;
         self.acks.clear();
@@ -60,7 +65,9 @@ impl Session {
         }
         if !flow.detached_socket {
             flow.detached_socket = true;
-            flow.awaits_stranded = self.role == Role::Server && flow.stage == Stage::Open;
+            let has_bytes = flow.mapping.is_none();
+            let is_open = flow.stage == Stage::Open;
+            flow.awaits_stranded = self.role == Role::Server && is_open && has_bytes;
             self.events.push_back(Event::FlowAborted { flow: id, code });
         }
     }
@@ -98,6 +105,8 @@ impl Session {
         flow.abandon_sending();
         flow.receive_done = true;
         flow.reset_due = false;
+        self.drop_datagrams(id);
+        self.drop_prologue(id);
         self.drop_received(id);
         self.extend_intake(id);
         self.extend_credit(id);
@@ -143,9 +152,12 @@ impl Session {
 
     /// Lets go of all that is kept of a flow.
     pub(super) fn forget(&mut self, id: FlowId, now: Instant) {
+        self.drop_datagrams(id);
+        self.drop_prologue(id);
         let Some(mut flow) = self.flows.remove(&id) else {
             return;
         };
+        self.mappings -= usize::from(flow.mapping.is_some());
         self.intake.resize(&mut flow.intake_share, 0);
         self.credit.resize(&mut flow.credit_share, 0);
         self.short_pieces -= flow.rx.short_pieces();

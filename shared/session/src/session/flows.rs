@@ -5,7 +5,7 @@ use crate::flow::{Flow, Purpose, Stage};
 use crate::framer::{Framer, longest_message};
 use crate::id::{FlowId, Offset};
 use crate::time::Instant;
-use crate::wire::frame::{Control, FlowCode, OnExpiry, Open, OpenError, Protocol};
+use crate::wire::frame::{Control, FlowCode, HandOff, OnExpiry, Open, OpenError, Protocol};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -35,10 +35,26 @@ impl Session {
     /// At the smaller of both ends' `max_flows`, after the session has ended, and while a flow
     /// that may be stored finds no room for a whole message.
     pub fn open_flow(&mut self, target: &Target, now: Instant) -> Result<FlowId, OpenRefused> {
+        self.open(target, None, now)
+    }
+
+    pub(super) fn open(
+        &mut self,
+        target: &Target,
+        hand_off: Option<Box<HandOff>>,
+        now: Instant,
+    ) -> Result<FlowId, OpenRefused> {
         let on_expiry = self.possible(target.on_expiry);
         let mut flow = self.next_flow(target.grace, now)?;
         let id = flow.id;
+        flow.mapping = Self::mapping_for(target.protocol, id);
+        if flow.mapping.is_some() && !self.has_datagrams() {
+            return Err(OpenRefused::NotAgreed);
+        }
         flow.is_early = target.accept_early;
+        let messages = hand_off.as_ref();
+        let messages = messages.map(|hand_off| Framer::of_hand_off(hand_off, Offset(0)));
+        flow.rx.release_what_drains(messages);
         if let OnExpiry::Store(framing) = on_expiry {
             flow.purpose = Purpose::Stored(framing);
             flow.intake_reserve = longest_message(framing) + 2;
@@ -57,6 +73,7 @@ impl Session {
             limit,
             grace: target.grace,
             on_expiry,
+            hand_off,
         }));
         if target.accept_early {
             self.first_intake(id);
@@ -69,10 +86,7 @@ impl Session {
         if self.ended.is_some() {
             return Err(OpenRefused::Ended);
         }
-        let most = self
-            .peer_limits
-            .map_or(u64::MAX, |l| l.max_flows)
-            .min(self.config.max_flows);
+        let most = self.most_flows();
         if u64::try_from(self.flows.len()).is_ok_and(|n| n >= most) {
             return Err(OpenRefused::TooManyFlows);
         }
@@ -95,6 +109,7 @@ impl Session {
             self.expiries.insert((at, flow.id));
         }
         self.live_flows += 1;
+        self.mappings += usize::from(flow.mapping.is_some());
         self.flows.insert(flow.id, flow);
     }
 
@@ -274,8 +289,12 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
+        let before = flow.rx.released();
         flow.rx.drain(count);
         flow.progress_at = now;
+        if flow.rx.released() > before {
+            self.owe_ack(id);
+        }
         self.extend_credit(id);
         self.feed_starved();
     }
@@ -327,7 +346,8 @@ impl Session {
     /// flow, so a window of that size may be promised; it is never taken back.
     pub fn intake(&self, id: FlowId) -> u64 {
         self.flows.get(&id).map_or(0, |flow| {
-            if flow.send_done || flow.tx.has_fin() || !flow.may_take() {
+            if flow.send_done || flow.tx.has_fin() || !flow.may_take() || !flow.prologue.is_empty()
+            {
                 return 0;
             }
             flow.intake_limit.since(flow.tx.end())

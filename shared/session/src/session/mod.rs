@@ -2,9 +2,11 @@
 
 mod attach;
 mod contract;
+mod datagrams;
 mod delivery;
 mod ends;
 mod flows;
+mod hand_off;
 mod outage;
 mod receive;
 mod shares;
@@ -17,11 +19,15 @@ pub use contract::{
 };
 pub use delivery::DeliverTarget;
 pub use flows::Target;
+pub(crate) use hand_off::HandedOff;
+pub use hand_off::Held;
 
 use crate::budget::Budget;
 use crate::control_lane::ControlLane;
+use crate::datagram_queue::{DatagramCounts, Room};
 use crate::flow::Flow;
 use crate::id::{FlowId, Instance, LinkId, LinkNumber, Offset, Secret, SessionId};
+use crate::limits;
 use crate::link::Link;
 use crate::time::Instant;
 use crate::wire::frame::Limits;
@@ -66,12 +72,24 @@ pub struct Session {
     /// Pieces of all flows that keep the buffer that a link was read into.
     slices: usize,
     lane: ControlLane,
+    /// Datagrams of all mappings that wait to be sent, and for local sockets.
+    tx_room: Room,
+    rx_room: Room,
+    /// When the next look for stale ones among them is due.
+    sweep_at: Instant,
+    /// When the last one was.
+    swept_at: Instant,
+    /// How many of the flows are mappings.
+    mappings: usize,
+    datagrams: DatagramCounts,
     /// Bytes taken from local sockets and not released by the peer (INV-5).
     intake: Budget,
     /// Credit granted to the peer and not drained by local sockets (INV-5).
     credit: Budget,
     intake_starved: VecDeque<FlowId>,
     credit_starved: VecDeque<FlowId>,
+    /// Server: bytes of all flows that wait for intake, ahead of those of their origins.
+    prologue_bytes: u64,
 
     links: BTreeMap<LinkId, Link>,
     /// Client: the one to be proved at the next RESUME. Server: all that count (rule 8).
@@ -118,6 +136,8 @@ pub struct Session {
     dropped_by_flow: BTreeMap<FlowId, u64>,
     /// Of each flow not forgotten at the end whose bytes the client may store.
     released_at_end: Vec<(FlowId, Offset)>,
+    /// Client: of the flows that it had then, those whose server half was no run of messages.
+    opaque_at_end: BTreeSet<FlowId>,
 }
 
 /// Bytes of flows since the session was made.
@@ -151,10 +171,17 @@ impl Session {
             short_pieces: 0,
             slices: 0,
             lane: ControlLane::default(),
+            tx_room: Room::new(config.buffer_bytes),
+            rx_room: Room::new(config.buffer_bytes),
+            sweep_at: now,
+            swept_at: now,
+            mappings: 0,
+            datagrams: DatagramCounts::default(),
             intake: Budget::new(config.buffer_bytes, config.max_flows),
             credit: Budget::new(config.buffer_bytes, config.max_flows),
             intake_starved: VecDeque::new(),
             credit_starved: VecDeque::new(),
+            prologue_bytes: 0,
             links: BTreeMap::new(),
             secrets: BTreeMap::new(),
             next_number: LinkNumber(1),
@@ -179,6 +206,7 @@ impl Session {
             remainders: Vec::new(),
             dropped_by_flow: BTreeMap::new(),
             released_at_end: Vec::new(),
+            opaque_at_end: BTreeSet::new(),
             config: config.clone(),
         }
     }
@@ -210,6 +238,8 @@ impl Session {
             | Event::DeliverOpened { .. }
             | Event::FlowExpired { .. }
             | Event::FlowFinal { .. }
+            | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::FlowReleased { .. }
             | Event::FlowAccepted { .. }
             | Event::FlowRefused { .. }
@@ -321,13 +351,13 @@ impl Session {
             .flows
             .values()
             .filter(|f| !f.send_done)
-            .map(|f| f.tx.retained())
+            .map(Flow::retained)
             .sum();
         let down = self
             .flows
             .values()
             .filter(|f| !f.receive_done)
-            .map(|f| f.rx.held())
+            .map(Flow::held)
             .sum();
         (up, down)
     }
@@ -336,7 +366,7 @@ impl Session {
     pub fn flow_buffered(&self, flow: FlowId) -> (u64, u64) {
         self.flows
             .get(&flow)
-            .map_or((0, 0), |flow| (flow.tx.retained(), flow.rx.held()))
+            .map_or((0, 0), |flow| (flow.retained(), flow.held()))
     }
 
     /// Bytes of flows since the session was made.
@@ -373,15 +403,25 @@ impl Session {
         &self.released_at_end
     }
 
-    /// Bytes of the two pools that flows hold beyond their floors.
+    /// Bytes that flows hold beyond their floors, datagrams beyond theirs, and what waits to go out
+    /// ahead of origins' bytes.
     pub fn lent(&self) -> u64 {
-        self.intake.lent() + self.credit.lent()
+        let streams = self.intake.lent() + self.credit.lent() + self.prologue_bytes;
+        streams + self.tx_room.lent() + self.rx_room.lent()
     }
 
-    /// An outer bound on growth: the daemon's memory is shared. What is held stays held.
+    /// An outer bound on growth in each direction: the daemon's memory is shared. What streams hold
+    /// stays held; datagrams beyond it make room for newer ones.
     pub fn set_growth_bound(&mut self, bytes: u64) {
-        self.intake.set_bound(bytes);
-        self.credit.set_bound(bytes);
+        let datagrams = if self.has_datagrams() {
+            bytes / limits::DATAGRAM_GROWTH
+        } else {
+            0
+        };
+        self.tx_room.set_bound(datagrams);
+        self.rx_room.set_bound(datagrams);
+        self.intake.set_bound(bytes - datagrams);
+        self.credit.set_bound(bytes - datagrams);
     }
 
     fn limits(&self) -> Limits {

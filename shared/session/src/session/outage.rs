@@ -195,7 +195,9 @@ impl Session {
         let grace = self.expiries.first().map(|(at, _)| (*at, Timer::Grace));
         let stall = self.stalls.first().map(|(at, _)| (*at, Timer::ResetStall));
         let abandoned = self.abandoned_at().map(|at| (at, Timer::Abandoned));
-        [link, grace, stall, abandoned].into_iter().flatten().min()
+        let datagrams = self.sweeps_at().map(|at| (at, Timer::Datagrams));
+        let all = [link, grace, stall, abandoned, datagrams];
+        all.into_iter().flatten().min()
     }
 
     /// Does what is due at `now`; early calls do nothing, late ones are caught up with.
@@ -205,6 +207,7 @@ impl Session {
         }
         self.link_duties(now);
         self.reset_stalls(now);
+        self.sweep_if_due(now);
         self.expire_flows(now);
         if self.ended.is_none() && self.abandoned_at().is_some_and(|at| at <= now) {
             self.end(EndReason::Abandoned, Some(CloseCode::Idle), now);

@@ -103,9 +103,9 @@ impl Session {
             | Frame::Resume(_)
             | Frame::ResumeOk(_)
             | Frame::ResumeReject(_) => Err("an attach frame on an attached link"),
-            Frame::Datagram(_) | Frame::DatagramError(_) => {
-                Err("a frame of a capability that was not agreed")
-            }
+            Frame::Datagram(datagram) => self.on_datagram(datagram, now),
+            Frame::DatagramPiece(piece) => self.on_datagram_piece(&piece, id, now),
+            Frame::DatagramError(error) => self.on_datagram_error(&error),
         }
     }
 
@@ -123,6 +123,9 @@ impl Session {
         let Some(flow) = self.known(id)? else {
             return Ok(());
         };
+        if flow.mapping.is_some() {
+            return Err("DATA of a mapping");
+        }
         if data.payload.is_empty() && !data.fin {
             return Err("DATA without bytes and without FIN");
         }
@@ -212,19 +215,7 @@ impl Session {
             Control::OpenOk { flow, limit, grace } if client => self.on_open_ok(flow, limit, grace),
             Control::OpenErr { flow, error } if client => self.on_open_err(flow, error, now),
             Control::Reset { flow, end, code } => self.on_reset(flow, end, code, now),
-            Control::Stop { flow, code } => {
-                if self.known(flow)?.is_some() {
-                    if code == FlowCode::Expired {
-                        // The peer's clock was first: what is to be stored is stored all the same.
-                        self.expire(flow);
-                    } else {
-                        self.abort_socket(flow, code);
-                    }
-                    self.drop_both(flow);
-                    self.settle(flow, now);
-                }
-                Ok(())
-            }
+            Control::Stop { flow, code } => self.on_stop(flow, code, now),
             Control::Done { flow, released } => {
                 if let Some(known) = self.known(flow)? {
                     let before = known.tx.released();
@@ -263,12 +254,39 @@ impl Session {
                 self.end(EndReason::Peer(code), None, now);
                 Ok(())
             }
+            Control::Forget if !client => {
+                if !self.has_hand_off() {
+                    return Err("FORGET without the capability");
+                }
+                self.events.push_back(Event::ForgetHeld);
+                Ok(())
+            }
             Control::Open(_)
             | Control::Deliver(_)
+            | Control::Forget
             | Control::OpenOk { .. }
             | Control::OpenErr { .. }
             | Control::Retire { .. } => Err("a control message of the other role"),
         }
+    }
+
+    fn on_stop(&mut self, id: FlowId, code: FlowCode, now: Instant) -> Taken {
+        if self.known(id)?.is_none() {
+            return Ok(());
+        }
+        if code == FlowCode::Expired {
+            // The peer's clock was first: what is to be stored or held is, all the same.
+            self.expire(id);
+        } else {
+            // Who cancels may have been given something ahead of the answer.
+            if self.role == Role::Server && code == FlowCode::Cancelled {
+                self.hold(id);
+            }
+            self.abort_socket(id, code);
+        }
+        self.drop_both(id);
+        self.settle(id, now);
+        Ok(())
     }
 
     fn on_open_ok(&mut self, id: FlowId, limit: Offset, grace: Duration) -> Taken {
@@ -278,9 +296,10 @@ impl Session {
         flow.stage = Stage::Open;
         flow.grace = grace;
         flow.tx.raise_limit(limit);
-        let gone = flow.detached_socket;
+        // What a flow was given that is gone is held for the next one, and the owner knows why.
+        let is_told = !flow.detached_socket || flow.rx.watched().is_some();
         self.first_intake(id);
-        if !gone {
+        if is_told {
             self.events.push_back(Event::FlowAccepted { flow: id });
         }
         self.schedule(id);
@@ -315,13 +334,23 @@ impl Session {
         if !self.has_delivery() {
             open.on_expiry = OnExpiry::Reset;
         }
+        if open.hand_off.is_some() && !self.has_hand_off() {
+            return Err("OPEN_HAND_OFF without the capability");
+        }
         open.grace = open.grace.min(self.config.max_grace);
         let mut flow = Flow::new(open.flow, open.grace, now);
+        flow.mapping = Self::mapping_for(open.protocol, open.flow);
+        flow.is_asked = true;
+        if flow.mapping.is_some() {
+            open.on_expiry = OnExpiry::Reset;
+            open.hand_off = None;
+        }
         if let OnExpiry::Store(framing) = open.on_expiry {
             flow.purpose = Purpose::Stored(framing);
             flow.credit_reserve = longest_message(framing) + 2;
             flow.rx.be_told(Some(Framer::new(framing)));
         }
+        self.note_hand_off(&mut flow, &mut open);
         self.admit(flow, open.limit, Event::FlowOpened { open, link })
     }
 
@@ -341,10 +370,9 @@ impl Session {
         let full = u64::try_from(self.flows.len()).is_ok_and(|n| n >= self.config.max_flows);
         let refused = if full {
             Some(OpenError::TooManyFlows)
-        } else if !self
-            .credit
-            .reserve(&mut flow.credit_share, flow.credit_reserve)
-        {
+        } else if let Some(error) = self.refuses_mapping(&flow) {
+            Some(error)
+        } else if !self.reserve(&mut flow) {
             Some(OpenError::Exhausted)
         } else {
             None
@@ -357,6 +385,19 @@ impl Session {
         self.add_flow(flow);
         self.events.push_back(event);
         Ok(())
+    }
+
+    /// Room for the longest message each way, where such are kept whole; all or nothing.
+    fn reserve(&mut self, flow: &mut Flow) -> bool {
+        let (credit, intake) = (flow.credit_reserve, flow.intake_reserve);
+        if !self.credit.reserve(&mut flow.credit_share, credit) {
+            return false;
+        }
+        let has_room = self.intake.reserve(&mut flow.intake_share, intake);
+        if !has_room {
+            self.credit.resize(&mut flow.credit_share, 0);
+        }
+        has_room
     }
 
     /// How many messages may be without acknowledgement before the peer's are acknowledged no
@@ -374,6 +415,9 @@ impl Session {
         let Some(flow) = self.known(id)? else {
             return Ok(());
         };
+        if flow.mapping.is_some() {
+            return Err("RESET of a mapping");
+        }
         if flow.reset_received.is_some() {
             return Ok(());
         }
@@ -385,6 +429,7 @@ impl Session {
         let is_readable = flow.rx.cut(end);
         flow.progress_at = now;
         flow.abandon_sending();
+        self.drop_prologue(id);
         self.extend_intake(id);
         let Some(flow) = self.flows.get_mut(&id) else {
             return Ok(());

@@ -19,6 +19,9 @@ fn grow(target: &mut u64, grown_at: &mut Offset, drained: Offset, share: Share, 
 impl Session {
     /// Credit granted with OPEN or OPEN_OK.
     pub(super) fn first_credit(&mut self, flow: &mut Flow) -> Offset {
+        if flow.mapping.is_some() {
+            return Offset(0);
+        }
         flow.credit_target = self.credit.initial().max(flow.credit_reserve);
         let held = self
             .credit
@@ -41,6 +44,9 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
+        if flow.mapping.is_some() {
+            return;
+        }
         if flow.receive_done {
             self.credit.resize(&mut flow.credit_share, 0);
             return;
@@ -82,11 +88,36 @@ impl Session {
     /// Lets the owner take more as the peer releases. During an outage a flow may take whatever
     /// the pool has: that is what the buffer is for.
     pub(super) fn extend_intake(&mut self, id: FlowId) {
+        self.grow_intake(id);
+        let mut has_poured = false;
+        while self.pour(id) {
+            has_poured = true;
+            self.grow_intake(id);
+        }
+        if has_poured {
+            self.tell_writable(id);
+        }
+    }
+
+    /// The local socket may be read: there is room, and nothing goes before it.
+    fn tell_writable(&mut self, id: FlowId) {
+        let has_room = self.intake(id) > 0;
+        if let Some(flow) = self.flows.get_mut(&id)
+            && has_room
+            && !flow.writable_told
+            && !flow.detached_socket
+        {
+            flow.writable_told = true;
+            self.events.push_back(Event::FlowWritable { flow: id });
+        }
+    }
+
+    fn grow_intake(&mut self, id: FlowId) {
         let detached = self.detached_since.is_some();
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
-        if !flow.may_take() {
+        if !flow.may_take() || flow.mapping.is_some() {
             return;
         }
         let (base, end) = (flow.tx.base(), flow.tx.end());
@@ -137,10 +168,7 @@ impl Session {
         }
         if limit > flow.intake_limit {
             flow.intake_limit = limit;
-            if !flow.writable_told && !flow.detached_socket {
-                flow.writable_told = true;
-                self.events.push_back(Event::FlowWritable { flow: id });
-            }
+            self.tell_writable(id);
         }
     }
 

@@ -8,7 +8,7 @@ use crate::limits;
 use crate::outbox::Outbox;
 use crate::time::Instant;
 use crate::wire::codec;
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Control, Frame};
 
 /// As [`limits::LEAST_PIECE`], in the first records of a link.
 const LEAST_FIRST_PIECE: usize = 256;
@@ -71,6 +71,9 @@ impl Session {
             && let Some((number, message)) = self.lane.take(link)
         {
             self.count(link, now);
+            if let Control::Open(open) = &message {
+                self.note_asked(open.flow);
+            }
             out.push(&Frame::Control { number, message });
         }
     }
@@ -142,11 +145,12 @@ impl Session {
             let Some(id) = self.fresh.pop_front().or_else(|| self.bulk.pop_front()) else {
                 return;
             };
+            let mut sent = self.send_mapping(id, (link, budget), out, now);
             let Some(flow) = self.flows.get_mut(&id) else {
                 continue;
             };
-            let mut sent = 0;
-            while flow.deficit > 0
+            while flow.mapping.is_none()
+                && flow.deficit > 0
                 && flow.is_ready()
                 && out.len() < budget
                 && let Some(piece) = {

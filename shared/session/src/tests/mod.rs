@@ -1,7 +1,9 @@
 //! Stories of a flow and of a session: open, outage, end.
 
 mod crowded;
+mod datagrams;
 mod delivery;
+mod hand_off;
 mod hostile;
 mod losses;
 mod noticing;

@@ -33,6 +33,7 @@ pub(super) fn config(role: Role) -> Config {
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
         capabilities: 0,
+        datagram_age: limits::DATAGRAM_AGE,
     }
 }
 
@@ -62,6 +63,7 @@ pub(super) fn open(flow: FlowId, on_expiry: OnExpiry) -> Control {
         limit: Offset(1),
         grace: target.grace,
         on_expiry,
+        hand_off: None,
     })
 }
 

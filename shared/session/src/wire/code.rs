@@ -54,6 +54,7 @@ codes! {
         1 = Tcp,
         2 = Udp,
         3 = Icmp,
+        4 = UdpAny,
     }
     FlowCode {
         1 = PeerReset,
@@ -62,6 +63,7 @@ codes! {
         4 = Cancelled,
         5 = Asked,
         6 = Unsealable,
+        7 = Idle,
     }
     CloseCode {
         1 = Asked,

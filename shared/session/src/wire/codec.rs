@@ -5,9 +5,10 @@
 //! itself; what it means for a session is checked there.
 
 pub use super::decode::{decode, frame_len};
-pub use super::encode::{data_header_bytes, encode, encode_data_header};
+pub use super::encode::{data_header_bytes, encode, encode_data_header, encode_datagram_header};
 pub use super::kind::{
-    HEADER, MAX_ACKS, MAX_BODY, MAX_DATA_HEADER, MAX_PAYLOAD, MAX_RELEASED, max_body,
+    HEADER, MAX_ACKS, MAX_BODY, MAX_DATA_HEADER, MAX_DATAGRAM, MAX_PAYLOAD, MAX_RELEASED,
+    MAX_TAKES, max_body,
 };
 
 /// Why bytes are no frame; the peer has broken the protocol.

@@ -4,11 +4,11 @@ use super::code::Code;
 use super::codec::WireError;
 use super::encode::FIN;
 use super::frame::{
-    Ack, CloseCode, Control, Data, Datagram, DatagramError, Deliver, FlowCode, Frame, Hello,
-    Limits, LinkCloseReason, Open, OpenError, RejectReason, Resume, ResumeOk, ResumeReject,
-    Welcome,
+    Ack, CloseCode, Control, Data, Datagram, DatagramError, DatagramHead, DatagramPiece, Deliver,
+    FlowCode, Frame, Framing, HandOff, Hello, Limits, LinkCloseReason, Open, OpenError,
+    RejectReason, Resume, ResumeOk, ResumeReject, Take, Welcome,
 };
-use super::kind::{HEADER, Kind, MAX_ACKS, MAX_PAYLOAD, MAX_RELEASED};
+use super::kind::{HEADER, Kind, MAX_ACKS, MAX_DATAGRAM, MAX_PAYLOAD, MAX_RELEASED, MAX_TAKES};
 use crate::id::{FlowId, Instance, LinkNumber, MAX_VARINT, Offset, SessionId};
 
 use bytes::{Buf, Bytes};
@@ -31,6 +31,7 @@ pub fn decode(input: &mut Bytes) -> Result<Option<Frame>> {
     let parse: fn(&mut Fields<'_>) -> Result<Frame> = match kind {
         Kind::Data => return decode_data(input, length),
         Kind::Datagram => return decode_datagram(input, length),
+        Kind::DatagramPiece => return decode_datagram_piece(input, length),
         Kind::Hello => |fields| fields.hello().map(Frame::Hello),
         Kind::Welcome => |fields| fields.welcome().map(Frame::Welcome),
         Kind::KeyInUse => |_| Ok(Frame::KeyInUse),
@@ -54,6 +55,8 @@ pub fn decode(input: &mut Bytes) -> Result<Option<Frame>> {
         Kind::LinkDown => |fields| fields.control(Fields::link_down),
         Kind::SessionClose => |fields| fields.control(Fields::session_close),
         Kind::Deliver => |fields| fields.control(Fields::deliver),
+        Kind::OpenHandOff => |fields| fields.control(Fields::open_hand_off),
+        Kind::Forget => |fields| fields.control(|_| Ok(Control::Forget)),
     };
     let Some(mut fields) = Fields::of(input, length) else {
         return Ok(None);
@@ -131,15 +134,32 @@ fn decode_datagram(input: &mut Bytes, length: usize) -> Result<Option<Frame>> {
     let Some(mut fields) = Fields::of(input, length) else {
         return Ok(None);
     };
-    let flow = fields.flow()?;
-    let remote = fields.address()?;
-    let age = Duration::from_micros(fields.number()?);
+    let head = fields.datagram_head()?;
     let payload_len = fields.payload_len()?;
     let payload = take_payload(input, length, payload_len);
-    Ok(Some(Frame::Datagram(Datagram {
-        flow,
-        remote,
-        age,
+    Ok(Some(Frame::Datagram(Datagram { head, payload })))
+}
+
+fn decode_datagram_piece(input: &mut Bytes, length: usize) -> Result<Option<Frame>> {
+    let Some(mut fields) = Fields::of(input, length) else {
+        return Ok(None);
+    };
+    let head = fields.datagram_head()?;
+    let offset = fields.small("offset of DATAGRAM_PIECE has over 32 bits")?;
+    let whole = fields.small("length in DATAGRAM_PIECE has over 32 bits")?;
+    let payload_len = fields.payload_len()?;
+    let end = u32::try_from(payload_len).map_or(u32::MAX, |bytes| offset.saturating_add(bytes));
+    let longest = usize::try_from(whole).is_ok_and(|whole| whole <= MAX_DATAGRAM);
+    if payload_len == 0 || end > whole || !longest {
+        return Err(WireError::BadValue(
+            "DATAGRAM_PIECE is no part of a datagram",
+        ));
+    }
+    let payload = take_payload(input, length, payload_len);
+    Ok(Some(Frame::DatagramPiece(DatagramPiece {
+        head,
+        offset,
+        whole,
         payload,
     })))
 }
@@ -374,12 +394,20 @@ impl Fields<'_> {
         Ok(acks)
     }
 
+    fn datagram_head(&mut self) -> Result<DatagramHead> {
+        Ok(DatagramHead {
+            flow: self.flow()?,
+            remote: self.address()?,
+            age: Duration::from_micros(self.number()?),
+        })
+    }
+
     fn datagram_error(&mut self) -> Result<DatagramError> {
         Ok(DatagramError {
             flow: self.flow()?,
             remote: self.address()?,
             errno: self.small("errno of DATAGRAM_ERROR has over 32 bits")?,
-            mtu: self.small("MTU of DATAGRAM_ERROR has over 32 bits")?,
+            info: self.small("MTU of DATAGRAM_ERROR has over 32 bits")?,
         })
     }
 
@@ -393,7 +421,11 @@ impl Fields<'_> {
     }
 
     fn open(&mut self) -> Result<Control> {
-        Ok(Control::Open(Open {
+        self.plain_open().map(Control::Open)
+    }
+
+    fn plain_open(&mut self) -> Result<Open> {
+        Ok(Open {
             flow: self.flow()?,
             protocol: self.code("OPEN of an unknown protocol")?,
             source: self.address()?,
@@ -401,7 +433,40 @@ impl Fields<'_> {
             limit: self.offset()?,
             grace: self.millis()?,
             on_expiry: self.code("OPEN with an unknown expiry policy")?,
-        }))
+            hand_off: None,
+        })
+    }
+
+    fn open_hand_off(&mut self) -> Result<Control> {
+        let mut open = self.plain_open()?;
+        let mut hand_off = HandOff {
+            user: self.small("user of OPEN_HAND_OFF has over 32 bits")?,
+            framing: self.framing_within()?,
+            retain: self.millis()?,
+            takes: Vec::new(),
+        };
+        while !self.0.is_empty() {
+            if hand_off.takes.len() >= MAX_TAKES {
+                return Err(WireError::BadValue("OPEN_HAND_OFF lists too many flows"));
+            }
+            hand_off.takes.push(Take {
+                session: SessionId(self.array()?),
+                flow: self.flow()?,
+                delivered: self.offset()?,
+            });
+        }
+        open.hand_off = Some(Box::new(hand_off));
+        Ok(Control::Open(open))
+    }
+
+    /// A framing whose messages end before FIN does.
+    fn framing_within(&mut self) -> Result<Framing> {
+        match self.code("OPEN_HAND_OFF with an unknown framing")? {
+            Framing::Whole => Err(WireError::BadValue(
+                "OPEN_HAND_OFF of one message up to FIN",
+            )),
+            framing @ (Framing::Line | Framing::OctetCount) => Ok(framing),
+        }
     }
 
     fn deliver(&mut self) -> Result<Control> {

@@ -2,10 +2,12 @@
 
 use super::code::Code;
 use super::frame::{
-    Ack, Control, Datagram, DatagramError, Deliver, Frame, Hello, Limits, Open, Resume,
-    ResumeReject, Welcome,
+    Ack, Control, DatagramError, DatagramHead, Deliver, Frame, HandOff, Hello, Limits, Open,
+    Resume, ResumeReject, Welcome,
 };
-use super::kind::{FLAGS, HEADER, Kind, MAX_ACKS, MAX_DATA_HEADER, MAX_PAYLOAD, MAX_RELEASED};
+use super::kind::{
+    FLAGS, HEADER, Kind, MAX_ACKS, MAX_DATA_HEADER, MAX_PAYLOAD, MAX_RELEASED, MAX_TAKES,
+};
 use crate::id::{FlowId, MAX_VARINT, Offset};
 
 use std::net::{IpAddr, SocketAddr};
@@ -43,7 +45,15 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) {
         Frame::Ping { nonce } => Body::new(Kind::Ping, out).number(*nonce).end(),
         Frame::Pong { nonce } => Body::new(Kind::Pong, out).number(*nonce).end(),
         Frame::LinkClose { reason } => Body::new(Kind::LinkClose, out).code(*reason).end(),
-        Frame::Datagram(datagram) => encode_datagram(datagram, out),
+        Frame::Datagram(datagram) => {
+            encode_datagram_header(&datagram.head, None, datagram.payload.len(), out);
+            out.extend_from_slice(&datagram.payload);
+        }
+        Frame::DatagramPiece(piece) => {
+            let place = Some((piece.offset, piece.whole));
+            encode_datagram_header(&piece.head, place, piece.payload.len(), out);
+            out.extend_from_slice(&piece.payload);
+        }
         Frame::DatagramError(error) => encode_datagram_error(error, out),
     }
 }
@@ -154,6 +164,7 @@ fn encode_control(number: u64, message: &Control, out: &mut Vec<u8>) {
         Control::Stop { flow, code } => body.number(flow.0).code(*code).end(),
         Control::Done { flow, released } => body.number(flow.0).number(released.0).end(),
         Control::Retire { older_than } => body.number(older_than.0).end(),
+        Control::Forget => body.end(),
         Control::LinkDown { link } => body.number(link.0).end(),
         Control::SessionClose { code } => body.code(*code).end(),
         Control::Deliver(deliver) => encode_deliver(body, deliver),
@@ -162,13 +173,15 @@ fn encode_control(number: u64, message: &Control, out: &mut Vec<u8>) {
 
 const fn control_kind(message: &Control) -> Kind {
     match message {
-        Control::Open(_) => Kind::Open,
+        Control::Open(Open { hand_off: None, .. }) => Kind::Open,
+        Control::Open(_) => Kind::OpenHandOff,
         Control::OpenOk { .. } => Kind::OpenOk,
         Control::OpenErr { .. } => Kind::OpenErr,
         Control::Reset { .. } => Kind::Reset,
         Control::Stop { .. } => Kind::Stop,
         Control::Done { .. } => Kind::Done,
         Control::Retire { .. } => Kind::Retire,
+        Control::Forget => Kind::Forget,
         Control::LinkDown { .. } => Kind::LinkDown,
         Control::SessionClose { .. } => Kind::SessionClose,
         Control::Deliver(_) => Kind::Deliver,
@@ -176,13 +189,38 @@ const fn control_kind(message: &Control) -> Kind {
 }
 
 fn encode_open(body: Body<'_>, open: &Open) {
-    body.number(open.flow.0)
+    let body = body
+        .number(open.flow.0)
         .code(open.protocol)
         .address(open.source)
         .address(open.destination)
         .number(open.limit.0)
         .millis(open.grace)
-        .code(open.on_expiry)
+        .code(open.on_expiry);
+    match &open.hand_off {
+        None => body.end(),
+        Some(hand_off) => encode_hand_off(body, hand_off),
+    }
+}
+
+fn encode_hand_off(body: Body<'_>, hand_off: &HandOff) {
+    debug_assert!(
+        hand_off.takes.len() <= MAX_TAKES,
+        "who opens a flow takes no more"
+    );
+    let body = body
+        .number(u64::from(hand_off.user))
+        .code(hand_off.framing)
+        .millis(hand_off.retain);
+    hand_off
+        .takes
+        .iter()
+        .take(MAX_TAKES)
+        .fold(body, |body, take| {
+            body.bytes(&take.session.0)
+                .number(take.flow.0)
+                .number(take.delivered.0)
+        })
         .end();
 }
 
@@ -198,21 +236,29 @@ fn encode_deliver(body: Body<'_>, deliver: &Deliver) {
         .end();
 }
 
-fn encode_datagram(datagram: &Datagram, out: &mut Vec<u8>) {
-    debug_assert!(
-        datagram.payload.len() <= MAX_PAYLOAD,
-        "large datagrams go as stream data"
-    );
-    Body::new(Kind::Datagram, out)
-        .number(datagram.flow.0)
-        .address(datagram.remote)
-        .number(
-            u64::try_from(datagram.age.as_micros())
-                .unwrap_or(MAX_VARINT)
-                .min(MAX_VARINT),
-        )
-        .bytes(&datagram.payload)
-        .end();
+/// Appends DATAGRAM, or with a `place` (offset, whole) DATAGRAM_PIECE, up to its payload, which the
+/// caller sends behind it without copying it.
+pub fn encode_datagram_header(
+    head: &DatagramHead,
+    place: Option<(u32, u32)>,
+    payload_len: usize,
+    out: &mut Vec<u8>,
+) {
+    debug_assert!(payload_len <= MAX_PAYLOAD, "large datagrams go in pieces");
+    let micros = u64::try_from(head.age.as_micros()).unwrap_or(MAX_VARINT);
+    let kind = match place {
+        None => Kind::Datagram,
+        Some(_) => Kind::DatagramPiece,
+    };
+    let body = Body::new(kind, out)
+        .number(head.flow.0)
+        .address(head.remote)
+        .number(micros.min(MAX_VARINT));
+    let body = match place {
+        None => body,
+        Some((offset, whole)) => body.number(u64::from(offset)).number(u64::from(whole)),
+    };
+    body.end_before(payload_len);
 }
 
 fn encode_datagram_error(error: &DatagramError, out: &mut Vec<u8>) {
@@ -220,7 +266,7 @@ fn encode_datagram_error(error: &DatagramError, out: &mut Vec<u8>) {
         .number(error.flow.0)
         .address(error.remote)
         .number(u64::from(error.errno))
-        .number(u64::from(error.mtu))
+        .number(u64::from(error.info))
         .end();
 }
 

@@ -57,12 +57,14 @@ pub enum Frame {
     Datagram(Datagram),
     /// What became of a datagram, for the application's kernel.
     DatagramError(DatagramError),
+    /// Part of a datagram that is too long for one frame.
+    DatagramPiece(DatagramPiece),
 }
 
 /// A message of the control lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// Client: connect to an origin.
+    /// Client: connect to an origin; OPEN, or OPEN_HAND_OFF.
     Open(Open),
     /// Server: the origin has answered.
     OpenOk {
@@ -120,6 +122,8 @@ pub enum Control {
     },
     /// Client: connect to an origin, and deliver there what was stored.
     Deliver(Deliver),
+    /// Client: nothing that the server holds will be asked for.
+    Forget,
 }
 
 /// HELLO.
@@ -230,6 +234,34 @@ pub struct Open {
     pub grace: Duration,
     /// What becomes of its bytes after that.
     pub on_expiry: OnExpiry,
+    /// Bytes for the application outlive it at the server; makes it OPEN_HAND_OFF.
+    pub hand_off: Option<Box<HandOff>>,
+}
+
+/// What OPEN_HAND_OFF says beyond OPEN: the server holds what the application does not get, for the
+/// next connection of its user to that destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandOff {
+    /// Whose connection it is: a user of the client's host.
+    pub user: u32,
+    /// Where messages from the origin end.
+    pub framing: Framing,
+    /// How long they are worth having.
+    pub retain: Duration,
+    /// What earlier connections have left, the oldest first; at most
+    /// [`MAX_TAKES`](crate::wire::codec::MAX_TAKES).
+    pub takes: Vec<Take>,
+}
+
+/// What is held of a flow that has expired, as its client asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Take {
+    /// Its session.
+    pub session: SessionId,
+    /// Which it was.
+    pub flow: FlowId,
+    /// Everything before it was acknowledged by the application's TCP.
+    pub delivered: Offset,
 }
 
 /// What a flow carries.
@@ -237,8 +269,11 @@ pub struct Open {
 pub enum Protocol {
     /// A byte stream each way.
     Tcp,
-    /// A mapping of datagrams.
+    /// A mapping of datagrams: of those that come in, only those from addresses that it has sent to
+    /// reach the application.
     Udp,
+    /// The same, and anybody's reach it.
+    UdpAny,
     /// A mapping of echo requests.
     Icmp,
 }
@@ -335,6 +370,26 @@ pub enum DeniedBy {
     Deny,
 }
 
+impl DeniedBy {
+    /// Its number on the wire (PROTOCOL.md §10.2).
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Never => 5,
+            Self::Default => 6,
+            Self::Deny => 7,
+        }
+    }
+
+    /// The setting of that number; an unknown one is a denial all the same.
+    pub const fn of_number(number: u32) -> Self {
+        match number {
+            5 => Self::Never,
+            7 => Self::Deny,
+            _ => Self::Default,
+        }
+    }
+}
+
 /// DATA: `payload` from `offset` on; at most 16 KiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Data {
@@ -364,12 +419,8 @@ pub struct Ack {
 /// DATAGRAM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// The mapping.
-    pub flow: FlowId,
-    /// The far end's address.
-    pub remote: SocketAddr,
-    /// How long it has waited.
-    pub age: Duration,
+    /// What it is, but for its payload.
+    pub head: DatagramHead,
     /// Its bytes.
     pub payload: Bytes,
 }
@@ -383,8 +434,32 @@ pub struct DatagramError {
     pub remote: SocketAddr,
     /// As in `IP_RECVERR`: the errno.
     pub errno: u32,
-    /// With EMSGSIZE: the path's MTU.
-    pub mtu: u32,
+    /// With EMSGSIZE the path's MTU; with EACCES the number of a [`DeniedBy`]; else 0.
+    pub info: u32,
+}
+
+/// DATAGRAM_PIECE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatagramPiece {
+    /// What the whole datagram is, but for its payload.
+    pub head: DatagramHead,
+    /// Where in it this piece begins.
+    pub offset: u32,
+    /// Bytes of the whole.
+    pub whole: u32,
+    /// Bytes of this piece; not empty.
+    pub payload: Bytes,
+}
+
+/// What DATAGRAM and DATAGRAM_PIECE say of a datagram beside its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatagramHead {
+    /// The mapping.
+    pub flow: FlowId,
+    /// The far end's address.
+    pub remote: SocketAddr,
+    /// How long it has waited.
+    pub age: Duration,
 }
 
 /// Why a flow ended before its time.
@@ -402,6 +477,8 @@ pub enum FlowCode {
     Asked,
     /// A stored record does not open, or is none.
     Unsealable,
+    /// A mapping by which its application has sent nothing for long enough.
+    Idle,
 }
 
 /// Why a session ended.

@@ -5,6 +5,9 @@ use std::ops::RangeInclusive;
 /// Bytes of stream, or of one datagram, in a frame at most: one TLS record's worth.
 pub const MAX_PAYLOAD: usize = 16 * 1024;
 
+/// Bytes of the longest datagram: what IP's length field allows.
+pub const MAX_DATAGRAM: usize = 65_535;
+
 /// Bytes before each body: type, and length as a big-endian u24.
 pub const HEADER: usize = 4;
 
@@ -19,6 +22,9 @@ pub const MAX_ACKS: usize = MAX_BODY / ACK_BODY;
 
 /// Entries of one RESUME_REJECT; one with so many is followed by another (PROTOCOL.md §3.4).
 pub const MAX_RELEASED: usize = (MAX_BODY - 2 * VARINT) / (2 * VARINT);
+
+/// Entries of one OPEN_HAND_OFF.
+pub const MAX_TAKES: usize = 16;
 
 /// The longest integer (RFC 9000 §16).
 const VARINT: usize = 8;
@@ -76,7 +82,7 @@ macro_rules! kinds {
         /// How long the body of each type may be.
         pub mod max_body {
             use super::{ACK_BODY, ADDRESS, FLAGS, ID, LIMITS, MAX_ACKS, MAX_BODY, MAX_PAYLOAD};
-            use super::{MAX_RELEASED, PROOF, VARINT};
+            use super::{MAX_RELEASED, MAX_TAKES, PROOF, VARINT};
 
             $(
                 #[doc = concat!("Of ", stringify!($name), ".")]
@@ -116,6 +122,8 @@ kinds! {
     Datagram, DATAGRAM = 0x28, 2 * VARINT + ADDRESS + MAX_PAYLOAD;
     /// What became of one.
     DatagramError, DATAGRAM_ERROR = 0x29, 3 * VARINT + ADDRESS;
+    /// Part of a datagram that is longer than one frame may be.
+    DatagramPiece, DATAGRAM_PIECE = 0x2a, 4 * VARINT + ADDRESS + MAX_PAYLOAD;
     /// What of the control lane has been taken.
     ControlAck, CONTROL_ACK = 0x30, VARINT;
     /// Connect to an origin.
@@ -138,6 +146,10 @@ kinds! {
     SessionClose, SESSION_CLOSE = 0x39, 2 * VARINT;
     /// Connect to an origin and deliver what was stored.
     Deliver, DELIVER = 0x40, 7 * VARINT + ID + ADDRESS;
+    /// The same as OPEN, and hold what its application does not get.
+    OpenHandOff, OPEN_HAND_OFF = 0x50, 9 * VARINT + 2 * ADDRESS + MAX_TAKES * (ID + 2 * VARINT);
+    /// Nothing that is held will be asked for.
+    Forget, FORGET = 0x51, VARINT;
 }
 
 /// Type numbers kept for later capabilities: unknown until both ends have agreed on the capability.
@@ -146,7 +158,7 @@ pub mod reserved {
 
     /// Delivery after grace; DELIVER is one of them.
     pub const DELIVERY: RangeInclusive<u8> = 0x40..=0x4f;
-    /// Bytes for an application reach its next connection.
+    /// Bytes for an application reach its next connection; OPEN_HAND_OFF and FORGET are of them.
     pub const HAND_OFF: RangeInclusive<u8> = 0x50..=0x5f;
     /// Objects served while offline.
     pub const OFFLINE_OBJECTS: RangeInclusive<u8> = 0x60..=0x6f;

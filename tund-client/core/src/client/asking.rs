@@ -3,7 +3,7 @@
 use super::storing::Gone;
 use super::{Client, ClientEvent, State};
 use crate::account::{self, EndedBy, FlowAccount, HowEnded, LostBytes};
-use crate::flow_table::ClientFlow;
+use crate::flow_table::{ClientFlow, NOBODY};
 use crate::netstack::{AcceptError, ConnectionId, NetEvent, Refusal};
 use crate::packet::Unreachable;
 use crate::policy::DuringOutage;
@@ -72,6 +72,11 @@ impl Asking {
 }
 
 impl Client {
+    /// A flow has ended, and leaves room: who waits for some asks at once.
+    pub(super) fn hurry_asking(&mut self, now: Instant) {
+        self.asking.hurry(now);
+    }
+
     /// The one verdict on a SYN.
     pub(crate) fn on_syn(
         &mut self,
@@ -108,10 +113,17 @@ impl Client {
         let accepts = rules.during_outage == DuringOutage::Accept;
         let is_early = accepts && self.state() != State::Attached;
         waiting.store = rules.store;
+        waiting.hand_off = rules.hand_off;
         if self.is_draining(waiting.destination) {
             self.wait_behind(waiting, is_early, now);
             return;
         }
+        if waiting.hand_off.is_some() && waiting.user.is_none() {
+            self.find_user(&waiting);
+            self.nameless.add(waiting);
+            return;
+        }
+        let hand_off = self.hand_off(&mut waiting);
         let target = Target {
             protocol: Protocol::Tcp,
             source: waiting.source,
@@ -126,8 +138,14 @@ impl Client {
         let session = self
             .session
             .get_or_insert_with(|| Session::new_client(config, now));
-        match session.open_flow(&target, now) {
+        let opened = match hand_off {
+            None => session.open_flow(&target, now),
+            Some(hand_off) => session.open_handed_off(&target, hand_off, now),
+        };
+        match opened {
             Ok(flow) => {
+                let is_handed_off = session.is_handed_off(flow);
+                waiting.hand_off = waiting.hand_off.filter(|_| is_handed_off);
                 self.dialer.hurry(now);
                 self.find_user(&waiting);
                 self.table.insert(flow, waiting);
@@ -135,18 +153,20 @@ impl Client {
                     self.accept(flow, now);
                 }
             }
-            Err(
-                OpenRefused::TooManyFlows
-                | OpenRefused::Ended
-                | OpenRefused::NoRoom
-                | OpenRefused::NotAgreed,
-            ) => self.asking.add(waiting, now + AGAIN_AFTER),
+            Err(OpenRefused::TooManyFlows) => {
+                self.make_room_for_flow(now);
+                self.asking.add(waiting, now + AGAIN_AFTER);
+            }
+            Err(OpenRefused::Ended | OpenRefused::NoRoom | OpenRefused::NotAgreed) => {
+                self.asking.add(waiting, now + AGAIN_AFTER)
+            }
         }
     }
 
-    /// Who may have bytes stored has a share of the spool: the driver finds out whose it is.
+    /// Who may have bytes stored has a share of the spool, and what is held goes to its user only: the
+    /// driver finds out whose a connection is.
     pub(super) fn find_user(&mut self, waiting: &ClientFlow) {
-        if waiting.store.is_some() {
+        if waiting.user.is_none() && (waiting.store.is_some() || waiting.hand_off.is_some()) {
             self.events.push_back(ClientEvent::FindUser {
                 connection: waiting.connection,
                 source: waiting.source,
@@ -155,13 +175,18 @@ impl Client {
         }
     }
 
-    /// The answer to [`ClientEvent::FindUser`], if there is one.
-    pub fn handle_user(&mut self, connection: ConnectionId, user: u32) {
+    /// The answer to [`ClientEvent::FindUser`]; none where nobody knows.
+    pub fn handle_user(&mut self, connection: ConnectionId, user: Option<u32>, now: Instant) {
+        let user = user.or(Some(NOBODY));
         if let Some(known) = self.table.find(connection) {
             known.user = user;
         }
         if let Some(waiting) = self.behind.find(connection) {
             waiting.user = user;
+        }
+        if let Some(mut waiting) = self.nameless.remove(connection) {
+            waiting.user = user;
+            self.ask(waiting, now);
         }
     }
 
@@ -196,6 +221,7 @@ impl Client {
             NetEvent::Closed { .. } | NetEvent::ResetByApp { .. } | NetEvent::SynGone { .. } => {
                 self.asking.remove(connection);
                 self.behind.remove(connection);
+                self.nameless.remove(connection);
             }
             NetEvent::Finished { .. } => self.storing.finish(connection),
             NetEvent::Drained { .. }
@@ -225,17 +251,26 @@ impl Client {
         match self.netstack.accept(connection) {
             // What has come already goes on with `Writable`, once the handshake is complete.
             Ok(()) => known.is_open = true,
-            Err(AcceptError::Gone) => {
-                let end = (EndedBy::Application, HowEnded::Cancelled);
-                self.table.leave(flow, end, LostBytes::default());
-                session.abort(flow, FlowCode::Cancelled, now);
-            }
-            Err(AcceptError::NoMemory) => {
-                let end = (EndedBy::Client, HowEnded::Failed);
-                self.table.leave(flow, end, LostBytes::default());
-                self.netstack.refuse(connection, Refusal::Silence);
-                session.abort(flow, FlowCode::SocketError, now);
-            }
+            Err(error) => self.lose_accepted(flow, error, now),
+        }
+    }
+
+    /// There is no connection A for an origin that has answered: nobody was given what the server
+    /// has for it, and the next one is to be.
+    fn lose_accepted(&mut self, flow: FlowId, error: AcceptError, now: Instant) {
+        self.leave_one(flow, now);
+        let end = match error {
+            AcceptError::Gone => (EndedBy::Application, HowEnded::Cancelled),
+            AcceptError::NoMemory => (EndedBy::Client, HowEnded::Failed),
+        };
+        let known = self.table.leave(flow, end, LostBytes::default());
+        if error == AcceptError::NoMemory
+            && let Some(known) = known
+        {
+            self.netstack.refuse(known.connection, Refusal::Silence);
+        }
+        if let Some(session) = &mut self.session {
+            session.abort(flow, FlowCode::Cancelled, now);
         }
     }
 
@@ -282,6 +317,7 @@ impl Client {
         let refusal = Refusal::Unreachable(Unreachable::Prohibited);
         self.refuse_waiting(refusal);
         for (flow, connection) in self.table.held() {
+            self.leave_one(flow, now);
             let end = (EndedBy::Server, HowEnded::Refused);
             self.table.leave(flow, end, LostBytes::default());
             self.netstack.refuse(connection, refusal);
@@ -294,6 +330,7 @@ impl Client {
     /// Whoever has no flow yet is refused; who was accepted is reset.
     pub(super) fn refuse_waiting(&mut self, refusal: Refusal) {
         let waiting = self.asking.drain().chain(self.behind.drain());
+        let waiting = waiting.chain(self.nameless.drain());
         for waiting in waiting {
             if waiting.is_open {
                 let lost = self.netstack.readable(waiting.connection);

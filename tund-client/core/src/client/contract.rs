@@ -3,6 +3,7 @@
 use super::NotStored;
 use crate::account::FlowAccount;
 use crate::dialer::PathId;
+use crate::mappings::MappingConfig;
 use crate::netstack::{ConnectionId, NetstackConfig};
 use crate::policy::Policies;
 use crate::spool::SpoolOrder;
@@ -16,6 +17,8 @@ use tund_session::{Config, EndReason, LinkId, LinkNumber};
 pub struct ClientConfig {
     /// For every session.
     pub session: Config,
+    /// Mappings of datagrams.
+    pub mappings: MappingConfig,
     /// Connection A.
     pub netstack: NetstackConfig,
     /// What holds for which destination.
@@ -83,7 +86,8 @@ pub enum ClientEvent {
     FlowEnded(FlowAccount),
     /// The server lets nobody with our key in, or another client uses it.
     Refused(Refused),
-    /// Call [`Client::handle_user`](super::Client::handle_user) with the user whose socket this is, if that can be found out.
+    /// Call [`Client::handle_user`](super::Client::handle_user) with the user whose socket this is,
+    /// or none: a connection may wait for that.
     FindUser {
         /// Which connection A.
         connection: ConnectionId,

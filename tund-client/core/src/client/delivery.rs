@@ -277,6 +277,7 @@ const fn flow_of(event: &Event) -> Option<FlowId> {
         | Event::FlowExpired { flow, .. }
         | Event::FlowReleased { flow, .. }
         | Event::FlowFinal { flow, .. }
+        | Event::FlowHeld { flow, .. }
         | Event::FlowReadable { flow }
         | Event::FlowWritable { flow }
         | Event::FlowAborted { flow, .. }
@@ -285,6 +286,7 @@ const fn flow_of(event: &Event) -> Option<FlowId> {
         | Event::Detached
         | Event::Reattached { .. }
         | Event::Confirmed
+        | Event::ForgetHeld
         | Event::LinkDead { .. }
         | Event::WantProgress { .. }
         | Event::KeyInUse

@@ -1,5 +1,6 @@
 //! The end of a session, and what of it goes on.
 
+use super::hand_off::may_leave;
 use super::storing::Gone;
 use super::{Client, ClientEvent};
 use crate::account::{self, FlowAccount, LostBytes};
@@ -16,11 +17,13 @@ impl Client {
         let traffic = session.traffic();
         self.past.taken += traffic.taken;
         self.past.released += traffic.released;
+        self.past_datagrams = self.past_datagrams.plus(session.datagram_counts());
         self.outage_from = None;
         self.home = None;
         self.is_insisted_on = false;
         self.unwanted_since = None;
         let (mut flows, in_rings) = std::mem::take(&mut self.expired);
+        self.leave_all(&session, reason, now);
         flows += self.keep_remainders(&mut session, reason, now);
         self.spool.on_session_ended(now);
         let lost_bytes = self.table.buffered(&mut self.netstack).0
@@ -49,6 +52,11 @@ impl Client {
                 self.netstack.reset(known.connection);
             }
         }
+        for (id, mapping, end) in self.mappings.drain(account::of_session(reason)) {
+            let lost = lost_in(&session, id);
+            self.account(FlowAccount::of_mapping(id, &mapping, end, lost, now));
+        }
+        self.mappings.go_on(now);
         if !go_on {
             self.refuse_waiting(Refusal::Reset);
         }
@@ -75,6 +83,17 @@ impl Client {
 }
 
 impl Client {
+    /// What applications did not get is held at the server.
+    fn leave_all(&mut self, session: &Session, reason: EndReason, now: Instant) {
+        if self.is_held(session, reason) {
+            let flows = self.table.iter().map(|(id, _)| id);
+            let may = flows.filter(|flow| may_leave(session, *flow));
+            for flow in may.collect::<Vec<_>>() {
+                self.leave(flow, session.id(), now);
+            }
+        }
+    }
+
     /// What is left of flows is stored, or counted as lost; returns how many were open.
     fn keep_remainders(&mut self, session: &mut Session, reason: EndReason, now: Instant) -> usize {
         let mut count = 0;

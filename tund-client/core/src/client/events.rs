@@ -13,6 +13,9 @@ impl Client {
         let Some(event) = self.on_delivery_event(event, now) else {
             return;
         };
+        let Some(event) = self.on_mapping_event(event, now) else {
+            return;
+        };
         match event {
             Event::Attached {
                 link,
@@ -22,6 +25,7 @@ impl Client {
             Event::Reattached { .. } => self.end_outage(None, now),
             Event::Detached => {
                 self.outage_from = self.last_heard.or(Some(now));
+                self.mappings.pause(now);
                 self.events.push_back(ClientEvent::Detached);
             }
             Event::LinkDead { link, death } => {
@@ -45,6 +49,7 @@ impl Client {
                 if let Some(known) = self.table.get(flow) {
                     self.spool.on_answered(known.destination);
                 }
+                self.note_given(flow);
                 self.accept(flow, now);
             }
             Event::FlowRefused {
@@ -55,7 +60,7 @@ impl Client {
             Event::FlowExpired { flow, remainder } => self.on_expired(flow, remainder, now),
             Event::FlowReadable { flow } => self.pump_down(flow, now),
             Event::FlowWritable { flow } => self.pump_up(flow, now),
-            Event::FlowAborted { flow, code } => self.on_aborted(flow, code),
+            Event::FlowAborted { flow, code } => self.on_aborted(flow, code, now),
             Event::FlowForgotten {
                 flow,
                 lost,
@@ -74,11 +79,13 @@ impl Client {
             | Event::FlowOpened { .. }
             | Event::DeliverOpened { .. }
             | Event::FlowReleased { .. }
+            | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::FlowFinal { .. } => {}
         }
     }
 
-    fn on_aborted(&mut self, flow: FlowId, code: FlowCode) {
+    fn on_aborted(&mut self, flow: FlowId, code: FlowCode, now: Instant) {
         let Some(known) = self.table.get_mut(flow).copied() else {
             return;
         };
@@ -86,6 +93,7 @@ impl Client {
         if code == FlowCode::Expired {
             self.expired.0 += 1;
             self.expired.1 += lost.up;
+            self.leave_one(flow, now);
         }
         self.table.leave(flow, account::of_abort(code), lost);
         self.netstack.reset(known.connection);
@@ -93,6 +101,7 @@ impl Client {
 
     /// The grace of a flow that is to be stored is over.
     fn on_expired(&mut self, flow: FlowId, remainder: Remainder, now: Instant) {
+        self.leave_one(flow, now);
         let mut gone = Gone {
             session: self.session_id(),
             flow,
@@ -125,6 +134,8 @@ impl Client {
         let attempt = self.dialer.ended(link);
         if first {
             self.home = attempt.map(|attempt| attempt.path.address);
+            self.note_plain();
+            self.forget_held();
         }
         self.end_outage(attempt, now);
         self.note_delivery();
@@ -137,11 +148,13 @@ impl Client {
 
     fn end_outage(&mut self, by: Option<Attempt>, now: Instant) {
         self.spool.resume(now);
+        self.mappings.go_on(now);
         if let Some(from) = self.outage_from.take() {
             self.outages.count += 1;
             self.outages.last_gap = Some(now.saturating_duration_since(from));
             self.outages.last_resume = by.map(|by| now.saturating_duration_since(by.started));
             self.table.survived();
+            self.mappings.survived();
         }
     }
 

@@ -2,9 +2,11 @@
 
 mod asking;
 mod contract;
+mod datagrams;
 mod delivery;
 mod ends;
 mod events;
+mod hand_off;
 mod network;
 mod storing;
 #[cfg(test)]
@@ -12,12 +14,15 @@ mod tests;
 
 use crate::dialer::{DialOrder, Dialer, Want};
 use crate::flow_table::FlowTable;
+use crate::mappings::Mappings;
 use crate::netstack::{Arena, Netstack, Sink};
 use crate::spool::Spool;
+use crate::takes::Takes;
 use asking::Asking;
 use bytes::Bytes;
 pub use contract::{ClientConfig, ClientEvent, Outages, Refused, State};
 use delivery::Behind;
+use hand_off::Nameless;
 use network::Outlook;
 pub use network::{Network, Path};
 use std::collections::VecDeque;
@@ -26,7 +31,7 @@ use std::time::Duration;
 use storing::Storing;
 use tund_session::wire::frame::CloseCode;
 use tund_session::{
-    FlowId, Instant, LinkId, Outbox, Progress, Secret, Session, SessionId, Traffic,
+    DatagramCounts, FlowId, Instant, LinkId, Outbox, Progress, Secret, Session, SessionId, Traffic,
 };
 
 pub use storing::NotStored;
@@ -45,6 +50,12 @@ pub struct Client {
     pub(crate) netstack: Netstack,
     pub(crate) session: Option<Session>,
     pub(crate) table: FlowTable,
+    pub(crate) mappings: Mappings,
+    /// Mappings for whose applications something has come.
+    readable_mappings: Vec<FlowId>,
+    bounces: Vec<datagrams::PendingBounce>,
+    /// So many datagrams had waited in vain when mappings were last looked through for that.
+    waited_in_vain: u64,
     pub(crate) dialer: Dialer,
     /// Applications that ask while no flow can be opened for them.
     asking: Asking,
@@ -72,12 +83,17 @@ pub struct Client {
     expired: (usize, u64),
     /// Traffic of sessions that are over.
     past: Traffic,
+    past_datagrams: DatagramCounts,
     /// Ended sessions whose last words are still to be sent; each goes with its last link.
     parting: Vec<Session>,
     spool: Spool,
     storing: Storing,
     /// Applications that wait until older bytes for the same origin are delivered.
     behind: Behind,
+    /// Connections that wait until it is known whose they are.
+    nameless: Nameless,
+    /// What users' connections have left at the server.
+    takes: Takes,
     /// The server of the last session does not deliver.
     is_undeliverable: bool,
 }
@@ -89,6 +105,10 @@ impl Client {
             netstack: Netstack::new(&config.netstack, arena, now),
             session: None,
             table: FlowTable::default(),
+            mappings: Mappings::default(),
+            readable_mappings: Vec::new(),
+            bounces: Vec::new(),
+            waited_in_vain: 0,
             dialer: Dialer::new(config.seed),
             asking: Asking::default(),
             outlook: Outlook::default(),
@@ -105,10 +125,13 @@ impl Client {
             outage_from: None,
             expired: (0, 0),
             past: Traffic::default(),
+            past_datagrams: DatagramCounts::default(),
             parting: Vec::new(),
             spool: Spool::new(config.spool_bytes),
             storing: Storing::default(),
             behind: Behind::default(),
+            nameless: Nameless::default(),
+            takes: Takes::default(),
             is_undeliverable: false,
             config,
         }
@@ -116,7 +139,11 @@ impl Client {
 
     /// A packet of the TUN device; its bytes are changed.
     pub fn handle_packet(&mut self, packet: &mut [u8], now: Instant, sink: &mut dyn Sink) {
-        self.netstack.handle_packet(packet, now, sink);
+        if let Some(taken) = self.netstack.handle_packet(packet, now, sink) {
+            let read = packet.get(taken.at..).unwrap_or_default();
+            let whole = taken.whole.as_deref().unwrap_or(read);
+            self.on_datagram(whole, &taken, now, sink);
+        }
     }
 
     /// An attempt's SYN was answered.
@@ -151,6 +178,7 @@ impl Client {
     /// Bytes of a link, in any pieces.
     pub fn handle_bytes(&mut self, link: LinkId, bytes: Bytes, now: Instant) {
         self.last_heard = Some(now);
+        self.mappings.heard(now);
         if let Some(session) = &mut self.session {
             session.handle_bytes(link, bytes, now);
         }
@@ -198,6 +226,8 @@ impl Client {
         self.spool.handle_timeout(now);
         self.fail_stalled(now);
         self.expire_behind(now);
+        self.end_idle_mappings(now);
+        self.takes.handle_timeout(now);
         self.linger(now);
         self.look_if_due(now);
     }
@@ -242,7 +272,9 @@ impl Client {
             self.spool.poll_timeout(),
             self.delivery_stalls_at(),
             self.behind.poll_timeout(),
+            self.takes.poll_timeout(),
             self.outlook.poll_timeout(),
+            self.mappings.poll_timeout(),
         ];
         all.into_iter().flatten().min()
     }
@@ -253,6 +285,7 @@ impl Client {
         self.carry(now);
         loop {
             self.netstack.flush(now, sink);
+            self.deliver_datagrams(now, sink);
             self.direct_dialer(now);
             // Sending ends connections, and closing attempts ends links: the session is told.
             if !self.carry(now) {
@@ -295,8 +328,10 @@ impl Client {
         }
         let is_unwanted = !(always || delivers)
             && self.table.is_empty()
+            && self.mappings.is_empty()
             && self.asking.is_empty()
             && self.behind.is_empty()
+            && self.nameless.is_empty()
             && self.session.as_ref().is_some_and(|s| s.id().is_none());
         if is_unwanted {
             self.unwanted_since.get_or_insert(now);
@@ -377,6 +412,7 @@ impl Client {
         self.is_parted = true;
         self.is_insisted_on = false;
         self.refused = None;
+        self.takes.clear();
         if let Some(session) = &mut self.session {
             session.close(CloseCode::Asked, now);
         }

@@ -2,6 +2,7 @@
 
 use super::{Client, ClientEvent};
 use crate::dialer::{DialOrder, PathId};
+use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub struct Network {
     pub running: BTreeSet<u32>,
     /// Every address of this host.
     pub addresses: BTreeSet<IpAddr>,
+    /// Every network that it is on.
+    pub networks: BTreeSet<IpNet>,
 }
 
 /// A link or an attempt, as far as the network is concerned.
@@ -224,6 +227,8 @@ impl Client {
         }
         let addresses = network.addresses.iter().copied().collect();
         self.netstack.set_local_addresses(addresses);
+        let networks = network.networks.iter().copied().collect();
+        self.netstack.set_local_networks(networks);
         self.outlook.network = network;
         self.outlook.resting.clear();
         self.lose_links(now);

@@ -93,10 +93,12 @@ impl Client {
         now: Instant,
     ) {
         let mut lost = self.in_rings(known);
+        let mut counted = *known;
+        counted.count_rings(lost);
         if gone.end.0 != EndedBy::Application {
             lost.down += gone.dropped;
         }
-        let mut account = FlowAccount::new(gone.flow, known, gone.end, lost, now);
+        let mut account = FlowAccount::new(gone.flow, &counted, gone.end, lost, now);
         let Some(store) = known.store.filter(|_| !self.is_undeliverable) else {
             account.lost.up += u64::try_from(remainder.len()).unwrap_or(u64::MAX);
             self.expired.1 += account.lost.up;
@@ -104,6 +106,8 @@ impl Client {
             self.account(account);
             return;
         };
+        // What is in the ring is counted as it is taken, with what the application adds to it.
+        account.up_bytes = known.up_bytes;
         let (session, flow) = self.name(gone.session, gone.flow);
         let mut run = Run::new(store.framing, remainder.start);
         remainder
@@ -112,7 +116,7 @@ impl Client {
             .for_each(|piece| run.push(piece));
         let left = Left {
             destination: known.destination,
-            user: known.user,
+            user: known.whose(),
             store,
             session,
             flow,
@@ -138,6 +142,7 @@ impl Client {
         self.netstack.recv(connection, usize::MAX, |bytes| {
             piece.extend_from_slice(bytes)
         });
+        left.account.up_bytes += u64::try_from(piece.len()).unwrap_or(u64::MAX);
         left.run.push(piece.freeze());
         let before = left.run.len();
         let records = match left.run.cut(left.fin) {

@@ -11,7 +11,7 @@ use etherparse::{
 
 use crate::packet::{FlowKey, Segment, Unreachable};
 
-const HOP_LIMIT: u8 = 64;
+pub(super) const HOP_LIMIT: u8 = 64;
 
 /// An ICMP message quotes so much that it stays within 576 bytes (RFC 1812 §4.3.2.3).
 const QUOTE_V4_BYTES: usize = 576 - 28;
@@ -87,6 +87,43 @@ pub(crate) fn unreachable(
         step.icmpv6(icmpv6_type(kind))
             .write_to_slice(out, quote)
             .ok()
+    }
+}
+
+/// Writes the ICMP message that tells the sender of `packet` that it is too big for its path.
+pub(crate) fn too_big(
+    packet: &[u8],
+    (source, destination): (IpAddr, IpAddr),
+    mtu: u32,
+    out: &mut [u8],
+) -> Option<usize> {
+    let step = ip(destination, source)?;
+    if source.is_ipv4() {
+        let next_hop_mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+        let header = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu };
+        let quote = &packet[..packet.len().min(QUOTE_V4_BYTES)];
+        step.icmpv4(Icmpv4Type::DestinationUnreachable(header))
+            .write_to_slice(out, quote)
+            .ok()
+    } else {
+        let quote = &packet[..packet.len().min(QUOTE_V6_BYTES)];
+        step.icmpv6(Icmpv6Type::PacketTooBig { mtu })
+            .write_to_slice(out, quote)
+            .ok()
+    }
+}
+
+/// Where a packet came from that begins with these bytes.
+pub(crate) fn source_of(packet: &[u8]) -> Option<IpAddr> {
+    match packet.first()? >> 4 {
+        4 => {
+            let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+            Some(IpAddr::from(source))
+        }
+        _ => {
+            let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
+            Some(IpAddr::from(source))
+        }
     }
 }
 

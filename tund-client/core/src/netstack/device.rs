@@ -75,6 +75,35 @@ impl Outlet {
         self.hand_over(len, VnetHeader::default(), stats, sink);
     }
 
+    /// Largest packet that the device takes.
+    pub(crate) const fn mtu(&self) -> usize {
+        self.mtu
+    }
+
+    /// The device wants a virtio-net header, and completes checksums.
+    pub(crate) const fn has_offload(&self) -> bool {
+        self.offload
+    }
+
+    /// Sends a packet that stands in three places.
+    pub(crate) fn send_parts(
+        &mut self,
+        parts: [&[u8]; 3],
+        header: VnetHeader,
+        stats: &mut Stats,
+        sink: &mut dyn Sink,
+    ) {
+        let mut at = VNET_HEADER_BYTES;
+        for part in parts {
+            let Some(place) = self.buf.get_mut(at..at + part.len()) else {
+                return;
+            };
+            place.copy_from_slice(part);
+            at += part.len();
+        }
+        self.hand_over(at - VNET_HEADER_BYTES, header, stats, sink);
+    }
+
     fn hand_over(
         &mut self,
         len: usize,

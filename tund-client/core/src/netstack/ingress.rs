@@ -6,31 +6,89 @@ use smoltcp::socket::tcp::State;
 use tund_session::Instant;
 
 use super::answer::{self, Speaker};
+use super::datagram::Taken;
 use super::device::{Occasion, Port, Sink};
 use super::event::NetEvent;
-use super::offload::{self, VnetHeader};
+use super::offload::{self, VNET_HEADER_BYTES, VnetHeader};
 use super::table::{Connection, Ending, HeldSyn, Notice, Phase};
 use super::{FIRST_SYN_GAP, Netstack, SYN_GRACE, to_smoltcp};
-use crate::packet::{Reason, Refused, Segment, Unreachable, Verdict, classify};
+use crate::packet::{Datagram, Fragment, Reason, Refused, Segment, Unreachable, Verdict, classify};
 
 impl Netstack {
     /// Takes a packet as it was read from the TUN device, with its virtio-net header if offloads
-    /// are on. The bytes are changed.
-    pub fn handle_packet(&mut self, bytes: &mut [u8], now: Instant, sink: &mut dyn Sink) {
+    /// are on. The bytes are changed. A datagram that may be carried is left to the owner.
+    pub fn handle_packet(
+        &mut self,
+        bytes: &mut [u8],
+        now: Instant,
+        sink: &mut dyn Sink,
+    ) -> Option<Taken> {
         self.advance(now);
         self.stats.packets_in += 1;
+        let at = if self.offload { VNET_HEADER_BYTES } else { 0 };
         let (is_trusted, packet) = if self.offload {
-            match VnetHeader::split(bytes) {
-                Some((header, packet)) => (header.is_trusted(), packet),
-                None => return self.stats.count(Reason::Malformed),
-            }
+            let Some((header, packet)) = VnetHeader::split(bytes) else {
+                self.stats.count(Reason::Malformed);
+                return None;
+            };
+            (header.is_trusted(), packet)
         } else {
             (false, bytes)
         };
         self.stats.bytes_in += u64::try_from(packet.len()).unwrap_or(0);
-        match classify(packet) {
+        let verdict = classify(packet);
+        if let Verdict::Fragment(piece) = verdict {
+            let mut whole = self.join_fragments(packet, &piece)?;
+            let verdict = classify(&whole);
+            let datagram = self.judge(verdict, &mut whole, false, sink)?;
+            let whole = Some(whole);
+            return Some(Taken {
+                datagram,
+                whole,
+                at: 0,
+            });
+        }
+        let datagram = self.judge(verdict, packet, is_trusted, sink)?;
+        Some(Taken {
+            datagram,
+            whole: None,
+            at,
+        })
+    }
+
+    fn join_fragments(&mut self, packet: &[u8], piece: &Fragment) -> Option<Vec<u8>> {
+        if !self.is_welcome(piece.source) {
+            self.stats.count(Reason::ForeignSource);
+            return None;
+        }
+        let before = self.fragments.dropped;
+        let whole = self.fragments.join(packet, piece, self.now);
+        for _ in before..self.fragments.dropped {
+            self.stats.count(Reason::Fragment);
+        }
+        whole
+    }
+
+    /// Carries a verdict out; a datagram that may be carried comes back.
+    fn judge(
+        &mut self,
+        verdict: Verdict,
+        packet: &mut [u8],
+        is_trusted: bool,
+        sink: &mut dyn Sink,
+    ) -> Option<Datagram> {
+        match verdict {
             Verdict::Drop(reason) => self.stats.count(reason),
             Verdict::Refuse(refused) => self.refuse_packet(packet, &refused, sink),
+            // A whole packet is none.
+            Verdict::Fragment(_) => self.stats.count(Reason::Fragment),
+            Verdict::Datagram(datagram) => {
+                if !is_trusted && !offload::is_udp_checksum_right(packet, datagram.bytes(packet)) {
+                    self.stats.count(Reason::Checksum);
+                } else if self.is_carried(packet, &datagram, sink) {
+                    return Some(datagram);
+                }
+            }
             Verdict::Segment(segment) => {
                 let packet = &mut packet[..segment.packet_bytes];
                 if is_trusted || offload::is_tcp_checksum_right(packet, segment.ip_header_bytes) {
@@ -40,6 +98,7 @@ impl Netstack {
                 }
             }
         }
+        None
     }
 
     fn handle_segment(&mut self, packet: &mut [u8], segment: &Segment, sink: &mut dyn Sink) {
@@ -91,7 +150,7 @@ impl Netstack {
     }
 
     /// Packets from `source` are taken.
-    fn is_welcome(&self, source: IpAddr) -> bool {
+    pub(super) fn is_welcome(&self, source: IpAddr) -> bool {
         self.accept_forwarded || self.local_addresses.contains(&source)
     }
 

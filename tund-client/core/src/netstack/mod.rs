@@ -3,9 +3,11 @@
 
 mod answer;
 mod commands;
+mod datagram;
 mod device;
 mod event;
 mod flush;
+mod fragments;
 mod ingress;
 mod nudge;
 pub mod offload;
@@ -22,16 +24,19 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use smoltcp::iface::{Config, Interface};
 use smoltcp::wire::HardwareAddress;
 use tund_session::Instant;
 
+pub use datagram::{Bounce, Taken};
 pub use device::Sink;
 pub use event::{AcceptError, ConnectionId, NetEvent, Refusal, Stats};
 pub use slots::{Arena, RECEIVE_RING_BYTES, RingMemory, Rings, SEND_RING_BYTES};
 
 use crate::packet::FlowKey;
 use device::{Blank, Outlet};
+use fragments::Fragments;
 use slots::Slots;
 use table::Table;
 use timers::Timers;
@@ -116,9 +121,13 @@ pub struct Netstack {
     /// At most eight per connection and per SYN of the current batch.
     events: VecDeque<NetEvent>,
     stats: Stats,
+    fragments: Fragments,
+    /// The name of the last packet that was, or could have been, sent in fragments.
+    fragment_id: u32,
     /// The latest time that was told.
     now: Instant,
     local_addresses: Vec<IpAddr>,
+    local_networks: Vec<IpNet>,
     link_keys: Vec<FlowKey>,
     accept_forwarded: bool,
     offload: bool,
@@ -144,8 +153,13 @@ impl Netstack {
             spare: Vec::new(),
             events: VecDeque::new(),
             stats: Stats::default(),
+            fragments: Fragments::default(),
+            fragment_id: u32::from_le_bytes(
+                *config.seed.to_le_bytes().first_chunk().unwrap_or(&[0; 4]),
+            ),
             now,
             local_addresses: config.local_addresses.clone(),
+            local_networks: Vec::new(),
             link_keys: Vec::new(),
             accept_forwarded: config.accept_forwarded,
             offload: config.offload,
@@ -157,6 +171,11 @@ impl Netstack {
     /// This host's addresses have changed. Connections from others go on.
     pub fn set_local_addresses(&mut self, addresses: Vec<IpAddr>) {
         self.local_addresses = addresses;
+    }
+
+    /// The networks that this host is on have changed.
+    pub fn set_local_networks(&mut self, networks: Vec<IpNet>) {
+        self.local_networks = networks;
     }
 
     /// The daemon's own link connections, each from here to the server: packets of theirs that

@@ -105,18 +105,31 @@ fn fold_native(mut total: u64) -> u16 {
 /// The sum of the pseudo header of a TCP segment of `tcp_bytes` bytes in `packet`, whose IP header
 /// was written or checked before.
 pub fn pseudo_header_sum(packet: &[u8], tcp_bytes: usize) -> u64 {
+    pseudo_sum(packet, 6, tcp_bytes)
+}
+
+/// The same for `bytes` bytes of any protocol.
+pub fn pseudo_sum(packet: &[u8], protocol: u8, bytes: usize) -> u64 {
     let addresses = if packet[0] >> 4 == 4 {
         &packet[12..20]
     } else {
         &packet[8..40]
     };
-    sum(addresses) + 6 + u64::try_from(tcp_bytes).unwrap_or(0)
+    sum(addresses) + u64::from(protocol) + u64::try_from(bytes).unwrap_or(0)
 }
 
 /// The TCP checksum in `packet`, whose TCP header begins at `tcp_at`, fits.
 pub fn is_tcp_checksum_right(packet: &[u8], tcp_at: usize) -> bool {
     let tcp = &packet[tcp_at..];
     fold(pseudo_header_sum(packet, tcp.len()) + sum(tcp)) == 0xffff
+}
+
+/// The UDP checksum of `datagram`, header and payload, in `packet` fits; with IPv4 there may be none.
+pub fn is_udp_checksum_right(packet: &[u8], datagram: &[u8]) -> bool {
+    if datagram.get(6..8) == Some(&[0, 0]) {
+        return packet[0] >> 4 == 4;
+    }
+    fold(pseudo_sum(packet, 17, datagram.len()) + sum(datagram)) == 0xffff
 }
 
 #[cfg(test)]

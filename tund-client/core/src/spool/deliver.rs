@@ -193,6 +193,7 @@ impl Spool {
             FlowCode::Expired => Outcome::Interrupted,
             FlowCode::Asked
             | FlowCode::Cancelled
+            | FlowCode::Idle
             | FlowCode::PeerReset
             | FlowCode::SocketError
             | FlowCode::Unsealable => Outcome::Failed,

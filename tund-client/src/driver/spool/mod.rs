@@ -193,16 +193,19 @@ impl Files {
 }
 
 impl Daemon {
-    /// Whose connection it is: who stores has a share of the spool.
+    /// Whose connection it is: who stores has a share of the spool, and who asks for what is held gets
+    /// what is his.
     pub(super) fn find_user(
         &mut self,
         connection: ConnectionId,
         (source, destination): (SocketAddr, SocketAddr),
+        now: Instant,
     ) {
-        match owner(source, destination) {
-            Ok(user) => self.client.handle_user(connection, user),
-            Err(error) => tracing::debug!(%error, "nobody knows whose connection this is"),
+        let found = owner(source, destination);
+        if let Err(error) = &found {
+            tracing::debug!(%error, "nobody knows whose connection this is");
         }
+        self.client.handle_user(connection, found.ok(), now);
     }
 
     pub(super) fn on_done(&mut self, done: Done, now: Instant) {

@@ -33,7 +33,7 @@ impl Rule {
     pub(crate) fn covers(&self, ip: IpAddr, port: u16, protocol: Protocol) -> bool {
         let port_fits = match (self.port, protocol) {
             (None, _) => true,
-            (Some(wanted), Protocol::Tcp | Protocol::Udp) => wanted == port,
+            (Some(wanted), Protocol::Tcp | Protocol::Udp | Protocol::UdpAny) => wanted == port,
             (Some(_), Protocol::Icmp) => false,
         };
         port_fits && self.net.contains(&ip)

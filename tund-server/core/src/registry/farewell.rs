@@ -78,5 +78,6 @@ impl Registry {
                 self.close(id, CloseCode::KeyRemoved, now);
             }
         }
+        self.offers.retain_keys(listed);
     }
 }

@@ -1,17 +1,21 @@
 //! Sessions by proved key and id: who is greeted, who resumes, who is turned away.
 
 mod answer;
+mod contract;
 mod epitaph;
 mod farewell;
 mod greeting;
+mod hand_off;
 mod remembered;
 #[cfg(test)]
 mod tests;
 mod tombstones;
 
 use crate::delivery::Delivered;
+use crate::offers::Offers;
 use answer::Answer;
 use bytes::Bytes;
+pub use contract::{ClientKey, RegistryConfig, RegistryEvent};
 pub use farewell::{Farewell, LAST_WORDS, LAST_WORDS_REVOKED};
 use greeting::Greeting;
 pub use greeting::TurnedAway;
@@ -20,9 +24,7 @@ use std::time::Duration;
 use tombstones::Tombstones;
 pub use tombstones::{End, Tombstone};
 use tund_session::wire::frame::{CloseCode, Frame, Hello, LinkCloseReason, RejectReason};
-use tund_session::{
-    Config, Event, FlowId, Instant, LinkId, Offset, Outbox, Progress, Secret, Session, SessionId,
-};
+use tund_session::{Event, Instant, LinkId, Outbox, Progress, Secret, Session, SessionId};
 
 /// How long an attached session has to answer before a newcomer with its key takes over.
 pub const KEY_IN_USE_WAIT: Duration = Duration::from_secs(2);
@@ -47,22 +49,6 @@ pub const PROVISIONAL_PER_KEY: usize = 32;
 pub const GREETINGS_PER_KEY: usize = 64;
 /// When a server that has no room may be asked again.
 pub const BUSY_HINT: Duration = Duration::from_secs(5);
-
-/// A client's public key, as proved by TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClientKey(pub [u8; 32]);
-
-/// What the registry is made with.
-#[derive(Clone, Debug)]
-pub struct RegistryConfig {
-    /// For every session.
-    pub session: Config,
-    /// Sessions at once. A key that has one already may have provisional ones beside it.
-    pub max_sessions: usize,
-    /// Bytes that all sessions together may hold beyond the floors of their flows (INV-5). The
-    /// floors are at most a 32nd of the buffer for each session and direction.
-    pub memory_bytes: u64,
-}
 
 #[derive(Debug)]
 enum LinkState {
@@ -98,39 +84,6 @@ struct PerKey {
     parting: usize,
 }
 
-/// What the driver learns.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RegistryEvent {
-    /// Of one session.
-    Session {
-        /// Which.
-        session: SessionId,
-        /// What.
-        event: Event,
-    },
-    /// No more of a flow that may be stored reaches its origin by this flow, and perhaps the
-    /// session is gone when the driver hears of it.
-    Final {
-        /// Whose.
-        key: ClientKey,
-        /// Of which session.
-        session: SessionId,
-        /// Which.
-        flow: FlowId,
-        /// Everything before it was handed to the socket.
-        taken: Offset,
-        /// Everything before it is known to have been acknowledged by the origin.
-        released: Offset,
-    },
-    /// A link that belongs to no session is to be closed once its answer is out.
-    TurnedAway {
-        /// Which.
-        link: LinkId,
-        /// What it was told.
-        reason: TurnedAway,
-    },
-}
-
 /// All sessions of a server. The contract is that of [`Session`], link by link.
 #[derive(Debug)]
 pub struct Registry {
@@ -141,6 +94,8 @@ pub struct Registry {
     tombstones: Tombstones,
     /// How far stored streams have reached their origins.
     delivered: Delivered,
+    /// What applications did not get of flows that expired.
+    offers: Offers,
     /// For so long ends of sessions and stored streams are remembered.
     retain: Duration,
     timers: BTreeSet<(Instant, SessionId)>,
@@ -170,6 +125,7 @@ impl Registry {
             keys: BTreeMap::new(),
             tombstones: Tombstones::new(REMEMBERED_FOR),
             delivered: Delivered::default(),
+            offers: Offers::default(),
             retain: REMEMBERED_FOR,
             timers: BTreeSet::new(),
             greeting_timers: BTreeSet::new(),
@@ -197,6 +153,16 @@ impl Registry {
             Some(LinkState::Greeting(_)) => self.greet(link, &bytes, now),
             Some(LinkState::TurnedAway { .. }) | None => {}
         }
+    }
+
+    /// So many datagrams have come by this link that their sockets should have them before it is read
+    /// on from.
+    pub fn has_datagrams_waiting(&self, link: LinkId) -> bool {
+        let Some(LinkState::Member(id)) = self.links.get(&link) else {
+            return false;
+        };
+        let entry = self.entries.get(id);
+        entry.is_some_and(|entry| entry.session.has_datagrams_waiting())
     }
 
     /// The transport connection is gone.
@@ -235,13 +201,15 @@ impl Registry {
             self.greeting_timers.remove(&(at, link));
             self.greeting_over(link, now);
         }
+        self.offers.handle_timeout(now);
     }
 
     /// The next deadline.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let session = self.timers.first().map(|(at, _)| *at);
         let greeting = self.greeting_timers.first().map(|(at, _)| *at);
-        [session, greeting].into_iter().flatten().min()
+        let held = self.offers.poll_timeout();
+        [session, greeting, held].into_iter().flatten().min()
     }
 
     /// A session for HELLO, provisional until the client speaks again (rule 9).
@@ -271,13 +239,13 @@ impl Registry {
 
     /// Works on one session, and keeps its deadline, its share of memory and its place in line.
     ///
-    /// A session may hold, in each direction, at most half of what nobody holds: a greedy one
-    /// leaves room for the next, and many share alike.
+    /// A session may hold, in each direction, at most half of what no session holds: a greedy one
+    /// leaves room for the next, and many share alike. What it needs of that, offers give up.
     pub fn with(&mut self, id: SessionId, now: Instant, work: impl FnOnce(&mut Session)) {
+        let free = self.free();
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        let free = self.config.memory_bytes.saturating_sub(self.lent);
         entry.session.set_growth_bound(free / 2);
         work(&mut entry.session);
         let (lent, timer) = if entry.session.is_ended() {
@@ -292,6 +260,8 @@ impl Registry {
             self.lent <= self.config.memory_bytes,
             "INV-5 over all sessions"
         );
+        let left = self.config.memory_bytes.saturating_sub(self.lent);
+        self.offers.give_up(left);
         if timer != entry.timer {
             if let Some(at) = entry.timer {
                 self.timers.remove(&(at, id));
@@ -303,6 +273,11 @@ impl Registry {
         }
         self.dirty.insert(id);
         self.take_events(id, now);
+    }
+
+    /// What sessions do not hold.
+    fn free(&self) -> u64 {
+        self.config.memory_bytes.saturating_sub(self.lent)
     }
 
     fn take_events(&mut self, id: SessionId, now: Instant) {
@@ -320,30 +295,44 @@ impl Registry {
                 let released = entry.session.released_at_end();
                 self.tombstones.add((id, key), reason, released, now);
                 self.forget_session(id, key);
+                self.end_offers(key, reason);
                 self.judge_waiting(id, now);
             } else if matches!(event, Event::LinkDead { .. })
                 && entry.session.live_links().next().is_none()
             {
                 self.judge_waiting(id, now);
             }
-            let told = if let Event::FlowFinal {
+            self.tell(id, key, event, now);
+        }
+    }
+
+    fn tell(&mut self, id: SessionId, key: ClientKey, event: Event, now: Instant) {
+        if event == Event::ForgetHeld {
+            // Flows that this session had before it was said may have left something since.
+            self.offers.erase_others(key, id);
+            return;
+        }
+        if let Event::FlowHeld { flow, held } = event {
+            self.hold((id, flow), key, *held, now);
+            return;
+        }
+        let told = if let Event::FlowFinal {
+            flow,
+            taken,
+            released,
+        } = event
+        {
+            RegistryEvent::Final {
+                key,
+                session: id,
                 flow,
                 taken,
                 released,
-            } = event
-            {
-                RegistryEvent::Final {
-                    key,
-                    session: id,
-                    flow,
-                    taken,
-                    released,
-                }
-            } else {
-                RegistryEvent::Session { session: id, event }
-            };
-            self.events.push_back(told);
-        }
+            }
+        } else {
+            RegistryEvent::Session { session: id, event }
+        };
+        self.events.push_back(told);
     }
 
     /// A confirmed session ends those of its key that were made before it (rule 9). One made later

@@ -3,10 +3,14 @@
 use super::opens::Asked;
 use super::origin::{Origin, open_error};
 use super::{Server, Source};
+use crate::config::Config;
+use std::collections::BTreeMap;
 use std::io;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tund_daemon::telemetry::Redacted;
+use tund_server_core::admission::Rule;
+use tund_server_core::registry::{ClientKey, Registry};
 use tund_session::wire::frame::{FlowCode, Open, OpenError, Protocol};
 use tund_session::{Delivery, Event, FlowId, Instant, LinkId, Offset, SessionId};
 
@@ -24,6 +28,8 @@ pub(super) struct OriginSlot {
     is_connected: bool,
     /// The origin's FIN was read, or an error.
     pub(super) is_read_over: bool,
+    /// Its flow is over, and it has still to be read for what is held of that.
+    pub(super) has_rest: bool,
     /// Bytes in the socket when it was last asked, while its RST waits for it to be empty.
     unsent: usize,
     /// The timer that stands for it.
@@ -48,12 +54,17 @@ impl Server {
             }
             Event::FlowReadable { flow } | Event::FlowWritable { flow } => {
                 self.drive_origin(session, flow, now);
+                self.drive_mapping(session, flow, now);
             }
-            Event::FlowAborted { flow, .. } => self.abort_origin(session, flow, now),
+            Event::FlowAborted { flow, .. } => {
+                self.abort_origin(session, flow, now);
+                self.close_mapping(session, flow);
+            }
             Event::FlowForgotten { flow, .. } => {
                 self.opens.forget(session, flow);
                 self.end_delivery(session, flow);
                 self.take_origin(session, flow);
+                self.close_mapping(session, flow);
             }
             Event::Ended { reason } => {
                 tracing::info!(%session, ?reason, "session ended");
@@ -68,6 +79,7 @@ impl Server {
                     self.end_delivery(session, flow);
                     self.reset_origin(session, flow);
                 }
+                self.close_mappings(session);
                 self.deliverer.running.end_session(session);
             }
             Event::LinkDead { link, death } => self.close_link(link, death, now),
@@ -97,6 +109,8 @@ impl Server {
             | Event::FlowRefused { .. }
             | Event::FlowExpired { .. }
             | Event::FlowReleased { .. }
+            | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::FlowFinal { .. } => {}
         }
     }
@@ -140,23 +154,12 @@ impl Server {
     ) -> Result<(), OpenError> {
         let open = &asked.open;
         if open.protocol != Protocol::Tcp {
-            return Err(OpenError::Other(93)); // EPROTONOSUPPORT
+            return self.open_mapping(session, open, asked.source, now);
         }
-        let key = self.registry.key(session);
-        let client = key.and_then(|key| self.client_of.get(&key));
-        let client = client.and_then(|index| self.config.clients.get(*index));
-        let allow = client.map_or(&[][..], |client| &client.allow);
+        let (client, allow) = client_of(&self.registry, &self.client_of, &self.config, session);
         let checked = self.admission.check(allow, open.destination, open.protocol);
         let destination = checked.map_err(|denied| {
-            if self.denials.may_tell(now) {
-                tracing::info!(
-                    client = client.map(|client| client.name.as_str()),
-                    to = %Redacted(open.destination),
-                    "an origin was refused: {denied}"
-                );
-            } else {
-                self.refusals.add("origin not allowed");
-            }
+            self.tell_denial(client, open.destination, &denied, now);
             OpenError::Denied(denied.by())
         })?;
         let header = self
@@ -174,6 +177,7 @@ impl Server {
             token,
             is_connected: false,
             is_read_over: false,
+            has_rest: false,
             unsent: 0,
             timer: None,
         };
@@ -213,9 +217,14 @@ impl Server {
 
     /// A socket has failed, perhaps while nobody reads from it.
     pub(super) fn on_failed(&mut self, token: u64, now: Instant) {
-        let Some(Source::Origin(session, flow)) = self.sources.get(&token).copied() else {
-            return;
-        };
+        match self.sources.get(&token).copied() {
+            Some(Source::Origin(session, flow)) => self.on_origin_failed(session, flow, now),
+            Some(Source::Mapping(session, flow)) => self.on_bounced(session, flow, now),
+            Some(Source::Link(_) | Source::Listener(_)) | None => {}
+        }
+    }
+
+    fn on_origin_failed(&mut self, session: SessionId, flow: FlowId, now: Instant) {
         let Some(slot) = self.origins.get_mut(&(session, flow)) else {
             return;
         };
@@ -262,8 +271,9 @@ impl Server {
                     if let Some(at) = slot.timer.take() {
                         self.timers.remove(&(at, slot.token));
                     }
-                    self.registry
-                        .with(session, now, |s| s.accept_flow(flow, now));
+                    let (registry, buffer) = (&mut self.registry, &mut self.read_buffer);
+                    self.rests.read_wanted((session, flow), registry, buffer);
+                    self.registry.accept_flow(session, flow, now);
                 }
             }
         }
@@ -326,7 +336,11 @@ impl Server {
 
     pub(super) fn reset_origin(&mut self, session: SessionId, flow: FlowId) {
         if let Some(slot) = self.take_origin(session, flow) {
-            slot.origin.reset();
+            if slot.has_rest {
+                self.rests.add((session, flow), slot);
+            } else {
+                slot.origin.reset();
+            }
         }
     }
 
@@ -469,6 +483,19 @@ impl OriginSlot {
         }
         Fate::Lives
     }
+}
+
+/// The client that a session belongs to, and what it may reach beside what all may.
+pub(super) fn client_of<'a>(
+    registry: &Registry,
+    clients: &BTreeMap<ClientKey, usize>,
+    config: &'a Config,
+    session: SessionId,
+) -> (Option<usize>, &'a [Rule]) {
+    let key = registry.key(session);
+    let index = key.and_then(|key| clients.get(&key)).copied();
+    let client = index.and_then(|index| config.clients.get(index));
+    (index, client.map_or(&[], |client| &client.allow))
 }
 
 pub(super) fn code_of(error: &io::Error) -> FlowCode {

@@ -1,10 +1,10 @@
 //! Which origins have failed: an RST is learnt of also while nothing is read from its socket.
 
-use super::Origin;
 use crate::sys::epoll;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::unix::AsyncFd;
@@ -42,7 +42,7 @@ impl Failures {
     /// # Errors
     ///
     /// When the kernel has no memory, or `fs.epoll.max_user_watches` is reached.
-    pub(crate) fn watch(&self, origin: &Origin, token: u64) -> io::Result<()> {
+    pub(crate) fn watch(&self, origin: &impl AsFd, token: u64) -> io::Result<()> {
         // Errors and hang-ups are reported whatever is asked for, here nothing more; each once.
         let event = EpollEvent::new(EpollFlags::EPOLLET, token);
         Ok(self.epoll.get_ref().epoll().add(origin, event)?)
@@ -50,7 +50,7 @@ impl Failures {
 
     /// Appends the tokens of origins that have failed, or that both sides have finished, to `out`.
     ///
-    /// Ask [`Origin::failure`] which it is. A token may come once more after its origin is gone.
+    /// Ask [`Origin::failure`](super::Origin::failure) which it is. A token may come once more after its origin is gone.
     pub(crate) fn poll_failed(
         &mut self,
         cx: &mut Context<'_>,

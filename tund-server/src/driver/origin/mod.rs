@@ -3,10 +3,12 @@
 mod failures;
 mod read_buffer;
 mod tcp;
+mod udp;
 
 pub(crate) use failures::Failures;
 pub(crate) use read_buffer::ReadBuffer;
 pub(crate) use tcp::Origin;
+pub(crate) use udp::UdpOrigin;
 
 use nix::errno::Errno;
 use std::io;

@@ -202,6 +202,15 @@ impl Origin {
         queue::unacknowledged(&self.stream)
     }
 
+    /// Bytes that have come and were not read.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system call fails with; it cannot on a TCP socket.
+    pub(crate) fn unread(&self) -> io::Result<usize> {
+        queue::unread(&self.stream)
+    }
+
     /// Sends RST at once and throws away what the socket holds.
     pub(crate) fn reset(self) {
         // It can fail only on a connection that is gone, and then there is nothing to reset.

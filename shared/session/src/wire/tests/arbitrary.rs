@@ -1,11 +1,11 @@
 //! Frames of every kind with any value that the protocol allows.
 
 use crate::id::{FlowId, Instance, LinkNumber, MAX_VARINT, Offset, SessionId};
-use crate::wire::codec::{MAX_ACKS, MAX_PAYLOAD, MAX_RELEASED};
+use crate::wire::codec::{MAX_ACKS, MAX_PAYLOAD, MAX_RELEASED, MAX_TAKES};
 use crate::wire::frame::{
-    Ack, CloseCode, Control, Data, Datagram, DatagramError, Deliver, DeniedBy, FlowCode, Frame,
-    Framing, Hello, Limits, LinkCloseReason, OnExpiry, Open, OpenError, Protocol, RejectReason,
-    Resume, ResumeOk, ResumeReject, Welcome,
+    Ack, CloseCode, Control, Data, Datagram, DatagramError, DatagramHead, DatagramPiece, Deliver,
+    DeniedBy, FlowCode, Frame, Framing, HandOff, Hello, Limits, LinkCloseReason, OnExpiry, Open,
+    OpenError, Protocol, RejectReason, Resume, ResumeOk, ResumeReject, Take, Welcome,
 };
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -210,25 +210,39 @@ fn datagram_frame() -> BoxedStrategy<Frame> {
         1 => vec(any::<u8>(), MAX_PAYLOAD),
     ];
     prop_oneof![
-        (flow(), address(), number(), payload).prop_map(|(flow, remote, micros, payload)| {
-            let age = Duration::from_micros(micros);
-            Frame::Datagram(Datagram {
-                flow,
-                remote,
-                age,
-                payload: Bytes::from(payload),
-            })
+        (datagram_head(), payload).prop_map(|(head, payload)| {
+            let payload = Bytes::from(payload);
+            Frame::Datagram(Datagram { head, payload })
         }),
-        (flow(), address(), any::<u32>(), any::<u32>()).prop_map(|(flow, remote, errno, mtu)| {
+        (datagram_head(), 0..49_000_u32, 1..100_usize, 0..2_u32).prop_map(
+            |(head, offset, bytes, more)| {
+                let end = offset + u32::try_from(bytes).unwrap();
+                Frame::DatagramPiece(DatagramPiece {
+                    head,
+                    offset,
+                    whole: end + more * 16_384,
+                    payload: Bytes::from(vec![7; bytes]),
+                })
+            }
+        ),
+        (flow(), address(), any::<u32>(), any::<u32>()).prop_map(|(flow, remote, errno, info)| {
             Frame::DatagramError(DatagramError {
                 flow,
                 remote,
                 errno,
-                mtu,
+                info,
             })
         }),
     ]
     .boxed()
+}
+
+fn datagram_head() -> impl Strategy<Value = DatagramHead> {
+    (flow(), address(), number()).prop_map(|(flow, remote, micros)| DatagramHead {
+        flow,
+        remote,
+        age: Duration::from_micros(micros),
+    })
 }
 
 fn control() -> BoxedStrategy<Control> {
@@ -256,6 +270,7 @@ fn control() -> BoxedStrategy<Control> {
         (flow(), flow_code()).prop_map(|(flow, code)| Control::Stop { flow, code }),
         (flow(), offset()).prop_map(|(flow, released)| Control::Done { flow, released }),
         link().prop_map(|older_than| Control::Retire { older_than }),
+        Just(Control::Forget),
         link().prop_map(|link| Control::LinkDown { link }),
         close.prop_map(|code| Control::SessionClose { code }),
         deliver().prop_map(Control::Deliver),
@@ -264,12 +279,18 @@ fn control() -> BoxedStrategy<Control> {
 }
 
 fn open() -> BoxedStrategy<Open> {
-    let protocol = select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Icmp]);
+    let protocol = select(vec![
+        Protocol::Tcp,
+        Protocol::Udp,
+        Protocol::Icmp,
+        Protocol::UdpAny,
+    ]);
     let on_expiry = prop_oneof![Just(OnExpiry::Reset), framing().prop_map(OnExpiry::Store),];
     let ends = (address(), address());
-    (flow(), protocol, ends, offset(), millis(), on_expiry)
+    let rest = (offset(), millis(), on_expiry, hand_off());
+    (flow(), protocol, ends, rest)
         .prop_map(
-            |(flow, protocol, (source, destination), limit, grace, on_expiry)| Open {
+            |(flow, protocol, (source, destination), (limit, grace, on_expiry, hand_off))| Open {
                 flow,
                 protocol,
                 source,
@@ -277,9 +298,30 @@ fn open() -> BoxedStrategy<Open> {
                 limit,
                 grace,
                 on_expiry,
+                hand_off,
             },
         )
         .boxed()
+}
+
+fn hand_off() -> BoxedStrategy<Option<Box<HandOff>>> {
+    let take = (any::<[u8; 16]>(), flow(), offset());
+    let take = take.prop_map(|(session, flow, delivered)| Take {
+        session: SessionId(session),
+        flow,
+        delivered,
+    });
+    let within = select(vec![Framing::Line, Framing::OctetCount]);
+    let some = (any::<u32>(), within, millis(), vec(take, 0..=MAX_TAKES));
+    let some = some.prop_map(|(user, framing, retain, takes)| {
+        Some(Box::new(HandOff {
+            user,
+            framing,
+            retain,
+            takes,
+        }))
+    });
+    prop_oneof![Just(None), some].boxed()
 }
 
 fn framing() -> impl Strategy<Value = Framing> {
@@ -331,5 +373,6 @@ fn flow_code() -> impl Strategy<Value = FlowCode> {
         FlowCode::Cancelled,
         FlowCode::Asked,
         FlowCode::Unsealable,
+        FlowCode::Idle,
     ])
 }

@@ -2,7 +2,7 @@
 
 use crate::limits;
 use crate::wire::code::Code;
-use crate::wire::codec::{MAX_ACKS, MAX_BODY, MAX_PAYLOAD, MAX_RELEASED};
+use crate::wire::codec::{MAX_ACKS, MAX_BODY, MAX_DATAGRAM, MAX_PAYLOAD, MAX_RELEASED, MAX_TAKES};
 use crate::wire::frame::{
     CloseCode, FlowCode, LinkCloseReason, OnExpiry, OpenError, Protocol, RejectReason,
 };
@@ -146,10 +146,12 @@ fn times_and_bounds_are_those_of_the_code() {
         value("payload of DATA or DATAGRAM"),
         format!("{MAX_PAYLOAD} bytes")
     );
+    assert_eq!(value("datagram in pieces"), format!("{MAX_DATAGRAM} bytes"));
     assert_eq!(value("body of a frame"), format!("{MAX_BODY} bytes"));
     let counts = [
         ("entries of FLOW_STATE", MAX_ACKS),
         ("entries of RESUME_REJECT", MAX_RELEASED),
+        ("entries of OPEN_HAND_OFF", MAX_TAKES),
         (
             "pieces under 4096 bytes held out of order in one session",
             limits::PIECES_OUT_OF_ORDER,

@@ -3,9 +3,9 @@
 use super::{decoded, encoded, hex};
 use crate::id::{FlowId, Instance, LinkNumber, Offset, SessionId};
 use crate::wire::frame::{
-    Ack, CloseCode, Control, Data, Datagram, DatagramError, Deliver, DeniedBy, FlowCode, Frame,
-    Framing, Hello, Limits, LinkCloseReason, OnExpiry, Open, OpenError, Protocol, RejectReason,
-    Resume, ResumeOk, ResumeReject, Welcome, capability,
+    Ack, CloseCode, Control, Data, Datagram, DatagramError, DatagramHead, DatagramPiece, Deliver,
+    DeniedBy, FlowCode, Frame, Framing, HandOff, Hello, Limits, LinkCloseReason, OnExpiry, Open,
+    OpenError, Protocol, RejectReason, Resume, ResumeOk, ResumeReject, Take, Welcome, capability,
 };
 use crate::wire::kind::Kind;
 use bytes::Bytes;
@@ -151,6 +151,12 @@ fn lane() -> Vec<(Frame, &'static str)> {
             "40 00002e 0c 02 22222222222222222222222222222222 07 43e8
              06 20010db8000000000000000000000001 01bb 03 00 800927c0",
         ),
+        (
+            Control::Open(open_hand_off()),
+            "50 000040 0d 02 01 04 0a6f0002 9c40 06 20010db8000000000000000000000001 01bb
+             80010000 800927c0 02 43e8 02 8036ee80 22222222222222222222222222222222 07 43e8",
+        ),
+        (Control::Forget, "51 000001 0e"),
     ];
     (1..)
         .zip(messages)
@@ -180,6 +186,25 @@ fn open() -> Open {
         limit: Offset(65_536),
         grace: Duration::from_secs(600),
         on_expiry: OnExpiry::Store(Framing::Line),
+        hand_off: None,
+    }
+}
+
+fn open_hand_off() -> Open {
+    let take = Take {
+        session: SessionId([0x22; 16]),
+        flow: FlowId(7),
+        delivered: Offset(1000),
+    };
+    let hand_off = HandOff {
+        user: 1000,
+        framing: Framing::Line,
+        retain: Duration::from_secs(3600),
+        takes: vec![take],
+    };
+    Open {
+        hand_off: Some(Box::new(hand_off)),
+        ..open()
     }
 }
 
@@ -197,17 +222,26 @@ fn traffic() -> Vec<(Frame, &'static str)> {
         released: Offset(0),
         limit: Offset(1),
     };
-    let datagram = Datagram {
+    let head = DatagramHead {
         flow: FlowId(9),
         remote,
         age: Duration::from_micros(1500),
+    };
+    let datagram = Datagram {
+        head,
         payload: Bytes::from_static(b"dns"),
+    };
+    let piece = DatagramPiece {
+        head,
+        offset: 16_384,
+        whole: 16_387,
+        payload: Bytes::from_static(b"end"),
     };
     let error = DatagramError {
         flow: FlowId(9),
         remote,
         errno: 90,
-        mtu: 1400,
+        info: 1400,
     };
     vec![
         (Frame::ControlAck { number: 8 }, "30 000001 08"),
@@ -233,6 +267,10 @@ fn traffic() -> Vec<(Frame, &'static str)> {
         (
             Frame::Datagram(datagram),
             "28 00000d 09 04 c0000201 0035 45dc 646e73",
+        ),
+        (
+            Frame::DatagramPiece(piece),
+            "2a 000015 09 04 c0000201 0035 45dc 80004000 80004003 656e64",
         ),
         (
             Frame::DatagramError(error),

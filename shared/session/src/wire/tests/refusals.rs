@@ -2,7 +2,7 @@
 
 use super::{decoded, encoded, hex};
 use crate::id::{FlowId, MAX_VARINT, Offset};
-use crate::wire::codec::{MAX_ACKS, MAX_BODY, MAX_PAYLOAD, WireError};
+use crate::wire::codec::{MAX_ACKS, MAX_BODY, MAX_PAYLOAD, MAX_TAKES, WireError};
 use crate::wire::frame::{
     Ack, CloseCode, Control, Data, FlowCode, Frame, LinkCloseReason, OpenError, RejectReason,
 };
@@ -26,7 +26,11 @@ fn types_kept_for_later_are_unknown() {
     for number in reserved::DELIVERY
         .chain(reserved::HAND_OFF)
         .chain(reserved::OFFLINE_OBJECTS)
-        .filter(|number| *number != Kind::Deliver.to_wire())
+        .filter(|number| {
+            ![Kind::Deliver, Kind::OpenHandOff, Kind::Forget]
+                .map(Kind::to_wire)
+                .contains(number)
+        })
     {
         assert_eq!(Kind::from_wire(number), None);
     }
@@ -97,6 +101,28 @@ fn data_must_carry_something_and_end_within_the_offsets() {
 }
 
 #[test]
+fn a_piece_must_lie_within_a_datagram() {
+    let is_none = "DATAGRAM_PIECE is no part of a datagram";
+    let piece = |length: &str, place: &str, payload: &str| {
+        hex(&format!(
+            "2a 0000{length} 01 04 c0000201 0035 00 {place} {payload}"
+        ))
+    };
+    assert!(decoded(&piece("0c", "05 06", "aa")).unwrap().is_some());
+    for (length, place, payload) in [("0b", "05 06", ""), ("0d", "05 06", "aabb")] {
+        let bytes = piece(length, place, payload);
+        assert_eq!(decoded(&bytes), Err(WireError::BadValue(is_none)));
+    }
+    assert!(
+        decoded(&piece("0f", "05 8000ffff", "aa"))
+            .unwrap()
+            .is_some()
+    );
+    let too_long = decoded(&piece("0f", "05 80010000", "aa"));
+    assert_eq!(too_long, Err(WireError::BadValue(is_none)));
+}
+
+#[test]
 fn a_payload_of_more_than_16_kib_is_refused_whatever_room_small_numbers_leave() {
     let mut bytes = hex("20 004004 01 00 00");
     bytes.resize(bytes.len() + MAX_PAYLOAD + 1, 7);
@@ -132,6 +158,10 @@ fn values_that_never_hold_are_refused() {
         "lowest version is above the highest"
     );
     assert_eq!(bad(&hello("01 01", "00")), "floor is zero");
+    assert_eq!(
+        bad("50 000017 01 02 01 04 0a000001 0050 04 0a000001 0050 08 09 00 03 01 05"),
+        "OPEN_HAND_OFF of one message up to FIN"
+    );
 }
 
 #[test]
@@ -146,6 +176,18 @@ fn lists_beyond_their_limit_are_refused_though_they_would_fit() {
     assert_eq!(
         decoded(&bytes),
         Err(WireError::BadValue("FLOW_STATE lists too many flows"))
+    );
+
+    let mut bytes = hex("50 000000 01 02 01 04 0a000001 0050 04 0a000001 0050 08 09 00 03 02 05");
+    for _ in 0..=MAX_TAKES {
+        bytes.extend_from_slice(&[1; 18]);
+    }
+    let [_, a, b, c] = u32::try_from(bytes.len() - 4).unwrap().to_be_bytes();
+    bytes[1..4].copy_from_slice(&[a, b, c]);
+
+    assert_eq!(
+        decoded(&bytes),
+        Err(WireError::BadValue("OPEN_HAND_OFF lists too many flows"))
     );
 }
 

@@ -201,6 +201,7 @@ fn what_came_and_was_not_read_is_counted_when_grace_is_over() {
 fn what_came_and_was_not_read_is_counted_of_a_stored_flow_too() {
     for is_the_server_new in [false, true] {
         let (mut world, app, _, lost) = unread_of(storing::config(), storing::LOG);
+        let taken = taken(&mut world, app);
         world.fail();
         world.write(app, b"one\n");
         if is_the_server_new {
@@ -212,6 +213,7 @@ fn what_came_and_was_not_read_is_counted_of_a_stored_flow_too() {
 
         let account = accounts(&world)[0];
         assert_eq!((account.lost, account.stored_bytes), (lost, 4));
+        assert_eq!((account.up_bytes, account.down_bytes), (4, taken));
     }
 }
 

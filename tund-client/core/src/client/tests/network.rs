@@ -4,6 +4,7 @@ use super::world::{MILLISECOND, Network, SECOND, WIFI, World, client_config, reg
 use crate::client::{self, ClientConfig, ClientEvent, State};
 use crate::dialer::PathId;
 use smoltcp::iface::SocketHandle;
+use std::collections::BTreeSet;
 
 const WIFI_CARD: u32 = WIFI.interface;
 const MOBILE: u32 = 3;
@@ -80,6 +81,7 @@ fn an_address_that_is_gone_is_an_outage_at_once_and_another_interface_ends_it_at
     let network = client::Network {
         running: [WIFI_CARD, MOBILE].into(),
         addresses: [crate::netstack::tests::world::APP_V4].into(),
+        networks: BTreeSet::new(),
     };
 
     world.network = Network::NoPath;
@@ -123,6 +125,7 @@ fn news_that_change_nothing_are_not_looked_into() {
             crate::netstack::tests::world::APP_V4,
         ]
         .into(),
+        networks: BTreeSet::new(),
     };
 
     world

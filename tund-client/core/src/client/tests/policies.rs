@@ -14,6 +14,7 @@ fn policy(port: u16) -> Policy {
         grace: None,
         during_outage: None,
         store: None,
+        hand_off: None,
     }
 }
 

@@ -144,6 +144,7 @@ fn storing(port: u16, during_outage: DuringOutage) -> Policy {
             framing: Framing::Line,
             retain: SECOND * 600,
         }),
+        hand_off: None,
     }
 }
 

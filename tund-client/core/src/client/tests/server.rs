@@ -47,6 +47,7 @@ impl World {
                 RegistryEvent::Session { session, event } => self.on_server_event(session, event),
                 RegistryEvent::TurnedAway { link, .. } => self.finish_and_close(link),
                 RegistryEvent::Final { .. } => {}
+                RegistryEvent::Held { session, flow } => self.read_rest((session, flow)),
             }
         }
         let mut closing = Vec::new();
@@ -136,6 +137,8 @@ impl World {
             | Event::FlowRefused { .. }
             | Event::FlowExpired { .. }
             | Event::FlowReleased { .. }
+            | Event::FlowHeld { .. }
+            | Event::ForgetHeld
             | Event::FlowForgotten { .. } => {}
             Event::FlowFinal { flow, released, .. } => {
                 let far = self.journal.entry((session, flow)).or_default();
@@ -226,7 +229,25 @@ impl World {
         };
         self.origins.insert(id, origin);
         self.woken.insert(id);
-        self.registry.with(id.0, now, |s| s.accept_flow(id.1, now));
+        self.registry.accept_flow(id.0, id.1, now);
+    }
+
+    /// What the socket of a flow that has expired still had to read.
+    fn read_rest(&mut self, (session, flow): OriginId) {
+        let Some(origin) = self.origins.get_mut(&(session, flow)) else {
+            return;
+        };
+        while let Some(room) = self.registry.room_for_rest(session, flow)
+            && room > 0
+        {
+            let most = room.min(origin.to_send.len());
+            let rest: Vec<u8> = origin.to_send.drain(..most).collect();
+            if rest.is_empty() && origin.then.is_none() {
+                return;
+            }
+            let rest = Some(&rest[..]).filter(|rest| !rest.is_empty());
+            self.registry.add_rest(session, flow, rest);
+        }
     }
 
     /// Moves what can be moved between a flow and its origin; true if anything did.

@@ -26,6 +26,7 @@ pub(super) fn policy(port: u16, during_outage: Option<DuringOutage>) -> Policy {
             framing: Framing::Line,
             retain: RETAIN,
         }),
+        hand_off: None,
     }
 }
 
@@ -122,6 +123,8 @@ fn the_application_is_reset_only_when_its_bytes_are_on_the_disk() {
     world.finish_writing();
 
     assert_eq!(world.state(app), tcp::State::Closed);
+    let account = world.client.flows().ended().last().expect("an account");
+    assert_eq!((account.up_bytes, account.stored_bytes), (8, 8));
     assert_eq!(world.disk.texts(), ["one\n", "two\n"]);
     assert_eq!(stored(&world), [(8, 0, None)]);
     let heads: Vec<_> = world.disk.files.values().map(|(head, _)| *head).collect();

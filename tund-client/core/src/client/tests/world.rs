@@ -5,6 +5,7 @@ use super::disk::Disk;
 use super::server::{Origin, OriginId};
 use crate::client::{self, Client, ClientConfig, ClientEvent, Path, Refused};
 use crate::dialer::PathId;
+use crate::mappings::{Filtering, MappingConfig};
 use crate::netstack::tests::kernel::{Inspector, Kernel};
 use crate::netstack::tests::world::{APP_V4, Collector, ORIGIN_V4};
 use crate::netstack::{
@@ -33,6 +34,7 @@ pub(super) const RULES: Rules = Rules {
     grace: GRACE,
     during_outage: DuringOutage::Hold,
     store: None,
+    hand_off: None,
 };
 /// Whose applications all are.
 pub(super) const USER: u32 = 1000;
@@ -48,13 +50,19 @@ pub(super) fn session_config(instance: u8) -> Config {
         buffer_bytes: BUFFER,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
-        capabilities: capability::DELIVERY,
+        capabilities: capability::DELIVERY | capability::DATAGRAM | capability::HAND_OFF,
+        datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
 
 pub(super) fn client_config() -> ClientConfig {
     ClientConfig {
         session: session_config(1),
+        mappings: MappingConfig {
+            idle: SECOND * 300,
+            filtering: Filtering::Address,
+            grace: GRACE,
+        },
         netstack: NetstackConfig {
             local_addresses: vec![APP_V4],
             seed: 4711,
@@ -127,6 +135,8 @@ pub(super) struct World {
     pub(super) now: Instant,
     pub(super) client: Client,
     pub(super) kernel: Kernel,
+    /// Whose applications connect now, as far as the driver can tell.
+    pub(super) user: Option<u32>,
     /// Further hosts' kernels, as one with many sockets scans them all for each packet.
     crowd: Vec<Kernel>,
     inspector: Inspector,
@@ -164,8 +174,28 @@ pub(super) struct World {
     pub(super) journal: BTreeMap<(SessionId, FlowId), u64>,
     /// Bytes of deliveries that are no whole record yet.
     pub(super) half_records: BTreeMap<OriginId, (Deliver, Vec<u8>)>,
+    /// UDP and ICMP packets that applications' kernels got, each behind its virtio-net header.
+    pub(super) datagrams: Vec<Vec<u8>>,
     next_port: u16,
     next_id: u64,
+}
+
+/// What a packet carries: its protocol, or that of its fragment.
+fn protocol(bytes: &[u8]) -> u8 {
+    let packet = &bytes[crate::netstack::offload::VNET_HEADER_BYTES..];
+    match (packet[0] >> 4, packet[6]) {
+        (4, _) => packet[9],
+        (_, 44) => packet[40],
+        (_, next) => next,
+    }
+}
+
+fn is_datagram(bytes: &[u8]) -> bool {
+    protocol(bytes) == 17
+}
+
+fn is_datagram_or_icmp(bytes: &[u8]) -> bool {
+    matches!(protocol(bytes), 1 | 17 | 58)
 }
 
 impl World {
@@ -203,6 +233,7 @@ impl World {
             now,
             client,
             kernel: Kernel::new(1500, now),
+            user: Some(USER),
             crowd: Vec::new(),
             inspector: Inspector {
                 offload: true,
@@ -229,6 +260,7 @@ impl World {
             delivered: Vec::new(),
             journal: BTreeMap::new(),
             half_records: BTreeMap::new(),
+            datagrams: Vec::new(),
             next_port: 10_000,
             next_id: 0,
         }
@@ -375,8 +407,14 @@ impl World {
         assert_eq!(pending, None, "the session has something to tell");
     }
 
-    fn deliver(&mut self, sink: Collector) {
+    pub(super) fn deliver(&mut self, sink: Collector) {
         for bytes in sink.0 {
+            if is_datagram_or_icmp(&bytes) {
+                self.datagrams.push(bytes.clone());
+            }
+            if is_datagram(&bytes) {
+                continue;
+            }
             for segment in self.inspector.inspect(&bytes) {
                 if segment[9] == 1 {
                     self.icmp.push((segment[20], segment[21]));
@@ -448,7 +486,7 @@ impl World {
                 self.client.handle_progress(link, progress, self.now);
             }
             ClientEvent::FindUser { connection, .. } => {
-                self.client.handle_user(connection, USER);
+                self.client.handle_user(connection, self.user, self.now);
             }
             ClientEvent::Spool(order) => self.on_order(order),
             ClientEvent::Attached { .. }
@@ -510,6 +548,7 @@ impl World {
         let network = client::Network {
             running: interfaces.iter().copied().collect(),
             addresses: sources.chain([APP_V4]).collect(),
+            networks: BTreeSet::new(),
         };
         self.client.handle_network(network, true, self.now);
         self.run();

@@ -137,6 +137,17 @@ pub(super) fn config(kind: Kind) -> NetstackConfig {
     }
 }
 
+/// A netstack without connections, and nothing around it.
+pub(crate) fn bare(config: &NetstackConfig) -> Netstack {
+    let memory = Memory {
+        receive_bytes: RECEIVE_RING_BYTES,
+        send_bytes: SEND_RING_BYTES,
+        slots: usize::MAX,
+        idled: Arc::new([const { AtomicUsize::new(0) }; 2]),
+    };
+    Netstack::new(config, Box::new(memory), Instant::default())
+}
+
 impl World {
     pub(super) fn new(kind: Kind) -> Self {
         Self::with(kind, config(kind), RECEIVE_RING_BYTES, SEND_RING_BYTES)

@@ -53,7 +53,8 @@ fn removed(registry: &mut Registry) -> Vec<LinkId> {
         } => Some(link),
         RegistryEvent::TurnedAway { .. }
         | RegistryEvent::Session { .. }
-        | RegistryEvent::Final { .. } => None,
+        | RegistryEvent::Final { .. }
+        | RegistryEvent::Held { .. } => None,
     });
     gone.collect()
 }

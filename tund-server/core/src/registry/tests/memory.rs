@@ -1,10 +1,12 @@
 //! One bound on the memory of all sessions, shared fairly.
 
-use super::world::{World, config, key};
+use super::hand_off::{leave_lines, open};
+use super::world::{GRACE, World, config, key};
 use crate::registry::RegistryConfig;
 use bytes::Bytes;
-use tund_session::wire::frame::CloseCode;
-use tund_session::{Config, FlowId, Session, SessionId};
+use std::time::Duration;
+use tund_session::wire::frame::{CloseCode, OnExpiry, Protocol};
+use tund_session::{Config, FlowId, Session, SessionId, Target};
 
 const MEBIBYTE: u64 = 1 << 20;
 const MEMORY: u64 = MEBIBYTE;
@@ -168,4 +170,101 @@ fn an_upload_is_granted_no_more_than_the_memory() {
     assert!(held > 0 && held <= MEMORY, "{held}");
     assert!(sent.iter().all(|bytes| *bytes > MEMORY / 8), "{sent:?}");
     world.expect_nothing_kept();
+}
+
+/// A mapping that the server has a socket for.
+fn mapping(world: &mut World, client: usize) -> FlowId {
+    let target = Target {
+        protocol: Protocol::Udp,
+        source: "10.0.0.1:1000".parse().unwrap(),
+        destination: "192.0.2.1:53".parse().unwrap(),
+        grace: GRACE,
+        on_expiry: OnExpiry::Reset,
+        accept_early: false,
+    };
+    let now = world.now;
+    let flow = world.clients[client].open_flow(&target, now).unwrap();
+    world.accept(client, flow);
+    flow
+}
+
+#[test]
+fn datagrams_that_wait_borrow_of_the_same_memory() {
+    const FLOOR: u64 = 128 * 1024;
+    let base = config();
+    let mut world = World::new(RegistryConfig {
+        session: Config {
+            buffer_bytes: 32 * MEBIBYTE,
+            ..base.session
+        },
+        memory_bytes: 2 * MEMORY,
+        ..base
+    });
+    let mut held = Vec::new();
+    for n in 1..=8 {
+        let (client, id) = world.attached(n, key(n));
+        let flows = [(); 3].map(|()| mapping(&mut world, client));
+        world.lose(client);
+        let now = world.now;
+        for flow in flows.iter().cycle().take(1500) {
+            let payload = Bytes::from_static(&[7; 1000]);
+            let remote = "192.0.2.1:53".parse().unwrap();
+            world.registry.with(id, now, |s| {
+                s.send_datagram(*flow, remote, payload, now);
+            });
+        }
+        let session = world.registry.session(id).unwrap();
+        held.push((session.lent(), session.buffered().0));
+    }
+
+    let lent: u64 = held.iter().map(|(lent, _)| lent).sum();
+    assert_eq!(world.registry.lent(), lent);
+    let (first, _) = held[0];
+    assert!(first > FLOOR / 2 && first <= 2 * MEMORY / 16, "{held:?}");
+    assert!(held.iter().all(|(_, bytes)| *bytes > FLOOR / 2), "{held:?}");
+    assert!(held.is_sorted_by(|a, b| a.0 >= b.0), "{held:?}");
+    // What has gone stale is given back.
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.registry.lent(), 0);
+    world.expect_nothing_kept();
+}
+
+#[test]
+fn what_is_held_takes_nothing_from_sessions_and_gives_way_to_them() {
+    let poured = |world: &mut World| {
+        let poured = (1..=8).map(|n| {
+            let poured = greedy(world, n).2;
+            let held = world.registry.offers().bytes();
+            assert!(world.registry.lent() + held <= MEMORY, "{held}");
+            poured
+        });
+        poured.collect::<Vec<_>>()
+    };
+    let mut empty = world();
+    let mut holding = world();
+    leave_lines(&mut holding, 9, 2_500);
+    assert_eq!(holding.registry.offers().bytes(), 250_000);
+
+    assert_eq!(poured(&mut holding), poured(&mut empty));
+
+    assert!(holding.registry.offers().is_empty());
+    assert_eq!(holding.registry.offers().tally().lost, 250_000);
+    holding.expect_nothing_kept();
+}
+
+#[test]
+fn however_little_memory_there_is_the_next_connection_finds_room_to_take_what_is_held() {
+    let mut world = World::new(RegistryConfig {
+        memory_bytes: 150_000,
+        ..config()
+    });
+    let name = leave_lines(&mut world, 1, 600);
+    let held = world.registry.offers().bytes();
+    assert_eq!(held, 150_000 / 4);
+    let (client, _) = world.attached(11, key(1));
+
+    let flow = open(&mut world, client, &[name]);
+
+    assert_eq!(world.registry.offers().tally().handed_on, held);
+    assert!(world.clients[client].readable(flow).next().is_some());
 }

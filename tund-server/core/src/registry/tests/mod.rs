@@ -3,6 +3,7 @@
 mod attach;
 mod bounds;
 mod farewell;
+mod hand_off;
 mod memory;
 mod newcomers;
 mod properties;

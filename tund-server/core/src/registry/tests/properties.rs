@@ -61,6 +61,7 @@ fn frame() -> impl Strategy<Value = Frame> {
             limit: Offset(10_000),
             grace: Duration::from_secs(flow * 20),
             on_expiry: OnExpiry::Reset,
+            hand_off: None,
         })
     });
     let flow = small.clone().prop_map(FlowId);
@@ -203,7 +204,9 @@ impl Driver {
                         event: Event::LinkDead { link, .. },
                         ..
                     } => closing.push(link),
-                    RegistryEvent::Session { .. } | RegistryEvent::Final { .. } => {}
+                    RegistryEvent::Session { .. }
+                    | RegistryEvent::Final { .. }
+                    | RegistryEvent::Held { .. } => {}
                 }
             }
             for link in closing {

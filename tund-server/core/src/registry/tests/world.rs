@@ -28,7 +28,8 @@ pub(super) fn session_config(instance: u8) -> Config {
         buffer_bytes: 1 << 20,
         max_flows: 64,
         max_grace: Duration::from_secs(3600),
-        capabilities: capability::DELIVERY,
+        capabilities: capability::DELIVERY | capability::DATAGRAM | capability::HAND_OFF,
+        datagram_age: tund_session::limits::DATAGRAM_AGE,
     }
 }
 
@@ -270,7 +271,9 @@ impl World {
                     self.registry.handle_progress(*link, progress, self.now);
                     continue;
                 }
-                RegistryEvent::Session { .. } | RegistryEvent::Final { .. } => {}
+                RegistryEvent::Session { .. }
+                | RegistryEvent::Final { .. }
+                | RegistryEvent::Held { .. } => {}
             }
             self.events.push(event);
         }
@@ -321,8 +324,7 @@ impl World {
     pub(super) fn accept(&mut self, client: usize, flow: FlowId) {
         self.run();
         let id = self.clients[client].id().unwrap();
-        self.registry
-            .with(id, self.now, |s| s.accept_flow(flow, self.now));
+        self.registry.accept_flow(id, flow, self.now);
         self.run();
     }
 
@@ -351,7 +353,8 @@ impl World {
             RegistryEvent::TurnedAway { link: of, reason } if *of == link => Some(*reason),
             RegistryEvent::TurnedAway { .. }
             | RegistryEvent::Session { .. }
-            | RegistryEvent::Final { .. } => None,
+            | RegistryEvent::Final { .. }
+            | RegistryEvent::Held { .. } => None,
         })
     }
 
@@ -376,7 +379,8 @@ impl World {
             } if *of == session => Some(*reason),
             RegistryEvent::TurnedAway { .. }
             | RegistryEvent::Session { .. }
-            | RegistryEvent::Final { .. } => None,
+            | RegistryEvent::Final { .. }
+            | RegistryEvent::Held { .. } => None,
         })
     }
 

@@ -1,0 +1,429 @@
+//! Mappings of the client: which application's address belongs to which flow, and how long each lives.
+
+use crate::account::{End, EndedBy, FlowAccount, HowEnded, LostBytes};
+use crate::packet::UDP_HEADER_BYTES;
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tund_session::wire::frame::Protocol;
+use tund_session::{Contacts, FlowId, Instant, Strangers, limits};
+
+/// A mapping is not ended for another before it has been idle for so long: its answer may be due.
+const KEPT_AT_LEAST: Duration = Duration::from_secs(30);
+/// Remotes of one mapping of whose last datagram the headers are kept.
+const QUOTES: usize = 4;
+/// If nothing was heard of the server for so long, which is asked every 25 s while there is a flow, it
+/// was a sleep, or an outage that nobody has noticed, and no idle time.
+const UNHEARD: Duration = Duration::from_secs(30);
+/// Strangers' datagrams that may come at once: as many as a server lets pass, and as many again.
+const STRANGERS_AT_ONCE: u32 = 2 * limits::STRANGERS_AT_ONCE;
+/// The longest headers that are kept: IPv4 with all options, or IPv6, and UDP.
+const QUOTE_BYTES: usize = 60 + UDP_HEADER_BYTES;
+
+/// The headers of the last datagram to one remote, as the application's kernel wrote them.
+#[derive(Clone, Copy, Debug)]
+struct Quote {
+    remote: SocketAddr,
+    bytes: [u8; QUOTE_BYTES],
+    len: usize,
+}
+
+/// One mapping as the client knows it.
+#[derive(Debug)]
+pub struct ClientMapping {
+    /// The application's address.
+    pub source: SocketAddr,
+    /// The first remote.
+    pub destination: SocketAddr,
+    /// When its first datagram came.
+    pub since: Instant,
+    /// The server has a socket for it.
+    pub is_open: bool,
+    /// Outages it has lived through.
+    pub outages: u64,
+    /// Bytes from the application.
+    pub up_bytes: u64,
+    /// Bytes to the application.
+    pub down_bytes: u64,
+    moved_at: Instant,
+    /// When its application sent last.
+    sent_at: Instant,
+    silence: Duration,
+    contacts: Contacts,
+    quotes: Vec<Quote>,
+    /// When its application sent last, by the clock of the mappings.
+    active: Duration,
+    /// Where it stands in the order of deadlines.
+    due: Duration,
+}
+
+impl ClientMapping {
+    fn new(source: SocketAddr, destination: SocketAddr, now: Instant, active: Duration) -> Self {
+        Self {
+            source,
+            destination,
+            since: now,
+            is_open: false,
+            outages: 0,
+            up_bytes: 0,
+            down_bytes: 0,
+            moved_at: now,
+            sent_at: now,
+            silence: Duration::ZERO,
+            contacts: Contacts::default(),
+            quotes: Vec::new(),
+            active,
+            due: active,
+        }
+    }
+
+    /// The longest time in which nothing went by it, up to now.
+    pub fn longest_silence(&self, now: Instant) -> Duration {
+        let since = now.saturating_duration_since(self.moved_at);
+        self.silence.max(since)
+    }
+
+    fn moved(&mut self, now: Instant) {
+        self.silence = self.longest_silence(now);
+        self.moved_at = now;
+    }
+
+    /// Something was sent to that address, so that it may answer, whatever the server says.
+    pub(crate) fn has_sent_to(&self, remote: SocketAddr) -> bool {
+        self.contacts.has(remote.ip())
+    }
+
+    /// The headers of the last datagram to `remote`, if they are kept.
+    pub(crate) fn quote(&self, remote: SocketAddr) -> Option<&[u8]> {
+        let quote = self.quotes.iter().find(|quote| quote.remote == remote)?;
+        quote.bytes.get(..quote.len)
+    }
+
+    fn keep_quote(&mut self, remote: SocketAddr, headers: &[u8]) {
+        let known = self.quotes.iter().position(|quote| quote.remote == remote);
+        let place = known.unwrap_or_else(|| {
+            if self.quotes.len() >= QUOTES {
+                // The oldest goes: they are in the order in which their remotes were first met.
+                self.quotes.remove(0);
+            }
+            self.quotes.push(Quote {
+                remote,
+                bytes: [0; QUOTE_BYTES],
+                len: 0,
+            });
+            self.quotes.len() - 1
+        });
+        if let Some(quote) = self.quotes.get_mut(place)
+            && let Some(bytes) = quote.bytes.get_mut(..headers.len())
+        {
+            bytes.copy_from_slice(headers);
+            quote.len = headers.len();
+        }
+    }
+}
+
+/// All mappings of the current session.
+#[derive(Debug, Default)]
+pub struct Mappings {
+    mappings: BTreeMap<FlowId, ClientMapping>,
+    by_source: FxHashMap<SocketAddr, FlowId>,
+    /// When each is to be looked at; later than that if something went by it meanwhile.
+    deadlines: BTreeSet<(Duration, FlowId)>,
+    /// Ended here, and not yet forgotten by the session.
+    leaving: BTreeMap<FlowId, (ClientMapping, End)>,
+    /// The time that outages have taken since the start, which counts for no mapping.
+    paused: Duration,
+    /// The outage that goes on.
+    paused_since: Option<Instant>,
+    /// When the server was heard last.
+    heard_at: Option<Instant>,
+    /// When it was last asked whether it is there, since a mapping is to end.
+    asked_at: Option<Instant>,
+    strangers: Strangers,
+}
+
+impl Mappings {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.mappings.len()
+    }
+
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.mappings.is_empty()
+    }
+
+    /// All of them, in the order of their ids.
+    pub fn iter(&self) -> impl Iterator<Item = (FlowId, &ClientMapping)> {
+        self.mappings.iter().map(|(id, mapping)| (*id, mapping))
+    }
+
+    pub(crate) fn find(&self, source: SocketAddr) -> Option<FlowId> {
+        self.by_source.get(&source).copied()
+    }
+
+    pub(crate) fn get(&self, id: FlowId) -> Option<&ClientMapping> {
+        self.mappings.get(&id)
+    }
+
+    /// It is one, or was one until the session forgets it.
+    pub(crate) fn knows(&self, id: FlowId) -> bool {
+        self.mappings.contains_key(&id) || self.leaving.contains_key(&id)
+    }
+
+    /// One has been ended here, and the session has not forgotten it.
+    pub(crate) fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// The server has a socket for it.
+    pub(crate) fn open(&mut self, id: FlowId) {
+        if let Some(mapping) = self.mappings.get_mut(&id) {
+            mapping.is_open = true;
+        }
+    }
+
+    /// The time that has passed without outages, as far as is known: from when the server was heard
+    /// last, there may be one.
+    fn clock(&self, now: Instant) -> Duration {
+        self.clock_at(self.heard_at.map_or(now, |heard| now.min(heard)))
+    }
+
+    /// The same, if there is none.
+    fn clock_at(&self, now: Instant) -> Duration {
+        let now = self.paused_since.unwrap_or(now);
+        Duration::from_nanos(now.as_nanos()).saturating_sub(self.paused)
+    }
+
+    /// Something has come from the server. If that took too long, it was an outage, though nobody
+    /// has noticed.
+    pub(crate) fn heard(&mut self, now: Instant) {
+        if let Some(heard) = self.heard_at
+            && heard + UNHEARD < now
+            && self.paused_since.is_none()
+        {
+            self.paused += now.saturating_duration_since(heard);
+        }
+        self.heard_at = Some(now);
+    }
+
+    /// An outage has begun, when the server was heard last: the clock stands still.
+    pub(crate) fn pause(&mut self, now: Instant) {
+        let since = self.heard_at.unwrap_or(now).min(now);
+        self.paused_since.get_or_insert(since);
+    }
+
+    /// It is over, or so is the session.
+    pub(crate) fn go_on(&mut self, now: Instant) {
+        if let Some(since) = self.paused_since.take() {
+            self.paused += now.saturating_duration_since(since);
+        }
+        self.heard_at = Some(now);
+    }
+
+    pub(crate) fn survived(&mut self) {
+        let all = self.mappings.values_mut();
+        all.for_each(|mapping| mapping.outages += 1);
+    }
+
+    pub(crate) fn insert(
+        &mut self,
+        id: FlowId,
+        (source, destination): (SocketAddr, SocketAddr),
+        idle: Duration,
+        now: Instant,
+    ) {
+        if self.mappings.is_empty() {
+            // What was before is nothing to it.
+            self.heard_at = Some(now);
+        }
+        let clock = self.clock_at(now);
+        let mut mapping = ClientMapping::new(source, destination, now, clock);
+        mapping.due = clock + idle;
+        self.deadlines.insert((mapping.due, id));
+        self.by_source.insert(source, id);
+        self.mappings.insert(id, mapping);
+    }
+
+    /// A datagram of the application's, `bytes` long, with these headers; returns how long nothing
+    /// had gone by the mapping.
+    pub(crate) fn sent(
+        &mut self,
+        id: FlowId,
+        remote: SocketAddr,
+        (headers, bytes): (&[u8], usize),
+        now: Instant,
+    ) -> Duration {
+        let clock = self.clock_at(now);
+        let Some(mapping) = self.mappings.get_mut(&id) else {
+            return Duration::ZERO;
+        };
+        let silence = now.saturating_duration_since(mapping.moved_at);
+        mapping.moved(now);
+        mapping.sent_at = now;
+        mapping.active = clock;
+        mapping.up_bytes += u64::try_from(bytes).unwrap_or(0);
+        mapping.contacts.note(remote.ip());
+        mapping.keep_quote(remote, headers);
+        silence
+    }
+
+    /// Whether one more datagram of a stranger is heard, whatever the server lets pass.
+    pub(crate) fn hears_stranger(&mut self, bytes: usize, now: Instant) -> bool {
+        self.strangers.admit(bytes, STRANGERS_AT_ONCE, now)
+    }
+
+    /// A datagram for the application. It keeps no mapping alive: the application may be gone, and
+    /// whoever sends then would keep it for ever (RFC 4787 §4.3).
+    pub(crate) fn received(&mut self, id: FlowId, bytes: usize, now: Instant) {
+        if let Some(mapping) = self.mappings.get_mut(&id) {
+            mapping.moved(now);
+            mapping.down_bytes += u64::try_from(bytes).unwrap_or(0);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: FlowId) -> Option<ClientMapping> {
+        let mapping = self.mappings.remove(&id)?;
+        self.by_source.remove(&mapping.source);
+        self.deadlines.remove(&(mapping.due, id));
+        Some(mapping)
+    }
+
+    /// Ends it here; its account stays open until the session has forgotten the flow, too.
+    pub(crate) fn leave(&mut self, id: FlowId, end: End) {
+        let mapping = self.remove(id);
+        self.leaving
+            .extend(mapping.map(|mapping| (id, (mapping, end))));
+    }
+
+    /// The account of a mapping that the session has forgotten.
+    pub(crate) fn settle(
+        &mut self,
+        id: FlowId,
+        lost: LostBytes,
+        now: Instant,
+    ) -> Option<FlowAccount> {
+        let (mapping, end) = self.leaving.remove(&id).or_else(|| {
+            let end = (EndedBy::Server, HowEnded::Failed);
+            Some((self.remove(id)?, end))
+        })?;
+        Some(FlowAccount::of_mapping(id, &mapping, end, lost, now))
+    }
+
+    /// All of them end with their session.
+    pub(crate) fn drain(&mut self, end: End) -> Vec<(FlowId, ClientMapping, End)> {
+        self.by_source.clear();
+        self.deadlines.clear();
+        let left = std::mem::take(&mut self.leaving).into_iter();
+        let left = left.map(|(id, (mapping, end))| (id, mapping, end));
+        let live = std::mem::take(&mut self.mappings).into_iter();
+        left.chain(live.map(|(id, mapping)| (id, mapping, end)))
+            .collect()
+    }
+
+    /// The first to have been idle for `idle`, and when that is by the clock.
+    fn first_idle(&mut self, idle: Duration) -> Option<(Duration, FlowId)> {
+        loop {
+            let (due, id) = self.deadlines.first().copied()?;
+            let mapping = self.mappings.get_mut(&id)?;
+            let true_due = mapping.active + idle;
+            if true_due == due {
+                return Some((due, id));
+            }
+            self.deadlines.remove(&(due, id));
+            mapping.due = true_due;
+            self.deadlines.insert((true_due, id));
+        }
+    }
+
+    /// The next that has been idle for `idle`, if there is one.
+    pub(crate) fn next_idle(&mut self, idle: Duration, now: Instant) -> Option<FlowId> {
+        let clock = self.clock(now);
+        if self.deadlines.first().is_none_or(|(due, _)| *due > clock) {
+            return None;
+        }
+        let (due, id) = self.first_idle(idle)?;
+        (due <= clock).then_some(id)
+    }
+
+    /// Whether the server is to be asked if it is there: a mapping is to end unless there is an
+    /// outage, of which nobody knows yet.
+    pub(crate) fn asks(&mut self, idle: Duration, now: Instant) -> bool {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if self.paused_since.is_some() || !is_due(self.poll_timeout()) {
+            return false;
+        }
+        let first = self.first_idle(idle);
+        let is_asking = first.is_some() && is_due(self.poll_timeout());
+        if is_asking {
+            self.asked_at = Some(now);
+        }
+        is_asking
+    }
+
+    /// The one whose application has been silent longest, if it has been for a while.
+    pub(crate) fn longest_idle(&mut self, idle: Duration, now: Instant) -> Option<FlowId> {
+        let (_, id) = self.first_idle(idle)?;
+        let silence = now.saturating_duration_since(self.get(id)?.sent_at);
+        (silence >= KEPT_AT_LEAST.min(idle)).then_some(id)
+    }
+
+    /// Those for which the server is not known to have a socket.
+    pub(crate) fn unopened(&self) -> Vec<FlowId> {
+        let unopened = self.mappings.iter().filter(|(_, mapping)| !mapping.is_open);
+        unopened.map(|(id, _)| *id).collect()
+    }
+
+    /// When the next has to be looked at; never in an outage, nor a second time before the server is
+    /// heard.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        if self.paused_since.is_some() {
+            return None;
+        }
+        let (due, _) = self.deadlines.first()?;
+        let at = Instant::default() + *due + self.paused;
+        let is_past = |of: Option<Instant>| of.is_some_and(|of| of >= at);
+        let is_heard = self.heard_at.is_none() || is_past(self.heard_at);
+        (is_heard || !is_past(self.asked_at)).then_some(at)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        let live = self.mappings.len().max(self.by_source.len());
+        live.max(self.deadlines.len()) + self.leaving.len()
+    }
+}
+
+/// Who may send to applications.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filtering {
+    /// Those that they have sent to.
+    Address,
+    /// Anybody.
+    Endpoint,
+}
+
+impl Filtering {
+    /// What mappings are asked for as.
+    pub(crate) const fn protocol(self) -> Protocol {
+        match self {
+            Self::Address => Protocol::Udp,
+            Self::Endpoint => Protocol::UdpAny,
+        }
+    }
+}
+
+/// What holds for mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingConfig {
+    /// One ends when its application has sent nothing for so long, outages left out.
+    pub idle: Duration,
+    /// Who may send to it.
+    pub filtering: Filtering,
+    /// How long an outage it outlives.
+    pub grace: Duration,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! The clock of mappings, and what is kept of each.
+
+use super::*;
+
+const IDLE: Duration = Duration::from_secs(300);
+
+fn at(seconds: u64) -> Instant {
+    Instant::from_nanos(seconds * 1_000_000_000)
+}
+
+fn source(number: u64) -> SocketAddr {
+    let address = u32::try_from(number).unwrap();
+    (std::net::Ipv4Addr::from(address), 4000).into()
+}
+
+fn remote() -> SocketAddr {
+    "192.0.2.53:53".parse().unwrap()
+}
+
+fn with(count: u64) -> Mappings {
+    let mut mappings = Mappings::default();
+    for number in 1..=count {
+        let ends = (source(number), remote());
+        mappings.insert(FlowId(number), ends, IDLE, at(1000));
+    }
+    mappings
+}
+
+/// The server is heard as often as it is asked.
+fn hear(mappings: &mut Mappings, from: u64, to: u64) {
+    for second in (from..=to).step_by(25) {
+        mappings.heard(at(second));
+    }
+}
+
+#[test]
+fn idle_time_stands_still_during_an_outage() {
+    let mut mappings = with(1);
+    hear(&mut mappings, 1000, 1100);
+    mappings.pause(at(1100));
+    assert_eq!(mappings.poll_timeout(), None);
+    assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
+
+    mappings.go_on(at(2100));
+    hear(&mut mappings, 2125, 2275);
+
+    assert_eq!(mappings.poll_timeout(), Some(at(2300)));
+    let just_before = Instant::from_nanos(at(2300).as_nanos() - 1);
+    assert!(!mappings.asks(IDLE, just_before));
+    // There may be another outage.
+    assert_eq!(mappings.next_idle(IDLE, at(2300)), None);
+    assert!(mappings.asks(IDLE, at(2300)));
+    assert_eq!(mappings.poll_timeout(), None);
+    assert!(!mappings.asks(IDLE, at(2301)));
+    mappings.heard(at(2301));
+    assert_eq!(mappings.poll_timeout(), Some(at(2300)));
+    assert_eq!(mappings.next_idle(IDLE, at(2301)), Some(FlowId(1)));
+}
+
+#[test]
+fn what_the_application_sends_keeps_a_mapping_alive_and_what_it_gets_does_not() {
+    let mut mappings = with(2);
+    mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1200));
+    mappings.received(FlowId(2), 6, at(1250));
+
+    let just_before = Instant::from_nanos(at(1300).as_nanos() - 1);
+    hear(&mut mappings, 1000, 1275);
+    mappings.heard(just_before);
+    assert_eq!(mappings.next_idle(IDLE, just_before), None);
+    mappings.heard(at(1300));
+    assert_eq!(mappings.next_idle(IDLE, at(1300)), Some(FlowId(2)));
+    mappings.leave(FlowId(2), (EndedBy::Client, HowEnded::Idle));
+    assert_eq!(mappings.find(source(2)), None);
+    assert!(mappings.knows(FlowId(2)));
+    let account = mappings.settle(FlowId(2), LostBytes::default(), at(1301));
+    let account = account.expect("an account");
+    assert_eq!((account.down_bytes, account.how), (6, HowEnded::Idle));
+    assert_eq!(account.longest_silence, Duration::from_secs(250));
+    hear(&mut mappings, 1325, 1475);
+    mappings.heard(at(1499));
+    assert_eq!(mappings.next_idle(IDLE, at(1499)), None);
+    assert_eq!(mappings.poll_timeout(), Some(at(1500)));
+    mappings.heard(at(1500));
+    assert_eq!(mappings.next_idle(IDLE, at(1500)), Some(FlowId(1)));
+}
+
+#[test]
+fn the_clock_runs_only_up_to_when_the_server_was_heard() {
+    let mut mappings = with(1);
+    mappings.heard(at(1001));
+    // A sleep, and nobody has noticed.
+    assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
+    assert!(mappings.asks(IDLE, at(9000)));
+    assert_eq!(mappings.poll_timeout(), None);
+    mappings.heard(at(9000));
+    assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
+
+    hear(&mut mappings, 9025, 9275);
+    assert_eq!(mappings.next_idle(IDLE, at(9275)), None);
+    assert_eq!(mappings.poll_timeout(), Some(at(9299)));
+    mappings.heard(at(9299));
+    assert_eq!(mappings.next_idle(IDLE, at(9299)), Some(FlowId(1)));
+}
+
+#[test]
+fn an_outage_begins_when_the_server_was_heard_last() {
+    let mut mappings = with(1);
+    hear(&mut mappings, 1000, 1250);
+    // It is due before anybody has noticed.
+    assert!(mappings.asks(IDLE, at(1300)));
+    mappings.pause(at(1302));
+    assert_eq!(mappings.next_idle(IDLE, at(1302)), None);
+    mappings.go_on(at(2250));
+    assert_eq!(mappings.poll_timeout(), Some(at(2300)));
+    assert_eq!(mappings.next_idle(IDLE, at(2250)), None);
+}
+
+#[test]
+fn the_first_mapping_after_a_while_has_nothing_to_do_with_what_was_before() {
+    let mut mappings = Mappings::default();
+    mappings.heard(at(1));
+    mappings.insert(FlowId(1), (source(1), remote()), IDLE, at(1000));
+
+    hear(&mut mappings, 1001, 1276);
+
+    assert_eq!(mappings.poll_timeout(), Some(at(1300)));
+}
+
+#[test]
+fn what_an_application_has_just_sent_counts_though_the_server_was_not_heard_since() {
+    let mut mappings = with(1);
+    hear(&mut mappings, 1000, 1275);
+    mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1299));
+    mappings.heard(at(1300));
+    assert_eq!(mappings.next_idle(IDLE, at(1300)), None);
+    assert!(!mappings.asks(IDLE, at(1300)));
+    assert_eq!(mappings.poll_timeout(), Some(at(1599)));
+}
+
+#[test]
+fn who_was_silent_longest_makes_room_but_not_at_once() {
+    let mut mappings = with(3);
+    mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1010));
+    mappings.received(FlowId(2), 5, at(1029));
+
+    assert_eq!(mappings.longest_idle(IDLE, at(1029)), None);
+    assert_eq!(mappings.longest_idle(IDLE, at(1030)), Some(FlowId(2)));
+    mappings.remove(FlowId(2));
+    assert_eq!(mappings.longest_idle(IDLE, at(1030)), Some(FlowId(3)));
+    mappings.remove(FlowId(3));
+    assert_eq!(mappings.longest_idle(IDLE, at(1030)), None);
+}
+
+#[test]
+fn the_last_headers_to_a_few_remotes_are_kept() {
+    let mut mappings = with(1);
+    let remotes: Vec<SocketAddr> = (1..=5).map(|port| (remote().ip(), port).into()).collect();
+    for (headers, remote) in (1..).zip(&remotes) {
+        mappings.sent(FlowId(1), *remote, (&[headers; 28], 5), at(1001));
+    }
+    mappings.sent(FlowId(1), remotes[1], (&[9; 48], 5), at(1001));
+
+    let mapping = mappings.get(FlowId(1)).unwrap();
+    assert_eq!(mapping.quote(remotes[0]), None);
+    assert_eq!(mapping.quote(remotes[1]), Some(&[9; 48][..]));
+    assert_eq!(mapping.quote(remotes[4]), Some(&[5; 28][..]));
+}
+
+#[test]
+fn nothing_is_kept_of_what_has_ended() {
+    let mut mappings = with(3);
+    mappings.leave(FlowId(2), (EndedBy::Client, HowEnded::Idle));
+
+    let end = (EndedBy::User, HowEnded::Disconnected);
+    let ended = mappings.drain(end);
+
+    assert_eq!(ended.len(), 3);
+    assert_eq!(mappings.kept(), 0);
+}
