@@ -52,7 +52,7 @@ pub struct Route {
 
 impl Routing {
     /// What goes into the TUN.
-    pub fn into(&self) -> Vec<IpNet> {
+    pub fn inside(&self) -> Vec<IpNet> {
         let excluded = |prefix: &IpNet| self.exclude.iter().any(|net| net.contains(prefix));
         let included: BTreeSet<IpNet> = self.include.iter().map(IpNet::trunc).collect();
         included.into_iter().filter(|net| !excluded(net)).collect()
@@ -66,7 +66,7 @@ impl Routing {
 
     /// Of the prefixes that devices are on, those that stay outside by that device.
     pub fn lan(&self, on_link: &[(String, IpNet)]) -> Vec<(String, IpNet)> {
-        let into = self.into();
+        let into = self.inside();
         let all = on_link
             .iter()
             .map(|(device, net)| (device.clone(), net.trunc()));
@@ -81,7 +81,7 @@ impl Routing {
         let past: BTreeSet<IpNet> = self.past().into_iter().chain(lan).collect();
         let mut routes = BTreeSet::new();
         let mut add = |prefix, way| routes.insert(Route { prefix, way });
-        for prefix in self.into().into_iter().filter(|net| !past.contains(net)) {
+        for prefix in self.inside().into_iter().filter(|net| !past.contains(net)) {
             add(prefix, Way::Refused);
             if is_serving {
                 add(prefix, Way::Tun);
@@ -119,34 +119,6 @@ fn link_scope() -> [IpNet; 5] {
         v6(0xfe80, 10),
         v6(0xff00, 8),
     ]
-}
-
-/// What is to be added and what to be taken away, so that each of `wanted` is there once and nothing
-/// else.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mend<T> {
-    /// Missing.
-    pub add: Vec<T>,
-    /// Not wanted, or there twice.
-    pub remove: Vec<T>,
-}
-
-impl<T: Ord + Clone> Mend<T> {
-    /// Compares what is wanted with what was found.
-    pub fn between(wanted: &BTreeSet<T>, found: impl IntoIterator<Item = T>) -> Self {
-        let mut missing = wanted.clone();
-        let found = found.into_iter();
-        let remove = found.filter(|one| !missing.remove(one)).collect();
-        Self {
-            add: missing.into_iter().collect(),
-            remove,
-        }
-    }
-
-    /// All is as it should be.
-    pub fn is_empty(&self) -> bool {
-        self.add.is_empty() && self.remove.is_empty()
-    }
 }
 
 /// When the kernel's rules and routes are looked at again: at once when there are news, but not all the
@@ -321,20 +293,6 @@ mod tests {
             ]
             .concat()
         );
-    }
-
-    #[test]
-    fn a_mend_adds_what_is_missing_and_takes_away_what_is_foreign_or_double() {
-        let wanted = BTreeSet::from([1, 2, 3]);
-
-        let mend = Mend::between(&wanted, [2, 9, 3, 3]);
-
-        assert_eq!(
-            (mend.add.as_slice(), mend.remove.as_slice()),
-            ([1].as_slice(), [9, 3].as_slice())
-        );
-        assert!(!mend.is_empty());
-        assert!(Mend::between(&wanted, [3, 2, 1]).is_empty());
     }
 
     #[test]

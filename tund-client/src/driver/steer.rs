@@ -4,11 +4,11 @@ use super::Daemon;
 use crate::config::{Config, Routes};
 use crate::sys::address::InterfaceAddress;
 use crate::sys::error::SystemError;
-use crate::sys::steer::{self, Steering};
+use crate::sys::steer::{self, Plan, Planner, Route, Steering, Way};
 use crate::sys::tun::TunName;
 use ipnet::IpNet;
 use std::time::Duration;
-use tund_client_core::routing::{Lookout, Routing};
+use tund_client_core::routing::{self, Lookout, Routing};
 use tund_daemon::config::Prefix;
 use tund_session::Instant;
 
@@ -37,7 +37,7 @@ impl Steered {
         };
         let addresses = config.tun_addresses.iter().copied();
         let addresses: Vec<InterfaceAddress> = addresses.map(InterfaceAddress::from).collect();
-        let steering = Steering::begin(tun, config.fwmark, &addresses, routing(routes))?;
+        let steering = Steering::begin(tun, config.fwmark, &addresses, planner(routing(routes)))?;
         Ok(Some(Self {
             steering,
             lookout: Lookout::default(),
@@ -91,6 +91,27 @@ impl Daemon {
             tracing::error!(%error, "rules or routes stay behind");
         }
     }
+}
+
+/// The core's plans, as the kernel's side takes them.
+fn planner(routing: Routing) -> Planner {
+    Box::new(move |on_link, is_serving| Plan {
+        routes: routing
+            .routes(on_link, is_serving)
+            .into_iter()
+            .map(|route| Route {
+                prefix: route.prefix,
+                way: match route.way {
+                    routing::Way::Tun => Way::Tun,
+                    routing::Way::Past => Way::Past,
+                    routing::Way::Refused => Way::Refused,
+                },
+            })
+            .collect(),
+        into: routing.inside(),
+        past: routing.past(),
+        lan: routing.lan(on_link),
+    })
 }
 
 fn routing(routes: &Routes) -> Routing {

@@ -28,12 +28,7 @@ impl Client {
                 self.mappings.pause(now);
                 self.events.push_back(ClientEvent::Detached);
             }
-            Event::LinkDead { link, death } => {
-                self.dialer.ended(link);
-                self.note_death(link, death, now);
-                let words = matches!(death, LinkDeath::SessionEnded | LinkDeath::Retired);
-                self.close_link(link, words);
-            }
+            Event::LinkDead { link, death } => self.on_link_dead(link, death, now),
             Event::WantProgress { link } => {
                 self.events.push_back(ClientEvent::WantProgress { link });
             }
@@ -83,6 +78,13 @@ impl Client {
             | Event::ForgetHeld
             | Event::FlowFinal { .. } => {}
         }
+    }
+
+    fn on_link_dead(&mut self, link: LinkId, death: LinkDeath, now: Instant) {
+        self.dialer.ended(link);
+        self.note_death(link, death, now);
+        let words = matches!(death, LinkDeath::SessionEnded | LinkDeath::Retired);
+        self.close_link(link, words);
     }
 
     fn on_aborted(&mut self, flow: FlowId, code: FlowCode, now: Instant) {

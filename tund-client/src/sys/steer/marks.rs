@@ -9,10 +9,10 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use tund_client_core::routing::Routing;
 
 use super::MARK_MASK;
 use super::connections::{self, Connection};
+use super::plan::Plan;
 use crate::sys::error::{ErrorKind, SystemError};
 use crate::sys::nft;
 use crate::sys::tun::TunName;
@@ -33,18 +33,13 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    pub(super) fn new(
-        (tun, fwmark): (&TunName, u32),
-        routing: &Routing,
-        on_link: &[(String, IpNet)],
-        has: (bool, bool),
-    ) -> Self {
+    pub(super) fn new((tun, fwmark): (&TunName, u32), plan: Plan, has: (bool, bool)) -> Self {
         Self {
             tun: tun.clone(),
             fwmark,
-            into: routing.into(),
-            past: routing.past(),
-            lan: routing.lan(on_link),
+            into: plan.into,
+            past: plan.past,
+            lan: plan.lan,
             has,
         }
     }

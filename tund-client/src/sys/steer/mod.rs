@@ -7,6 +7,7 @@
 mod connections;
 mod kernel;
 mod marks;
+mod plan;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,10 +20,11 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use tund_client_core::routing::{Mend, Route, Routing, Way};
 
 use self::kernel::{Rule, Rules, add, delete, family, is_v6};
 use self::marks::Marks;
+use self::plan::Mend;
+pub(crate) use self::plan::{Plan, Planner, Route, Way};
 use super::address::{InterfaceAddress, assigned, reconcile as give_addresses};
 use super::error::{ErrorKind, SystemError};
 use super::netlink::Netlink;
@@ -43,7 +45,6 @@ const METRIC_REFUSED: u32 = 4_096;
 const SRC_VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 
 /// Traffic of this host is led into the TUN.
-#[derive(Debug)]
 pub(crate) struct Steering {
     tun: TunName,
     index: u32,
@@ -52,7 +53,7 @@ pub(crate) struct Steering {
     addresses: Vec<InterfaceAddress>,
     /// Of IPv4 and IPv6, the addresses that applications' packets get: the first that the device has.
     sources: (Option<IpAddr>, Option<IpAddr>),
-    routing: Routing,
+    planner: Planner,
     /// What was made of the filter table last.
     marks: Option<Marks>,
     /// A rule of another program comes before ours, and the log says so.
@@ -70,7 +71,7 @@ impl Steering {
         tun: &TunName,
         fwmark: u32,
         addresses: &[InterfaceAddress],
-        routing: Routing,
+        planner: Planner,
     ) -> Result<Self, SystemError> {
         let index = tun.index().ok_or_else(|| {
             let gone = Errno::ENODEV.into();
@@ -82,7 +83,7 @@ impl Steering {
             fwmark,
             addresses: addresses.to_vec(),
             sources: (None, None),
-            routing,
+            planner,
             marks: None,
             is_overtaken: false,
         };
@@ -125,7 +126,7 @@ impl Steering {
             );
         }
         self.is_overtaken = first.is_some();
-        let wanted = self.routing.routes(&on_link, true);
+        let wanted = (self.planner)(&on_link, true).routes;
         let changes = self.reconcile(&mut netlink, &wanted, rules.ours);
         let marked = match self.is_marked(&on_link) {
             Ok(true) => Ok(0),
@@ -146,7 +147,7 @@ impl Steering {
             return remove(&self.tun).map(drop);
         }
         let (on_link, mut netlink) = self.look()?;
-        let wanted = self.routing.routes(&on_link, false);
+        let wanted = (self.planner)(&on_link, false).routes;
         let done = Rules::read(&mut netlink)
             .and_then(|rules| self.reconcile(&mut netlink, &wanted, rules.ours));
         done.map(drop).map_err(|error| self.failure(error))
@@ -196,7 +197,8 @@ impl Steering {
 
     fn marks(&self, on_link: &[(String, IpNet)]) -> Marks {
         let has = (self.sources.0.is_some(), self.sources.1.is_some());
-        Marks::new((&self.tun, self.fwmark), &self.routing, on_link, has)
+        let plan = (self.planner)(on_link, true);
+        Marks::new((&self.tun, self.fwmark), plan, has)
     }
 
     /// The filter table is there, and as it should be.

@@ -12,14 +12,34 @@ fn tun0() -> TunName {
     "tund0".parse().unwrap()
 }
 
-fn everything() -> Routing {
-    Routing {
-        include: ["0.0.0.0/0", "::/0"]
-            .map(|net| net.parse().unwrap())
-            .to_vec(),
-        exclude: vec!["198.51.100.0/24".parse().unwrap()],
-        lan_direct: true,
-    }
+/// Everything goes into the TUN but 198.51.100.0/24, what is on the link, and private networks there.
+fn everything() -> Planner {
+    let nets =
+        |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+    Box::new(move |on_link, is_serving| {
+        let is_private = |net: &IpNet| match net {
+            IpNet::V4(v4) => v4.network().is_private(),
+            IpNet::V6(v6) => v6.network().is_unique_local(),
+        };
+        let lan = on_link.iter().filter(|(_, net)| is_private(net)).cloned();
+        let mut plan = Plan {
+            routes: BTreeSet::new(),
+            into: nets(&["0.0.0.0/0", "::/0"]),
+            past: nets(&["198.51.100.0/24", "224.0.0.0/4", "fe80::/10"]),
+            lan: lan.collect(),
+        };
+        let mut add = |prefix, way| plan.routes.insert(Route { prefix, way });
+        for prefix in plan.past.iter().chain(plan.lan.iter().map(|(_, net)| net)) {
+            add(*prefix, Way::Past);
+        }
+        for prefix in &plan.into {
+            add(*prefix, Way::Refused);
+            if is_serving {
+                add(*prefix, Way::Tun);
+            }
+        }
+        plan
+    })
 }
 
 /// A host on a private network behind a router, with something in place of the TUN.
@@ -258,7 +278,8 @@ fn what_cannot_begin_leaves_nothing() {
         // As if another daemon had its device there.
         ip("route add 203.0.113.0/24 dev wifi table 32000");
 
-        let error = Steering::begin(&tun0(), MARK, &mine(), everything()).unwrap_err();
+        let begun = Steering::begin(&tun0(), MARK, &mine(), everything());
+        let error = begun.err().unwrap();
 
         assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
         ip("route flush table 32000");
