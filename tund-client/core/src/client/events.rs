@@ -10,10 +10,8 @@ use tund_session::{Event, FlowId, Instant, LinkDeath, LinkId, LinkNumber, Remain
 
 impl Client {
     pub(super) fn on_session_event(&mut self, event: Event, now: Instant) {
-        let Some(event) = self.on_delivery_event(event, now) else {
-            return;
-        };
-        let Some(event) = self.on_mapping_event(event, now) else {
+        let event = self.on_delivery_event(event, now);
+        let Some(event) = event.and_then(|event| self.on_mapping_event(event, now)) else {
             return;
         };
         match event {
