@@ -172,7 +172,13 @@ fn traces(lab: &Lab) -> Vec<String> {
             .try_run(&format!("ip {family} route show table 32000"));
         traces.push(shown.unwrap_or_default());
     }
-    traces
+    // Tables are listed in the order in which they were made.
+    let sorted = |text: &String| {
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        lines.join("\n")
+    };
+    traces.iter().map(sorted).collect()
 }
 
 #[test]
