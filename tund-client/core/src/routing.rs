@@ -18,6 +18,8 @@ const EVERY: Duration = Duration::from_secs(1);
 /// A local network has at least so long a prefix: who hands out addresses could otherwise take a large
 /// part of the private ranges, and what is behind them, out of the TUN.
 const LAN_LENGTH: (u8, u8) = (16, 64);
+/// More local networks than this are led into the TUN; chosen.
+const LAN_PREFIXES: usize = 256;
 
 /// What `[routes]` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,7 +74,14 @@ impl Routing {
             .map(|(device, net)| (device.clone(), net.trunc()));
         // What the user names himself goes the way he says.
         let lan = all.filter(|(_, net)| self.lan_direct && is_lan(net) && !into.contains(net));
-        lan.collect::<BTreeSet<_>>().into_iter().collect()
+        let lan: BTreeSet<(String, IpNet)> = lan.collect();
+        // A filter takes no prefix within another one.
+        let is_within = |(device, net): &(String, IpNet)| {
+            let mut wider = lan.iter().filter(|(by, wide)| by == device && wide != net);
+            wider.any(|(_, wide)| wide.contains(net))
+        };
+        let outer = lan.iter().filter(|one| !is_within(one));
+        outer.take(LAN_PREFIXES).cloned().collect()
     }
 
     /// The routes there should be. If the daemon is not there to take packets, none leads to it.
@@ -280,7 +289,7 @@ mod tests {
     #[test]
     fn a_local_network_is_one_of_its_device() {
         let routing = everything();
-        let mut seen = on("wifi", &["192.168.1.7/24", "192.168.1.9/24", "8.8.8.0/24"]);
+        let mut seen = on("wifi", &["192.168.1.7/24", "192.168.1.1/32", "8.8.8.0/24"]);
         seen.extend(on("eth0", &["192.168.1.2/24"]));
 
         let lan = routing.lan(&seen);

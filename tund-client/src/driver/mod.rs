@@ -446,7 +446,13 @@ impl Daemon {
                 tracing::debug!(%destination, ?by, "the server does not connect there");
                 self.untaken.denied(by);
             }
-            ClientEvent::Detached => tracing::info!("detached; flows wait"),
+            ClientEvent::Detached => {
+                tracing::info!("detached; flows wait");
+                // It may be because rules, routes or filter are gone.
+                if let Some(steered) = &mut self.steered {
+                    steered.news(now);
+                }
+            }
             ClientEvent::Ended {
                 reason,
                 flows,

@@ -8,11 +8,14 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{OURS, TABLE};
+use crate::sys::address::assigned;
 use crate::sys::error::is_errno;
 use crate::sys::netlink::{Dump, Netlink};
 
@@ -208,9 +211,12 @@ pub(super) fn running(netlink: &mut Netlink) -> io::Result<BTreeMap<u32, String>
 }
 
 /// The prefixes that running devices other than `tun` are on, as the main table has them: addresses
-/// alone may be of a device that is down, or of a link whose other end is elsewhere.
+/// alone may be of a device that is down, or of a link whose other end is elsewhere. Those that have
+/// an address of the device in them, or that the kernel itself or a router has told of: a DHCP server
+/// may hand out others, and has only so many addresses to give.
 pub(super) fn on_link(netlink: &mut Netlink, tun: u32) -> io::Result<Vec<(String, IpNet)>> {
     let running = running(netlink)?;
+    let addresses = assigned(netlink)?;
     let mut found = Vec::new();
     for message in routes(netlink, MAIN)? {
         let has_gateway = message.attributes.iter().any(|attribute| {
@@ -219,10 +225,17 @@ pub(super) fn on_link(netlink: &mut Netlink, tun: u32) -> io::Result<Vec<(String
                 RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_)
             )
         });
-        let name = device(&message)
-            .filter(|index| *index != tun && !has_gateway)
-            .and_then(|index| running.get(&index));
-        if let (Some(name), Some(prefix)) = (name, prefix(&message)) {
+        let (Some(index), Some(prefix)) = (device(&message), prefix(&message)) else {
+            continue;
+        };
+        let mut own = addresses.iter().filter(|one| one.index == index);
+        let is_told = [RouteProtocol::Kernel, RouteProtocol::Ra].contains(&message.header.protocol)
+            || own.any(|one| prefix.contains(&one.at.address));
+        if let Some(name) = running.get(&index)
+            && is_told
+            && index != tun
+            && !has_gateway
+        {
             found.push((name.clone(), prefix));
         }
     }

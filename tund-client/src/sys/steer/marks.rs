@@ -77,7 +77,7 @@ impl Marks {
         if keeps_before {
             // Else a set or chain that was made otherwise would be in the way.
             script += &format!("table inet {name}\n");
-            for chain in ["leaving", "arriving", "astray"] {
+            for chain in ["leaving", "arriving", "astray", "passing"] {
                 script +=
                     &format!("add chain inet {name} {chain}\ndelete chain inet {name} {chain}\n");
             }
@@ -163,6 +163,12 @@ impl Marks {
              fib daddr type {{ local, broadcast, multicast }} accept\n    \
              icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }} accept\n    \
              udp sport 68 udp dport 67 accept\n    udp sport 546 udp dport 547 accept\n    \
+             ip daddr @into4 reject with icmpx type no-route\n    \
+             ip6 daddr @into6 reject with icmpx type no-route\n  }}\n  \
+             chain passing {{\n    type filter hook forward priority filter; policy accept;\n    \
+             {is_marked} accept\n    oifname \"{tun}\" accept\n    \
+             ip daddr @past4 accept\n    ip6 daddr @past6 accept\n    \
+             oifname . ip daddr @lan4 accept\n    oifname . ip6 daddr @lan6 accept\n    \
              ip daddr @into4 reject with icmpx type no-route\n    \
              ip6 daddr @into6 reject with icmpx type no-route\n  }}\n"
         )

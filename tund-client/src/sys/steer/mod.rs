@@ -98,7 +98,7 @@ impl Steering {
                 steering.mend()
             });
         if let Err(error) = begun {
-            if !is_successor && let Err(left) = remove(tun) {
+            if !is_successor && let Err(left) = undo(tun) {
                 tracing::error!(error = %left, "rules or routes stay behind");
             }
             return Err(error);
@@ -114,7 +114,7 @@ impl Steering {
     pub(crate) fn mend(&mut self) -> Result<usize, SystemError> {
         let (on_link, mut netlink) = self.look()?;
         let rules = Rules::read(&mut netlink).map_err(|error| self.failure(error))?;
-        let first = rules.first_of_others.filter(|first| *first < PRIORITY);
+        let first = rules.first_of_others.filter(|first| *first <= PRIORITY);
         if let Some(priority) = first
             && !self.is_overtaken
         {
@@ -144,9 +144,12 @@ impl Steering {
     /// When the kernel refuses.
     pub(crate) fn end(mut self, keeps_blocking: bool) -> Result<(), SystemError> {
         if !keeps_blocking {
-            return remove(&self.tun).map(drop);
+            return undo(&self.tun);
         }
         let (on_link, mut netlink) = self.look()?;
+        if !self.is_marked(&on_link)? {
+            self.mark(&on_link, true)?;
+        }
         let wanted = (self.planner)(&on_link, false).routes;
         let done = Rules::read(&mut netlink)
             .and_then(|rules| self.reconcile(&mut netlink, &wanted, rules.ours));
@@ -379,20 +382,31 @@ fn user(own: Option<u32>) -> io::Result<Option<String>> {
     Ok(others.find_map(|index| running.get(&index).cloned()))
 }
 
-/// Removes what a daemon for `tun` has left behind; true if there was anything. What another device's
-/// daemon has made stays.
+/// Removes what a daemon for `tun` has left behind; true if there was anything. What the daemon of
+/// another device has made stays.
 ///
 /// # Errors
 ///
 /// When the kernel refuses.
 pub(crate) fn remove(tun: &TunName) -> Result<bool, SystemError> {
-    if !marks::exists(tun)? {
+    let tried = "look for rules and routes of an earlier daemon";
+    let look = || -> io::Result<(bool, bool)> {
+        let mut netlink = Netlink::open()?;
+        let routes = kernel::our_routes(&mut netlink)?;
+        let mut devices = routes.iter().filter_map(kernel::device);
+        let is_own = devices.any(|index| Some(index) == tun.index());
+        Ok((is_own, user(tun.index())?.is_some()))
+    };
+    let (is_own, is_used) =
+        look().map_err(|error| SystemError::from_io(tried, error, "try again"))?;
+    if is_used || !(is_own || marks::exists(tun)?) {
         return Ok(false);
     }
+    undo(tun).map(|()| true)
+}
+
+fn undo(tun: &TunName) -> Result<(), SystemError> {
     let undo = || -> io::Result<()> {
-        if user(tun.index())?.is_some() {
-            return Ok(());
-        }
         let mut netlink = Netlink::open()?;
         for rule in Rules::read(&mut netlink)?.ours {
             delete(&mut netlink, RouteNetlinkMessage::DelRule(rule.message()))?;
@@ -404,8 +418,7 @@ pub(crate) fn remove(tun: &TunName) -> Result<bool, SystemError> {
     };
     let tried = "remove the rules and routes of table 32000";
     undo().map_err(|error| SystemError::from_io(tried, error, "try again"))?;
-    marks::remove(tun)?;
-    Ok(true)
+    marks::remove(tun)
 }
 
 /// Has the kernel look at marks when it asks where a packet may come from. It stays so: others may rely

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use super::*;
-use crate::sys::testing::{in_namespace, ip, ip_output};
+use crate::sys::testing::{Neighbour, PATIENCE, in_namespace, ip, ip_output};
 
 const MARK: u32 = 0x7d00_0000;
 const MINE: [&str; 2] = ["10.111.0.2", "fd11::2"];
@@ -399,6 +399,78 @@ fn a_device_that_was_down_has_its_addresses_and_routes_again() {
 
         assert_eq!(way("203.0.113.9", 0), "tund0 10.111.0.2");
         assert_eq!(way("2001:db8::9", 0), "tund0 fd11::2");
+    });
+}
+
+#[test]
+fn a_flushed_filter_keeps_nobody_from_undoing_the_routes() {
+    in_namespace(|| {
+        host();
+        let before = traces();
+        for is_stopped in [true, false] {
+            let steering = begin();
+            super::super::nft::apply("flush all", "flush ruleset\n").unwrap();
+            if is_stopped {
+                steering.end(false).unwrap();
+            } else {
+                std::mem::forget(steering);
+                assert!(remove(&tun0()).unwrap());
+            }
+            assert_eq!(traces(), before, "stopped: {is_stopped}");
+        }
+    });
+}
+
+#[test]
+fn only_networks_that_the_device_is_on_stay_outside_and_no_one_is_within_another() {
+    in_namespace(|| {
+        host();
+        // As network managers make them, and as a DHCP server may have them make.
+        ip("route add 192.168.1.1 dev wifi proto dhcp scope link");
+        ip("-6 addr add fd22::5/128 dev wifi nodad");
+        ip("route add 10.99.0.0/16 dev wifi proto dhcp scope link");
+
+        let _steering = begin();
+
+        assert_eq!(way("192.168.1.1", 0), "wifi 192.168.1.2");
+        assert_eq!(way("192.168.1.77", 0), "wifi 192.168.1.2");
+        assert_eq!(way("10.99.0.1", 0), "tund0 10.111.0.2");
+    });
+}
+
+#[test]
+fn what_is_forwarded_past_the_tun_goes_nowhere() {
+    in_namespace(|| {
+        host();
+        ip("neigh add 192.168.1.1 lladdr 02:00:00:00:00:01 dev wifi nud permanent");
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        let guest = Neighbour::new();
+        ip(&format!(
+            "link add inside type veth peer name out netns {}",
+            guest.tid()
+        ));
+        ip("addr add 172.17.0.1/24 dev inside");
+        ip("link set inside up");
+        guest.run(|| {
+            ip("addr add 172.17.0.2/24 dev out");
+            ip("link set out up");
+            ip("route add default via 172.17.0.1");
+        });
+        let _steering = begin();
+        ip("rule add from 172.17.0.0/16 lookup main");
+        let wifi = sent("wifi");
+
+        let said = guest.run(|| {
+            let to = "203.0.113.9:7".parse().unwrap();
+            TcpStream::connect_timeout(&to, PATIENCE).map_err(|error| error.kind())
+        });
+
+        let unreachable = [
+            io::ErrorKind::NetworkUnreachable,
+            io::ErrorKind::HostUnreachable,
+        ];
+        assert!(said.is_err_and(|kind| unreachable.contains(&kind)));
+        assert_eq!(sent("wifi"), wifi);
     });
 }
 
