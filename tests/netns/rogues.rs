@@ -19,9 +19,9 @@ use crate::support::{Echo, LONG, SOON, Scene, figure};
 const MIB: u64 = 1 << 20;
 /// OPENs of the greediest.
 const OPENS: u64 = 70_000;
-/// How much more memory the server may have after all of it: 65,536 flows at once, with 1.2 KiB for
+/// How much more memory the server may have after all of it: 65,536 flows at once, with 1 KiB for
 /// each and for what was said of it, and as much again for what the heap keeps.
-const GROWTH_KIB: u64 = 154 << 10;
+const GROWTH_KIB: u64 = 128 << 10;
 
 /// A scene in which one more key is listed, that of the rogue.
 pub(crate) fn scene(title: &str, settings: &Settings) -> (Scene, Pair) {

@@ -13,9 +13,7 @@ use tund_tests::harness::chaos::{self, Family};
 use tund_tests::harness::coverage::{Coverage, Situation};
 use tund_tests::harness::schedule::Schedule;
 
-/// Of the family of all that streams may meet, and of each of the others, which is about less.
 const SCHEDULES: u64 = 10_000;
-const SCHEDULES_OF_OTHERS: u64 = 4_000;
 const THREADS: usize = 2;
 
 /// A family has failed, and that is all that was asked.
@@ -66,8 +64,8 @@ fn play(
     )
 }
 
-/// Plays a family of schedules, so many unless told otherwise; `wanted` situations are to be met often.
-fn test(family: Family, schedules: u64, wanted: impl Fn(Situation) -> bool) {
+/// Plays a family of schedules; `wanted` situations are to be met often.
+fn test(family: Family, wanted: impl Fn(Situation) -> bool) {
     chaos::keep_panics();
     if let Some(seed) = number("TUND_SEED") {
         if let Some(failure) = chaos::failure(family, seed) {
@@ -75,7 +73,7 @@ fn test(family: Family, schedules: u64, wanted: impl Fn(Situation) -> bool) {
         }
         return;
     }
-    let schedules = number("TUND_SCHEDULES").unwrap_or(schedules);
+    let schedules = number("TUND_SCHEDULES").unwrap_or(SCHEDULES);
     let first = number("TUND_FIRST_SEED").unwrap_or(1);
     let (survey, brief) = (
         number("TUND_SURVEY").is_some(),
@@ -107,7 +105,7 @@ fn test(family: Family, schedules: u64, wanted: impl Fn(Situation) -> bool) {
 
 #[test]
 fn what_was_written_arrives_and_every_end_is_what_it_was() {
-    test(Schedule::of, SCHEDULES, |situation| {
+    test(Schedule::of, |situation| {
         let others = [Situation::STORING, Situation::DATAGRAMS, Situation::HANDING];
         !others.iter().any(|family| family.contains(&situation))
     });
@@ -115,21 +113,21 @@ fn what_was_written_arrives_and_every_end_is_what_it_was() {
 
 #[test]
 fn what_outlasts_grace_is_stored_and_delivered_whatever_befalls_either_daemon() {
-    test(Schedule::storing, SCHEDULES_OF_OTHERS, |situation| {
+    test(Schedule::storing, |situation| {
         Situation::STORING.contains(&situation)
     });
 }
 
 #[test]
 fn datagrams_are_caught_once_at_most_and_whole_and_mappings_outlive_outages() {
-    test(Schedule::throwing, SCHEDULES_OF_OTHERS, |situation| {
+    test(Schedule::throwing, |situation| {
         Situation::DATAGRAMS.contains(&situation)
     });
 }
 
 #[test]
 fn what_an_application_does_not_get_reaches_its_users_next_connection_once() {
-    test(Schedule::handing, SCHEDULES_OF_OTHERS, |situation| {
+    test(Schedule::handing, |situation| {
         Situation::HANDING.contains(&situation)
     });
 }

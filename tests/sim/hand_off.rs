@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tund_server_core::registry::{ClientKey, Registry, RegistryConfig, RegistryEvent};
 use tund_session::wire::frame::{
-    CloseCode, Framing, HandOff, OnExpiry, Protocol, Take, capability,
+    CloseCode, FlowCode, Framing, HandOff, OnExpiry, Protocol, Take, capability,
 };
 use tund_session::{
     Config, Event, FlowId, Instance, Instant, LinkId, Offset, Outbox, Secret, Session, SessionId,
@@ -250,6 +250,8 @@ impl World {
             self.registry.accept_flow(session, open.flow, self.now);
         } else if let Event::FlowAborted { flow, .. } | Event::FlowForgotten { flow, .. } = event {
             self.origins.remove(&(session, *flow));
+            self.registry
+                .with(session, self.now, |s| s.strand(*flow, 0, self.now));
         } else if let Event::Ended { .. } = event {
             self.origins.retain(|(of, _), _| *of != session);
         }
@@ -365,6 +367,42 @@ fn wherever_the_connection_that_was_given_it_dies_the_one_after_has_the_rest() {
             world.check(&case);
         }
     }
+}
+
+#[test]
+fn what_one_was_given_and_had_no_room_for_is_held_again_when_it_is_given_up() {
+    let mut world = World::new(0);
+    world.begin(usize::MAX);
+    world.kill();
+    world.push(20_000);
+    world.outlast(false);
+    world.client = Session::new_client(&config(1), world.now);
+    world.dial();
+    world.run(usize::MAX);
+    world.open();
+    let (link, flow) = (world.link.unwrap(), world.flow.unwrap());
+    let mut out = Outbox::new();
+    world
+        .client
+        .poll_transmit(link, 60_000, &mut out, world.now);
+    world
+        .registry
+        .handle_bytes(link, out.to_vec().into(), world.now);
+    world.serve();
+    let (session, _) = *world.origins.keys().next().unwrap();
+    let waits = world.registry.session(session).unwrap().prologue_bytes();
+    assert!(
+        waits > 10_000,
+        "{waits} of {} bytes wait",
+        world.pushed.len()
+    );
+
+    world.client.abort(flow, FlowCode::Cancelled, world.now);
+    world.leave();
+    world.run(usize::MAX);
+
+    world.outlast(false);
+    world.check("given up before its answer");
 }
 
 #[test]

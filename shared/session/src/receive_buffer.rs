@@ -91,9 +91,9 @@ pub(crate) struct ReceiveBuffer {
     /// In order, behind `queue`: the beginning of a message that is not complete.
     tail: VecDeque<Piece>,
     /// Finds where messages end, where only whole ones are handed on; else none.
-    framer: Option<Framer>,
+    framer: Option<Box<Framer>>,
     /// Finds the same in what is released as it drains: the peer may hold it for later.
-    watched: Option<Framer>,
+    watched: Option<Box<Framer>>,
     /// RESET ends the half here, and with it the last message.
     cut_at: Option<Offset>,
     /// Out of order: disjoint pieces beyond `accepted`.
@@ -123,7 +123,7 @@ impl ReceiveBuffer {
     /// handed on.
     pub(crate) fn be_told(&mut self, framer: Option<Framer>) {
         self.releases = Releases::Told;
-        self.framer = framer;
+        self.framer = framer.map(Box::new);
     }
 
     /// What is taken is released when it has left the local ring, where that is a run of messages
@@ -134,13 +134,13 @@ impl ReceiveBuffer {
         } else {
             Releases::Taken
         };
-        self.watched = messages;
+        self.watched = messages.map(Box::new);
         self.release_taken();
     }
 
     /// Those messages, as far as they have come.
     pub(crate) fn watched(&self) -> Option<&Framer> {
-        self.watched.as_ref()
+        self.watched.as_deref()
     }
 
     /// Something was taken by the local socket and is not released.

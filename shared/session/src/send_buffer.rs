@@ -32,7 +32,7 @@ pub(crate) struct SendBuffer {
     /// Released by the peer.
     released: Offset,
     /// Finds boundaries in what is released, where messages are kept whole; else none.
-    framer: Option<Framer>,
+    framer: Option<Box<Framer>>,
     /// The peer has everything before it.
     accepted: Offset,
     /// The highest offset ever sent; marking unsent does not lower it (rule 2).
@@ -72,7 +72,7 @@ impl SendBuffer {
 
     /// Keeps messages whole from here on, or no longer.
     pub(crate) fn keep_messages(&mut self, framer: Option<Framer>) {
-        self.framer = framer;
+        self.framer = framer.map(Box::new);
     }
 
     /// Messages are kept whole, and this is still a stream of messages.

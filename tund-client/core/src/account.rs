@@ -54,6 +54,39 @@ pub enum HowEnded {
 /// Who and how.
 pub(crate) type End = (EndedBy, HowEnded);
 
+/// How long nothing has moved, at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Silence {
+    /// When something moved last.
+    since: Instant,
+    /// Before that.
+    longest: Duration,
+}
+
+impl Silence {
+    pub(crate) const fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            longest: Duration::ZERO,
+        }
+    }
+
+    /// That of this moment.
+    pub(crate) const fn lasts(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+
+    /// The longest, up to now.
+    pub(crate) fn longest(&self, now: Instant) -> Duration {
+        self.longest.max(self.lasts(now))
+    }
+
+    pub(crate) fn end(&mut self, now: Instant) {
+        self.longest = self.longest(now);
+        self.since = now;
+    }
+}
+
 /// Bytes of a flow that were taken and never handed on, as far as this end knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LostBytes {

@@ -1,6 +1,6 @@
 //! Which connection A belongs to which flow, and how bytes get from one to the other.
 
-use crate::account::{self, End, EndedBy, FlowAccount, HowEnded, LostBytes, Recent};
+use crate::account::{self, End, EndedBy, FlowAccount, HowEnded, LostBytes, Recent, Silence};
 use crate::client::{Client, ClientEvent};
 use crate::netstack::{ConnectionId, NetEvent, Netstack};
 use crate::policy::{HandOff, Store};
@@ -53,10 +53,7 @@ pub struct ClientFlow {
     resetting: Option<End>,
     /// Whose FIN came first.
     first_fin: Option<EndedBy>,
-    /// When a byte of it moved last.
-    moved_at: Instant,
-    /// The longest time without one before that.
-    silence: Duration,
+    silence: Silence,
 }
 
 impl ClientFlow {
@@ -84,8 +81,7 @@ impl ClientFlow {
             in_ring: 0,
             resetting: None,
             first_fin: None,
-            moved_at: since,
-            silence: Duration::ZERO,
+            silence: Silence::new(since),
         }
     }
 
@@ -96,16 +92,7 @@ impl ClientFlow {
 
     /// The longest time in which no byte of it moved here, up to now.
     pub fn longest_silence(&self, now: Instant) -> Duration {
-        self.silence
-            .max(now.saturating_duration_since(self.moved_at))
-    }
-
-    const fn moved(&mut self, now: Instant) {
-        let silence = now.saturating_duration_since(self.moved_at);
-        if silence.as_nanos() > self.silence.as_nanos() {
-            self.silence = silence;
-        }
-        self.moved_at = now;
+        self.silence.longest(now)
     }
 
     /// How it ends when both directions have come to theirs.
@@ -373,7 +360,7 @@ impl Client {
                 break;
             }
             known.up_bytes += u64::try_from(taken).unwrap_or(0);
-            known.moved(now);
+            known.silence.end(now);
             session.write(flow, piece.freeze(), now);
         }
         self.netstack.set_intake(connection, session.intake(flow));
@@ -402,7 +389,7 @@ impl Client {
             let count = u64::try_from(taken).unwrap_or(u64::MAX);
             known.in_ring += count;
             known.down_bytes += count;
-            known.moved(now);
+            known.silence.end(now);
             session.release(flow, taken, now);
         }
         if session.readable(flow).next().is_some() {

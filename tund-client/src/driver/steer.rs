@@ -7,13 +7,10 @@ use crate::sys::error::SystemError;
 use crate::sys::steer::{self, Plan, Planner, Route, Steering, Way};
 use crate::sys::tun::TunName;
 use ipnet::IpNet;
-use std::time::Duration;
 use tund_client_core::routing::{self, Lookout, Routing};
 use tund_daemon::config::Prefix;
+use tund_daemon::telemetry::Tally;
 use tund_session::Instant;
-
-/// What other programs undo is told so often.
-const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// What is steered, and when it is looked at again.
 pub(super) struct Steered {
@@ -22,8 +19,7 @@ pub(super) struct Steered {
     kill_switch: bool,
     /// It could not be put right, and the log says so.
     is_failure_told: bool,
-    /// Times that something was put right and the log did not say so; since then.
-    untold: (u32, Option<Instant>),
+    tally: Tally,
 }
 
 impl Steered {
@@ -43,7 +39,7 @@ impl Steered {
             lookout: Lookout::default(),
             kill_switch: routes.kill_switch,
             is_failure_told: false,
-            untold: (0, None),
+            tally: Tally::new(),
         }))
     }
 
@@ -52,24 +48,27 @@ impl Steered {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.lookout.poll_timeout()
+        let times = [self.lookout.poll_timeout(), self.tally.poll_timeout()];
+        times.into_iter().flatten().min()
     }
 
     /// Puts rule and routes right if it is time to look.
     pub(super) fn tend(&mut self, now: Instant) {
-        if !self.lookout.is_due(now) {
-            return;
+        if self.lookout.is_due(now) {
+            self.look(now);
         }
+        if let Some(summary) = self.tally.poll_summary(now) {
+            tracing::info!("put right: {summary}");
+        }
+    }
+
+    fn look(&mut self, now: Instant) {
         match self.steering.mend() {
             Ok(0) => self.is_failure_told = false,
             Ok(changes) => {
                 self.is_failure_told = false;
-                self.untold.0 += 1;
-                if self.untold.1.is_none_or(|told| told + TELL_EVERY <= now) {
-                    let times = self.untold.0;
-                    tracing::info!(changes, times, "rules and routes are put right");
-                    self.untold = (0, Some(now));
-                }
+                let changes = u64::try_from(changes).unwrap_or(u64::MAX);
+                self.tally.add_many("rules, routes and filters", changes);
             }
             Err(error) => {
                 // The kernel may have nothing more to tell, and it is not as it should be.

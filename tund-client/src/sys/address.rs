@@ -212,7 +212,7 @@ fn add_missing(
 }
 
 /// EACCES is what `disable_ipv6 = 1` gives, the others a kernel without IPv6.
-fn is_ipv6_off(error: &io::Error) -> bool {
+pub(super) fn is_ipv6_off(error: &io::Error) -> bool {
     is_errno(
         error,
         &[

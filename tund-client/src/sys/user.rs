@@ -27,10 +27,6 @@ const NO_COOKIE: [u8; 8] = [0xff; 8];
 /// ENOENT where there is no such socket, as for a connection that is forwarded; else what the
 /// kernel answers.
 pub(crate) fn owner(source: SocketAddr, destination: SocketAddr) -> io::Result<u32> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&KernelAddr::new(0, 0))?;
-    netlink::set_answer_timeout(&socket, ANSWER_SECONDS)?;
     let request = InetRequest {
         family: match source.ip() {
             IpAddr::V4(_) => AF_INET,
@@ -48,12 +44,7 @@ pub(crate) fn owner(source: SocketAddr, destination: SocketAddr) -> io::Result<u
             cookie: NO_COOKIE,
         },
     };
-    let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
-    message.header.flags = NLM_F_REQUEST;
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
+    let socket = ask(request, 0)?;
     let mut answer = Vec::with_capacity(RECEIVE_BYTES);
     socket.recv(&mut answer, 0)?;
     let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&answer)
@@ -65,6 +56,21 @@ pub(crate) fn owner(source: SocketAddr, destination: SocketAddr) -> io::Result<u
     } else {
         Err(Errno::EBADMSG.into())
     }
+}
+
+/// Asks the kernel about sockets, with `flags` beside that of a request; the answer is to be read.
+pub(super) fn ask(request: InetRequest, flags: u16) -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&KernelAddr::new(0, 0))?;
+    netlink::set_answer_timeout(&socket, ANSWER_SECONDS)?;
+    let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
+    message.header.flags = NLM_F_REQUEST | flags;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    Ok(socket)
 }
 
 #[cfg(test)]

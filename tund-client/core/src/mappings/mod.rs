@@ -1,6 +1,6 @@
 //! Mappings of the client: which application's address belongs to which flow, and how long each lives.
 
-use crate::account::{End, EndedBy, FlowAccount, HowEnded, LostBytes};
+use crate::account::{End, EndedBy, FlowAccount, HowEnded, LostBytes, Silence};
 use crate::packet::UDP_HEADER_BYTES;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,10 +46,9 @@ pub struct ClientMapping {
     pub up_bytes: u64,
     /// Bytes to the application.
     pub down_bytes: u64,
-    moved_at: Instant,
     /// When its application sent last.
     sent_at: Instant,
-    silence: Duration,
+    silence: Silence,
     contacts: Contacts,
     quotes: Vec<Quote>,
     /// When its application sent last, by the clock of the mappings.
@@ -68,9 +67,8 @@ impl ClientMapping {
             outages: 0,
             up_bytes: 0,
             down_bytes: 0,
-            moved_at: now,
             sent_at: now,
-            silence: Duration::ZERO,
+            silence: Silence::new(now),
             contacts: Contacts::default(),
             quotes: Vec::new(),
             active,
@@ -80,13 +78,7 @@ impl ClientMapping {
 
     /// The longest time in which nothing went by it, up to now.
     pub fn longest_silence(&self, now: Instant) -> Duration {
-        let since = now.saturating_duration_since(self.moved_at);
-        self.silence.max(since)
-    }
-
-    fn moved(&mut self, now: Instant) {
-        self.silence = self.longest_silence(now);
-        self.moved_at = now;
+        self.silence.longest(now)
     }
 
     /// Something was sent to that address, so that it may answer, whatever the server says.
@@ -259,8 +251,8 @@ impl Mappings {
         let Some(mapping) = self.mappings.get_mut(&id) else {
             return Duration::ZERO;
         };
-        let silence = now.saturating_duration_since(mapping.moved_at);
-        mapping.moved(now);
+        let silence = mapping.silence.lasts(now);
+        mapping.silence.end(now);
         mapping.sent_at = now;
         mapping.active = clock;
         mapping.up_bytes += u64::try_from(bytes).unwrap_or(0);
@@ -278,7 +270,7 @@ impl Mappings {
     /// whoever sends then would keep it for ever (RFC 4787 §4.3).
     pub(crate) fn received(&mut self, id: FlowId, bytes: usize, now: Instant) {
         if let Some(mapping) = self.mappings.get_mut(&id) {
-            mapping.moved(now);
+            mapping.silence.end(now);
             mapping.down_bytes += u64::try_from(bytes).unwrap_or(0);
         }
     }

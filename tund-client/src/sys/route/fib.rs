@@ -217,7 +217,7 @@ impl Route {
         let mut network = None;
         for attribute in &message.attributes {
             if let RouteAttribute::Destination(address) = attribute {
-                network = Some(super::ip(address.clone())?);
+                network = Some(super::ip(address)?);
             } else if let RouteAttribute::Table(table) = attribute {
                 route.table = *table;
             } else if let RouteAttribute::Priority(metric) = attribute {

@@ -12,16 +12,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
-};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType, RouteVia};
 use rtnetlink::packet_route::rule::RuleMessage;
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use self::fib::{Device, Fib, Packet, Route, Rule};
 use super::error::{SystemError, is_errno};
-use super::netlink::{Dump, Netlink};
+use super::netlink::{Dump, Netlink, family, ip};
 use super::tun::TunName;
 
 /// Chosen: more ways to one server than this are not asked about; the best ones are.
@@ -147,7 +145,7 @@ fn read_fib(
     for _ in 0..MAX_READS {
         rules.clear();
         let mut request = RuleMessage::default();
-        request.header.family = family(destination);
+        request.header.family = family(destination.is_ipv6());
         let first = netlink.dump(RouteNetlinkMessage::GetRule(request), |entry| {
             if let RouteNetlinkMessage::NewRule(message) = entry {
                 rules.push(Rule::read(&message));
@@ -155,7 +153,7 @@ fn read_fib(
         })?;
         routes.clear();
         let mut request = RouteMessage::default();
-        request.header.address_family = family(destination);
+        request.header.address_family = family(destination.is_ipv6());
         let second = netlink.dump(RouteNetlinkMessage::GetRoute(request), |entry| {
             if let RouteNetlinkMessage::NewRoute(message) = entry {
                 // Only those that cover the server are kept: a full table is no burden.
@@ -226,14 +224,11 @@ fn ask(
 ) -> io::Result<Option<Answer>> {
     let destination = destination(query);
     let mut request = RouteMessage::default();
-    request.header.address_family = family(destination);
+    request.header.address_family = family(destination.is_ipv6());
     request.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
     request
         .attributes
-        .push(RouteAttribute::Destination(match destination {
-            IpAddr::V4(address) => RouteAddress::Inet(address),
-            IpAddr::V6(address) => RouteAddress::Inet6(address),
-        }));
+        .push(RouteAttribute::Destination(destination.into()));
     request.attributes.push(RouteAttribute::Mark(query.fwmark));
     request.attributes.extend(device.map(RouteAttribute::Oif));
 
@@ -260,31 +255,14 @@ fn ask(
         if let RouteAttribute::Oif(index) = attribute {
             answer.device = Some(index);
         } else if let RouteAttribute::PrefSource(address) = attribute {
-            answer.source = ip(address);
+            answer.source = ip(&address);
         } else if let RouteAttribute::Gateway(address) = attribute {
-            answer.gateway = ip(address);
+            answer.gateway = ip(&address);
         } else if let RouteAttribute::Via(RouteVia::Inet6(address)) = attribute {
             answer.gateway = Some(IpAddr::V6(address)); // IPv4 behind an IPv6 next hop
         }
     }
     Ok(Some(answer))
-}
-
-fn ip(address: RouteAddress) -> Option<IpAddr> {
-    if let RouteAddress::Inet(address) = address {
-        Some(IpAddr::V4(address))
-    } else if let RouteAddress::Inet6(address) = address {
-        Some(IpAddr::V6(address))
-    } else {
-        None
-    }
-}
-
-fn family(address: IpAddr) -> AddressFamily {
-    match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    }
 }
 
 #[cfg(test)]

@@ -7,15 +7,12 @@ use std::net::{IpAddr, SocketAddr};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::sys::{Socket, SocketAddr as KernelAddr, protocols::NETLINK_SOCK_DIAG};
+use rtnetlink::packet_core::{NLM_F_DUMP, NetlinkMessage, NetlinkPayload};
 
-use crate::sys::netlink::set_answer_timeout;
+use crate::sys::user::ask;
 
 /// The kernel fills at most 32 KiB per read of a dump.
 const RECEIVE_BYTES: usize = 64 * 1024;
-/// Chosen: the kernel answers at once or not at all.
-const ANSWER_SECONDS: i64 = 5;
 /// More connections than this are not kept apart; the others end.
 const CONNECTIONS: usize = 65_536;
 
@@ -62,10 +59,6 @@ pub(super) fn established() -> Vec<Connection> {
 }
 
 fn list(family: u8, protocol: u8, found: &mut Vec<Connection>) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&KernelAddr::new(0, 0))?;
-    set_answer_timeout(&socket, ANSWER_SECONDS)?;
     let request = InetRequest {
         family,
         protocol,
@@ -77,12 +70,7 @@ fn list(family: u8, protocol: u8, found: &mut Vec<Connection>) -> io::Result<()>
             SocketId::new_v6()
         },
     };
-    let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
-    message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
+    let socket = ask(request, NLM_F_DUMP)?;
     let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
     loop {
         buffer.clear();

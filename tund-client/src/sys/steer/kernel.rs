@@ -8,16 +8,14 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{OURS, TABLE};
-use crate::sys::address::assigned;
+use crate::sys::address::{assigned, is_ipv6_off};
 use crate::sys::error::is_errno;
-use crate::sys::netlink::{Dump, Netlink};
+use crate::sys::netlink::{Dump, Netlink, family, ip};
 
 /// RT_TABLE_MAIN and RT_TABLE_LOCAL.
 const MAIN: u32 = 254;
@@ -168,22 +166,11 @@ fn read<T>(
             Ok((Dump::Whole, found)) => return Ok(found),
             Ok((Dump::Interrupted, found)) => entries = found,
             Err(error) if is_errno(&error, &[Errno::ENOENT]) => return Ok(Vec::new()),
-            Err(error) if is_v6 && is_v6_off(&error) => return Ok(Vec::new()),
+            Err(error) if is_v6 && is_ipv6_off(&error) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         }
     }
     Ok(entries)
-}
-
-/// EACCES is what `disable_ipv6 = 1` gives, the others a kernel without IPv6.
-pub(super) fn is_v6_off(error: &io::Error) -> bool {
-    let answers = [
-        Errno::EACCES,
-        Errno::EAFNOSUPPORT,
-        Errno::EOPNOTSUPP,
-        Errno::ENODEV,
-    ];
-    is_errno(error, &answers)
 }
 
 /// The names of the devices that are up and have a carrier, by index.
@@ -288,22 +275,4 @@ pub(super) fn device(message: &RouteMessage) -> Option<u32> {
 
 pub(super) fn is_v6(prefix: &IpNet) -> bool {
     matches!(prefix, IpNet::V6(_))
-}
-
-pub(super) fn family(is_v6: bool) -> AddressFamily {
-    if is_v6 {
-        AddressFamily::Inet6
-    } else {
-        AddressFamily::Inet
-    }
-}
-
-pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    if let RouteAddress::Inet(v4) = address {
-        Some((*v4).into())
-    } else if let RouteAddress::Inet6(v6) = address {
-        Some((*v6).into())
-    } else {
-        None
-    }
 }

@@ -21,13 +21,13 @@ use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
-use self::kernel::{Rule, Rules, add, delete, family, is_v6};
+use self::kernel::{Rule, Rules, add, delete, is_v6};
 use self::marks::Marks;
 use self::plan::Mend;
 pub(crate) use self::plan::{Plan, Planner, Route, Way};
-use super::address::{InterfaceAddress, assigned, reconcile as give_addresses};
+use super::address::{InterfaceAddress, assigned, is_ipv6_off, reconcile as give_addresses};
 use super::error::{ErrorKind, SystemError};
-use super::netlink::Netlink;
+use super::netlink::{Netlink, family, ip};
 use super::tun::TunName;
 
 /// The number of our table, and the priority of the rule that leads to it: before what network managers
@@ -91,8 +91,8 @@ impl Steering {
         // Whatever is connected past a block that stands already was not there before the routes.
         let is_successor = steering.is_blocked()?;
         let begun = marks::remove_others(tun)
-            .and_then(|()| steering.look())
-            .and_then(|(on_link, _)| steering.mark(&on_link, is_successor))
+            .and_then(|()| steering.look(true))
+            .and_then(|(plan, _)| steering.mark(plan, is_successor))
             .and_then(|()| {
                 check_marks();
                 steering.mend()
@@ -112,7 +112,7 @@ impl Steering {
     ///
     /// When the kernel refuses one of them; the others are made all the same.
     pub(crate) fn mend(&mut self) -> Result<usize, SystemError> {
-        let (on_link, mut netlink) = self.look()?;
+        let (plan, mut netlink) = self.look(true)?;
         let rules = Rules::read(&mut netlink).map_err(|error| self.failure(error))?;
         let first = rules.first_of_others.filter(|first| *first <= PRIORITY);
         if let Some(priority) = first
@@ -126,15 +126,10 @@ impl Steering {
             );
         }
         self.is_overtaken = first.is_some();
-        let wanted = (self.planner)(&on_link, true).routes;
-        let changes = self.reconcile(&mut netlink, &wanted, rules.ours);
-        let marked = match self.is_marked(&on_link) {
-            Ok(true) => Ok(0),
-            Ok(false) => self.mark(&on_link, true).map(|()| 1),
-            Err(error) => Err(error),
-        };
+        let changes = self.reconcile(&mut netlink, &plan.routes, rules.ours);
+        let marked = self.mark_anew(plan);
         let changes = changes.map_err(|error| self.failure(error))?;
-        Ok(changes + marked?)
+        Ok(changes + usize::from(marked?))
     }
 
     /// Undoes everything; if `keeps_blocking`, what would have gone into the TUN goes nowhere instead.
@@ -146,14 +141,12 @@ impl Steering {
         if !keeps_blocking {
             return undo(&self.tun);
         }
-        let (on_link, mut netlink) = self.look()?;
-        if !self.is_marked(&on_link)? {
-            self.mark(&on_link, true)?;
-        }
-        let wanted = (self.planner)(&on_link, false).routes;
+        let (plan, mut netlink) = self.look(false)?;
         let done = Rules::read(&mut netlink)
-            .and_then(|rules| self.reconcile(&mut netlink, &wanted, rules.ours));
-        done.map(drop).map_err(|error| self.failure(error))
+            .and_then(|rules| self.reconcile(&mut netlink, &plan.routes, rules.ours));
+        let marked = self.mark_anew(plan);
+        done.map_err(|error| self.failure(error))?;
+        marked.map(drop)
     }
 
     fn failure(&self, error: io::Error) -> SystemError {
@@ -162,8 +155,8 @@ impl Steering {
         SystemError::from_io(tried, error, remedy)
     }
 
-    /// What devices are on; and puts addresses back that the device has lost.
-    fn look(&mut self) -> Result<(Vec<(String, IpNet)>, Netlink), SystemError> {
+    /// What should be, by what devices are on; and puts addresses back that the device has lost.
+    fn look(&mut self, is_serving: bool) -> Result<(Plan, Netlink), SystemError> {
         let mut netlink = Netlink::open().map_err(|error| self.failure(error))?;
         let mut has = self.present(&mut netlink)?;
         let has_lost = |old: Option<IpAddr>, new: Option<IpAddr>| old.is_some() && new.is_none();
@@ -174,7 +167,7 @@ impl Steering {
         self.sources = has;
         let on_link = kernel::on_link(&mut netlink, self.index);
         let on_link = on_link.map_err(|error| self.failure(error))?;
-        Ok((on_link, netlink))
+        Ok(((self.planner)(&on_link, is_serving), netlink))
     }
 
     /// The first configured address of each version that the device has.
@@ -198,19 +191,26 @@ impl Steering {
         Ok(!rules.ours.is_empty())
     }
 
-    fn marks(&self, on_link: &[(String, IpNet)]) -> Marks {
+    fn marks(&self, plan: Plan) -> Marks {
         let has = (self.sources.0.is_some(), self.sources.1.is_some());
-        let plan = (self.planner)(on_link, true);
         Marks::new((&self.tun, self.fwmark), plan, has)
     }
 
-    /// The filter table is there, and as it should be.
-    fn is_marked(&self, on_link: &[(String, IpNet)]) -> Result<bool, SystemError> {
-        Ok(self.marks.as_ref() == Some(&self.marks(on_link)) && marks::exists(&self.tun)?)
+    /// Makes the filter table again unless it is there and as it should be; true if that was needed.
+    fn mark_anew(&mut self, plan: Plan) -> Result<bool, SystemError> {
+        let marks = self.marks(plan);
+        let is_right = self.marks.as_ref() == Some(&marks) && marks::exists(&self.tun)?;
+        if !is_right {
+            self.install(marks, true)?;
+        }
+        Ok(!is_right)
     }
 
-    fn mark(&mut self, on_link: &[(String, IpNet)], keeps_before: bool) -> Result<(), SystemError> {
-        let marks = self.marks(on_link);
+    fn mark(&mut self, plan: Plan, keeps_before: bool) -> Result<(), SystemError> {
+        self.install(self.marks(plan), keeps_before)
+    }
+
+    fn install(&mut self, marks: Marks, keeps_before: bool) -> Result<(), SystemError> {
         let own: Vec<IpAddr> = self.addresses.iter().map(|one| one.address).collect();
         marks.install(&own, keeps_before)?;
         self.marks = Some(marks);
@@ -248,12 +248,18 @@ impl Steering {
         let mut result = Ok(0);
         let mut note = |done: io::Result<()>, is_v6: bool| match (&mut result, done) {
             (Ok(changes), Ok(())) => *changes += 1,
-            (_, Err(error)) if is_v6 && kernel::is_v6_off(&error) => {
+            (_, Err(error)) if is_v6 && is_ipv6_off(&error) => {
                 tracing::debug!(%error, "no routes for IPv6, which is switched off");
             }
             (result, Err(error)) => *result = Err(error),
             (Err(_), Ok(())) => {}
         };
+        // First, as one may stand where ours is to be; beside it is a refusal.
+        for message in foreign {
+            let is_v6 = message.header.address_family == family(true);
+            let message = RouteNetlinkMessage::DelRoute(message);
+            note(delete(netlink, message), is_v6);
+        }
         for route in &routes.add {
             let message = RouteNetlinkMessage::NewRoute(self.message(*route));
             note(add(netlink, message), is_v6(&route.prefix));
@@ -270,13 +276,6 @@ impl Steering {
         for route in &routes.remove {
             let message = RouteNetlinkMessage::DelRoute(self.message(*route));
             note(delete(netlink, message), is_v6(&route.prefix));
-        }
-        for message in foreign {
-            let is_v6 = message.header.address_family == family(true);
-            note(
-                delete(netlink, RouteNetlinkMessage::DelRoute(message)),
-                is_v6,
-            );
         }
         result
     }
@@ -356,7 +355,7 @@ impl Steering {
             if let RouteAttribute::Priority(found) = attribute {
                 metric = *found;
             } else if let RouteAttribute::PrefSource(found) = attribute {
-                source = kernel::ip(found);
+                source = ip(found);
             }
         }
         let is_ours = match way {

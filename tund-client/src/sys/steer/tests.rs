@@ -340,6 +340,20 @@ fn a_socket_that_is_bound_to_another_device_goes_nowhere() {
 }
 
 #[test]
+fn a_successor_with_another_address_leads_from_there_at_once() {
+    in_namespace(|| {
+        host();
+        std::mem::forget(begin());
+        ip("addr add 10.111.0.9/32 dev tund0");
+        let other = [("10.111.0.9".parse().unwrap(), 32).into(), mine()[1]];
+
+        let _successor = Steering::begin(&tun0(), MARK, &other, everything()).unwrap();
+
+        assert_eq!(way("203.0.113.9", 0), "tund0 10.111.0.9");
+    });
+}
+
+#[test]
 fn connections_of_the_tuns_time_are_not_let_out_by_a_successor() {
     in_namespace(|| {
         host();

@@ -22,6 +22,10 @@ const ORIGIN_LOCAL: u8 = 1;
 /// came meanwhile, one call each.
 const ERRORS_BEFORE: usize = 4;
 
+/// What a socket may hold while its daemon serves others: asked for, the kernel gives as much as its
+/// `rmem_max` allows, and takes the memory only for what comes.
+const RECEIVE_BYTES: usize = 1 << 20;
+
 /// An ICMP error that the kernel has kept for a socket (`IP_RECVERR`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounced {
@@ -52,6 +56,7 @@ impl UdpOrigin {
             (Domain::IPV6, (Ipv6Addr::UNSPECIFIED, 0).into())
         };
         let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        socket.set_recv_buffer_size(RECEIVE_BYTES)?;
         if is_v4 {
             setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
         } else {

@@ -458,10 +458,7 @@ fn a_connection_that_is_lost_as_it_is_opened_leaves_what_it_was_given() {
     world.quiet_ports.insert(FEED);
     let app = world.connect(FEED);
     assert_eq!(world.state(app), tcp::State::SynSent);
-    let origin = world.opened.last().expect("it was asked").0;
-    world.fail();
-    world.accept(origin);
-    world.run();
+    let origin = accept_unheard(&mut world);
     assert_eq!(
         world.registry.offers().tally().handed_on,
         lines(0..10).len() as u64
@@ -537,6 +534,16 @@ fn an_application_that_ends_its_connection_leaves_nothing() {
     assert_eq!(read(&mut world, app), "new\n");
 }
 
+/// The origin that was asked last accepts, and no word of it comes through.
+fn accept_unheard(world: &mut World) -> OriginId {
+    let origin = world.opened.last().expect("it was asked").0;
+    world.fail();
+    world.accept(origin);
+    world.run();
+    assert!(world.registry.offers().tally().handed_on > 0);
+    origin
+}
+
 /// With `during_outage = "accept"`.
 fn early_world() -> World {
     let early = Policy {
@@ -559,11 +566,7 @@ fn what_an_early_connection_was_given_that_is_reset_before_its_answer_is_for_the
     world.quiet_ports.insert(FEED);
     world.heal();
     world.pass(SECOND);
-    let origin = world.opened.last().expect("it was asked").0;
-    world.fail();
-    world.accept(origin);
-    world.run();
-    assert!(world.registry.offers().tally().handed_on > 0);
+    accept_unheard(&mut world);
 
     world.kernel.socket(app).abort();
     world.run();
@@ -583,11 +586,7 @@ fn what_one_was_given_as_it_was_given_up_outlives_those_that_got_no_answer() {
     world.open();
     world.quiet_ports.insert(FEED);
     let app = world.connect(FEED);
-    let origin = world.opened.last().expect("it was asked").0;
-    world.fail();
-    world.accept(origin);
-    world.run();
-    assert!(world.registry.offers().tally().handed_on > 0);
+    accept_unheard(&mut world);
     // The answer is on its way when it is given up.
     world.kernel.sockets.remove(app);
     world.pass(SECOND * 4);
