@@ -24,6 +24,7 @@ mod lab_removal;
 mod ledger;
 mod lines;
 mod matrix;
+mod multitudes;
 mod neighbours;
 mod outages;
 mod paths;

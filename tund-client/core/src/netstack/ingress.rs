@@ -251,14 +251,26 @@ impl Netstack {
             return;
         };
         let slot_index = live.slot;
-        live.unanswered = 0;
-        live.peer_window = segment.window;
-        let payload = u32::try_from(segment.payload_bytes()).unwrap_or(0);
-        let excess = live.wire.window.excess(segment.sequence, payload);
-        let packet = cut_end(packet, segment, excess);
-        let taken = segment.payload_bytes() - excess;
         let slot = self.slots.get(slot_index);
         let (state_before, queued_before) = (slot.socket().state(), slot.socket().recv_queue());
+        let fin = usize::from(has_app_finished(state_before));
+        let received = u64::try_from(queued_before + fin).unwrap_or(u64::MAX);
+        if segment.flags.rst && live.wire.window.is_ahead(received, segment.sequence) {
+            // smoltcp would believe it. Its sender, if it means it, answers at the edge.
+            return self.state_window(index, sink);
+        }
+        live.unanswered = 0;
+        live.peer_window = segment.window;
+        let said_before = self.stats.packets_out;
+        let payload = u32::try_from(segment.payload_bytes()).unwrap_or(0);
+        let excess = if has_app_finished(state_before) {
+            // smoltcp would take bytes behind the FIN; those before it have all come.
+            segment.payload_bytes()
+        } else {
+            live.wire.window.excess(segment.sequence, payload)
+        };
+        let packet = cut_end(packet, segment, excess);
+        let taken = segment.payload_bytes() - excess;
         let mut port = Port {
             incoming: Some(packet),
             occasion: Occasion::Reply,
@@ -279,7 +291,7 @@ impl Netstack {
             self.slots.touch(slot_index, now);
         }
         self.notice(index, state_before, queued_before, segment.flags.rst);
-        if excess > 0 && taken == 0 {
+        if excess > 0 && taken == 0 && self.stats.packets_out == said_before {
             // A probe of a window that is shut.
             self.state_window(index, sink);
         }

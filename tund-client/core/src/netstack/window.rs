@@ -108,6 +108,13 @@ impl ReceiveWindow {
         self.arrived_end > self.taken + in_order
     }
 
+    /// `sequence` lies ahead of what has come in order, and within what was promised.
+    pub(crate) fn is_ahead(&self, in_order: u64, sequence: u32) -> bool {
+        let received = self.taken + in_order;
+        self.offset(sequence)
+            .is_some_and(|at| at > received && at < self.promised_end)
+    }
+
     /// The end of what may be promised. The ring keeps `2^shift - 1` bytes for itself, so that
     /// smoltcp, which rounds its own window down, never cuts off what was promised here.
     fn limit(&self) -> u64 {

@@ -7,4 +7,5 @@ mod hostile;
 pub(crate) mod kernel;
 mod transfer;
 mod upkeep;
+mod wire;
 pub(crate) mod world;
