@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use tund_tests::lab::{Family, ORIGIN_PORT, Origin, Request, Settings, wait};
+use tund_tests::lab::{Family, ORIGIN_PORT, Request, Settings, wait};
 
 use crate::support::{LATER, Scene, figure};
 
