@@ -28,6 +28,7 @@ mod multitudes;
 mod neighbours;
 mod outages;
 mod paths;
+mod ping;
 mod proxy;
 mod reach;
 mod relocation;

@@ -132,6 +132,13 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
+    /// It is a mapping of echo requests.
+    pub(crate) fn is_echo(&self) -> bool {
+        self.mapping
+            .as_deref()
+            .is_some_and(|mapping| mapping.is_echo)
+    }
+
     pub(crate) fn new(id: FlowId, grace: Duration, now: Instant) -> Self {
         Self {
             id,

@@ -19,8 +19,13 @@ pub struct MappingError {
     /// As in `IP_RECVERR`.
     pub errno: u32,
     /// With EMSGSIZE the path's MTU; with EACCES the number of a
-    /// [`DeniedBy`](crate::wire::frame::DeniedBy); else 0.
+    /// [`DeniedBy`](crate::wire::frame::DeniedBy); with EHOSTUNREACH [`Self::HOPS`] or 0; else 0.
     pub info: u32,
+}
+
+impl MappingError {
+    /// The host was not reached because the path has too many hops.
+    pub const HOPS: u32 = 1;
 }
 
 /// A datagram that goes out in pieces.
@@ -58,6 +63,8 @@ pub(crate) enum Out {
 /// One end's view of a mapping.
 #[derive(Debug)]
 pub(crate) struct Mapping {
+    /// Its datagrams are echo requests and their answers.
+    pub(crate) is_echo: bool,
     /// From the local socket.
     pub(crate) tx: Queue,
     /// For the local socket.
@@ -69,8 +76,9 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    pub(crate) fn new(flow: FlowId) -> Self {
+    pub(crate) fn new(flow: FlowId, is_echo: bool) -> Self {
         Self {
+            is_echo,
             tx: Queue::new(flow),
             rx: Queue::new(flow),
             tx_errors: VecDeque::new(),

@@ -13,6 +13,8 @@ use tund_session::{Event, FlowId, Instant, OpenRefused, Target};
 const PORTS: u16 = 1000;
 /// Mappings at once, and in all.
 const MOST: (usize, usize) = (4, 16);
+/// What they carry, one after the other.
+const KINDS: [Protocol; 3] = [Protocol::Udp, Protocol::Icmp, Protocol::UdpAny];
 
 /// One mapping of an application's.
 #[derive(Debug)]
@@ -85,7 +87,7 @@ impl World {
         let index = self.mappings.all.len();
         let port = PORTS + u16::try_from(index).unwrap_or(0);
         let target = Target {
-            protocol: Protocol::Udp,
+            protocol: KINDS[index % KINDS.len()],
             source: ([10, 0, 0, 1], port).into(),
             destination: ([192, 0, 2, 1], 53).into(),
             grace,
@@ -148,7 +150,7 @@ impl World {
         | Event::FlowExpired { flow, .. }
         | Event::FlowForgotten { flow, .. }) = *event
         else {
-            let is_mapping = |open: &Open| open.protocol == Protocol::Udp;
+            let is_mapping = |open: &Open| KINDS.contains(&open.protocol);
             if let Event::FlowOpened { open, .. } = event
                 && is_mapping(open)
             {

@@ -68,6 +68,7 @@ pub struct ServerDaemon {
     pub process: Process,
     control: PathBuf,
     config: PathBuf,
+    is_without_raw_sockets: bool,
 }
 
 impl ServerDaemon {
@@ -113,11 +114,13 @@ impl ServerDaemon {
             ));
         }
         let config = write_config(directory, title, &text);
-        let process = Process::start(host, directory, title, &mut run("tund-server", &config));
+        let mut command = run_server(&config, settings.is_without_raw_sockets);
+        let process = Process::start(host, directory, title, &mut command);
         let mut daemon = Self {
             process,
             control,
             config,
+            is_without_raw_sockets: settings.is_without_raw_sockets,
         };
         daemon.wait_until_serving();
         daemon
@@ -126,7 +129,7 @@ impl ServerDaemon {
     /// Starts it again after it was killed or has ended.
     #[track_caller]
     pub fn start_again(&mut self, lab: &Lab) {
-        let mut command = run("tund-server", &self.config);
+        let mut command = run_server(&self.config, self.is_without_raw_sockets);
         self.process = Process::start(&lab.server, lab.directory(), "server", &mut command);
         self.wait_until_serving();
     }
@@ -416,6 +419,19 @@ fn ask(name: &str, arguments: &[&str], control: &Path) -> Result<String, String>
 fn run(name: &str, config: &Path) -> Command {
     let mut command = Command::new(program(name));
     command.arg("run").arg("--config").arg(config);
+    command
+}
+
+/// The server daemon, as root or with a capability less.
+#[track_caller]
+fn run_server(config: &Path, is_without_raw_sockets: bool) -> Command {
+    let plain = run("tund-server", config);
+    if !is_without_raw_sockets {
+        return plain;
+    }
+    let mut command = Command::new("setpriv");
+    command.arg("--bounding-set=-net_raw");
+    command.arg(plain.get_program()).args(plain.get_args());
     command
 }
 

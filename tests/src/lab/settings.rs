@@ -15,6 +15,7 @@ pub struct Settings {
     pub(super) server: Sections,
     pub(super) link_family: Option<Family>,
     pub(super) hosts: Option<PathBuf>,
+    pub(super) is_without_raw_sockets: bool,
 }
 
 impl Settings {
@@ -66,6 +67,13 @@ impl Settings {
     #[must_use]
     pub fn hosts(mut self, file: &Path) -> Self {
         self.hosts = Some(file.to_owned());
+        self
+    }
+
+    /// Has the server daemon lack CAP_NET_RAW, as a unit does.
+    #[must_use]
+    pub fn without_raw_sockets(mut self) -> Self {
+        self.is_without_raw_sockets = true;
         self
     }
 

@@ -55,6 +55,8 @@ pub struct Flows {
     pub tcp: u64,
     /// UDP mappings.
     pub udp: u64,
+    /// Mappings of echo requests.
+    pub icmp: u64,
 }
 
 /// A number for each direction.

@@ -2,6 +2,7 @@
 
 use crate::flow_table::ClientFlow;
 use crate::mappings::ClientMapping;
+use crate::packet::DatagramKind;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -173,7 +174,10 @@ impl FlowAccount {
     ) -> Self {
         Self {
             id,
-            protocol: Protocol::Udp,
+            protocol: match mapping.kind {
+                DatagramKind::Echo => Protocol::Icmp,
+                DatagramKind::Udp => Protocol::Udp,
+            },
             source: mapping.source,
             destination: mapping.destination,
             age: now.saturating_duration_since(mapping.since),

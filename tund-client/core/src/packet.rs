@@ -133,39 +133,87 @@ impl Segment {
     }
 }
 
-/// Length of a UDP header in bytes.
-pub const UDP_HEADER_BYTES: usize = 8;
+/// Length of the header of a datagram of either kind, in bytes.
+pub const DATAGRAM_HEADER_BYTES: usize = 8;
 
-/// Where the parts of a UDP datagram lie in its packet.
+/// What a datagram is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DatagramKind {
+    /// An ICMP or ICMPv6 echo request, or the reply to one: its identifier stands in place of the
+    /// application's port, its sequence number in place of the remote's.
+    Echo,
+    /// One of UDP.
+    Udp,
+}
+
+impl DatagramKind {
+    /// The protocol in the IP header, of the version of `address`.
+    pub const fn ip_number(self, address: IpAddr) -> IpNumber {
+        match (self, address) {
+            (Self::Udp, _) => IpNumber::UDP,
+            (Self::Echo, IpAddr::V4(_)) => IpNumber::ICMP,
+            (Self::Echo, IpAddr::V6(_)) => IpNumber::IPV6_ICMP,
+        }
+    }
+
+    /// What its sender is told where the server carries none.
+    pub const fn not_carried(self) -> Unreachable {
+        match self {
+            Self::Udp => Unreachable::Port,
+            // As by a host whose firewall takes none: an echo request has no port.
+            Self::Echo => Unreachable::Prohibited,
+        }
+    }
+
+    /// Why one is counted that is not carried.
+    pub(crate) const fn reason(self) -> Reason {
+        match self {
+            Self::Udp => Reason::Udp,
+            Self::Echo => Reason::Ping,
+        }
+    }
+}
+
+/// Where the parts of a datagram lie in its packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram {
+    /// What it is.
+    pub kind: DatagramKind,
     /// The application's end.
     pub source: SocketAddr,
     /// Where it is to go.
     pub destination: SocketAddr,
     /// Length of the IP header in bytes.
     pub ip_header_bytes: usize,
-    /// Length of header and payload in bytes, as the UDP header says.
-    pub udp_bytes: usize,
+    /// Length of header and payload in bytes.
+    pub datagram_bytes: usize,
 }
 
 impl Datagram {
+    /// Where it is to go, as a person says it: an echo request goes to no port.
+    pub const fn named_destination(&self) -> SocketAddr {
+        match self.kind {
+            DatagramKind::Echo => SocketAddr::new(self.destination.ip(), 0),
+            DatagramKind::Udp => self.destination,
+        }
+    }
+
     /// Header and payload.
     pub fn bytes<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
-        let end = self.ip_header_bytes + self.udp_bytes;
+        let end = self.ip_header_bytes + self.datagram_bytes;
         packet.get(self.ip_header_bytes..end).unwrap_or_default()
     }
 
     /// The payload.
     pub fn payload<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
         self.bytes(packet)
-            .get(UDP_HEADER_BYTES..)
+            .get(DATAGRAM_HEADER_BYTES..)
             .unwrap_or_default()
     }
 
     /// All headers: what an ICMP message about it has to quote.
     pub fn headers<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
-        let end = self.ip_header_bytes + UDP_HEADER_BYTES;
+        let end = self.ip_header_bytes + DATAGRAM_HEADER_BYTES;
         packet.get(..end).unwrap_or_default()
     }
 }
@@ -229,7 +277,7 @@ pub enum Reason {
     Multicast,
     /// Sent to an address of this host.
     OwnDestination,
-    /// An ICMP echo request.
+    /// An ICMP echo request that the server does not carry.
     Ping,
     /// Sent to, or from, loopback, unspecified, reserved or IPv4-mapped addresses.
     SpecialAddress,
@@ -321,7 +369,7 @@ pub enum Verdict {
     Drop(Reason),
     /// Not taken; its source is told so, if it is one of ours.
     Refuse(Refused),
-    /// A UDP datagram; its checksum is not yet looked at.
+    /// A UDP datagram or an echo request; its checksum is not yet looked at.
     Datagram(Datagram),
     /// A piece of a packet.
     Fragment(Fragment),
@@ -485,10 +533,10 @@ fn by_protocol(protocol: IpNumber, payload: &[u8], ends: &Ends) -> Verdict {
         _ if ends.special => Verdict::Drop(Reason::SpecialAddress),
         ip_number::UDP => by_datagram(payload, ends),
         ip_number::ICMP if ends.source.is_ipv4() => {
-            Verdict::Drop(icmp_reason(payload, etherparse::icmpv4::TYPE_ECHO_REQUEST))
+            by_icmp(payload, etherparse::icmpv4::TYPE_ECHO_REQUEST, ends)
         }
         ip_number::IPV6_ICMP if ends.source.is_ipv6() => {
-            Verdict::Drop(icmp_reason(payload, etherparse::icmpv6::TYPE_ECHO_REQUEST))
+            by_icmp(payload, etherparse::icmpv6::TYPE_ECHO_REQUEST, ends)
         }
         _ => ends.refuse(Reason::UnknownProtocol, Unreachable::Protocol),
     }
@@ -500,23 +548,34 @@ fn by_datagram(payload: &[u8], ends: &Ends) -> Verdict {
     };
     let udp_bytes = usize::from(udp.length);
     // Without a source port nobody could answer, and no socket has none.
-    if !(UDP_HEADER_BYTES..=payload.len()).contains(&udp_bytes) || udp.source_port == 0 {
+    if !(DATAGRAM_HEADER_BYTES..=payload.len()).contains(&udp_bytes) || udp.source_port == 0 {
         return Verdict::Drop(Reason::Malformed);
     }
     Verdict::Datagram(Datagram {
+        kind: DatagramKind::Udp,
         source: SocketAddr::new(ends.source, udp.source_port),
         destination: SocketAddr::new(ends.destination, udp.destination_port),
         ip_header_bytes: ends.ip_header_bytes,
-        udp_bytes,
+        datagram_bytes: udp_bytes,
     })
 }
 
-fn icmp_reason(message: &[u8], echo_request: u8) -> Reason {
-    if message.first() == Some(&echo_request) {
-        Reason::Ping
-    } else {
-        Reason::Icmp
+fn by_icmp(message: &[u8], echo_request: u8, ends: &Ends) -> Verdict {
+    let [kind, code, _, _, id_high, id_low, high, low, ..] = message else {
+        return Verdict::Drop(Reason::Malformed);
+    };
+    if (*kind, *code) != (echo_request, 0) {
+        return Verdict::Drop(Reason::Icmp);
     }
+    let identifier = u16::from_be_bytes([*id_high, *id_low]);
+    let sequence = u16::from_be_bytes([*high, *low]);
+    Verdict::Datagram(Datagram {
+        kind: DatagramKind::Echo,
+        source: SocketAddr::new(ends.source, identifier),
+        destination: SocketAddr::new(ends.destination, sequence),
+        ip_header_bytes: ends.ip_header_bytes,
+        datagram_bytes: message.len(),
+    })
 }
 
 fn by_segment(payload: &[u8], ends: &Ends) -> Verdict {

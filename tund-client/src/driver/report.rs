@@ -4,7 +4,7 @@ use super::links::LinkSlot;
 use super::{Daemon, accounts};
 use std::time::Duration;
 use tund_client_core::netstack::Stats;
-use tund_client_core::packet::Reason;
+use tund_client_core::packet::{DatagramKind, Reason};
 use tund_client_core::{
     ClientEvent, ClientFlow, ClientMapping, FlowAccount, NotStored, Refused, State,
 };
@@ -146,6 +146,7 @@ impl Daemon {
             .filter_map(|id| report(self.links.get(id)?, now))
             .collect();
         let (up, down) = self.client.buffered();
+        let mappings = self.client.mappings();
         let traffic = self.client.traffic();
         let outages = self.client.outages();
         let refused = self.client.refused().map(refusal);
@@ -165,8 +166,8 @@ impl Daemon {
             links,
             flows: FlowCounts {
                 tcp: count(self.client.flows().len()),
-                udp: count(self.client.mappings().len()),
-                icmp: 0,
+                udp: count(mappings.len() - mappings.echoes()),
+                icmp: count(mappings.echoes()),
             },
             bytes: ByteCounts {
                 up: traffic.taken,
@@ -231,7 +232,11 @@ impl Daemon {
         let (up, down) = self.client.flow_buffered(id);
         FlowRow {
             id: id.0,
-            protocol: "udp".to_owned(),
+            protocol: match mapping.kind {
+                DatagramKind::Echo => "icmp",
+                DatagramKind::Udp => "udp",
+            }
+            .to_owned(),
             source: mapping.source,
             destination: None,
             state: if mapping.is_open { "open" } else { "opening" }.to_owned(),

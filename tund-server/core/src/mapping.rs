@@ -91,6 +91,7 @@ enum Filtering {
 /// What decides about the datagrams of one mapping.
 #[derive(Debug)]
 pub struct Mapping {
+    protocol: Protocol,
     is_v4: bool,
     filtering: Filtering,
     contacts: Contacts,
@@ -117,18 +118,38 @@ pub enum Unheard {
 }
 
 impl Mapping {
-    /// The mapping of an application's `source` address; none if the protocol is not UDP.
+    /// The mapping of an application's `source` address; none if the protocol is that of a stream.
     pub fn new(protocol: Protocol, source: SocketAddr) -> Option<Self> {
         let filtering = match protocol {
-            Protocol::Udp => Filtering::Address,
+            Protocol::Udp | Protocol::Icmp => Filtering::Address,
             Protocol::UdpAny => Filtering::Endpoint,
-            Protocol::Tcp | Protocol::Icmp => return None,
+            Protocol::Tcp => return None,
         };
         Some(Self {
+            protocol,
             is_v4: source.is_ipv4(),
             filtering,
             contacts: Contacts::default(),
         })
+    }
+
+    /// What it carries.
+    pub const fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Its remotes are named by a sequence number in place of a port.
+    pub const fn is_echo(&self) -> bool {
+        matches!(self.protocol, Protocol::Icmp)
+    }
+
+    /// A remote as a person says it: an echo request goes to no port.
+    pub const fn named(&self, remote: SocketAddr) -> SocketAddr {
+        if self.is_echo() {
+            SocketAddr::new(remote.ip(), 0)
+        } else {
+            remote
+        }
     }
 
     /// Its socket is one for IPv4.
@@ -148,9 +169,10 @@ impl Mapping {
         remote: SocketAddr,
     ) -> Result<SocketAddr, Unsent> {
         let used = admission
-            .check(client_allow, remote, Protocol::Udp)
+            .check(client_allow, remote, self.protocol)
             .map_err(Unsent::Denied)?;
-        if used.is_ipv4() != self.is_v4 || used.port() == 0 {
+        let has_port = used.port() != 0 || self.is_echo();
+        if used.is_ipv4() != self.is_v4 || !has_port {
             return Err(Unsent::Impossible);
         }
         self.contacts.note(used.ip());
@@ -175,7 +197,7 @@ impl Mapping {
         }
         // What may not be sent to may not send either: its answer could not be answered, and the
         // settings may have changed since it was sent to.
-        let checked = admission.check(client_allow, remote, Protocol::Udp);
+        let checked = admission.check(client_allow, remote, self.protocol);
         if checked.is_err() {
             return Err(Unheard::Denied);
         }
@@ -319,8 +341,34 @@ mod tests {
 
     #[test]
     fn a_stream_is_no_mapping() {
-        for protocol in [Protocol::Tcp, Protocol::Icmp] {
-            assert!(Mapping::new(protocol, address("10.0.0.1:1")).is_none());
+        assert!(Mapping::new(Protocol::Tcp, address("10.0.0.1:1")).is_none());
+    }
+
+    #[test]
+    fn an_echo_request_needs_no_port_and_rules_with_one_are_not_about_it() {
+        let open = open();
+        let mut mapping = mapping(Protocol::Icmp);
+        // Sequence numbers, of which 0 is the first of many programs.
+        for sequence in [0, 1, 65_535] {
+            let remote = SocketAddr::new([1, 1, 1, 1].into(), sequence);
+            assert_eq!(mapping.outgoing(&open, &[], remote), Ok(remote));
+            assert_eq!(mapping.named(remote), address("1.1.1.1:0"));
         }
+        assert_eq!(heard(&mut mapping, &open, "1.1.1.1:9"), Ok(()));
+        let stranger = heard(&mut mapping, &open, "1.1.1.2:9");
+        assert_eq!(stranger, Err(Unheard::Stranger));
+
+        let remote = address("10.0.0.1:7");
+        let allow = |rule: &str| [rule.parse().unwrap()];
+        let verdict = mapping.outgoing(&open, &allow("10.0.0.1:7"), remote);
+        assert!(matches!(verdict, Err(Unsent::Denied(_))));
+        let verdict = mapping.outgoing(&open, &allow("10.0.0.1"), remote);
+        assert_eq!(verdict, Ok(remote));
+        let deny = |rule: &str| Admission::new(Vec::new(), allow(rule).to_vec(), Vec::new());
+        let remote = address("1.1.1.1:53");
+        let by_port = deny("1.1.1.1:53");
+        assert_eq!(mapping.outgoing(&by_port, &[], remote), Ok(remote));
+        let verdict = mapping.outgoing(&deny("1.1.1.1"), &[], remote);
+        assert!(matches!(verdict, Err(Unsent::Denied(_))));
     }
 }

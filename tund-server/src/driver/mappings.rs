@@ -1,14 +1,14 @@
 //! Mappings of the server: datagrams, carried along between the session and their socket.
 
 use super::flows::client_of;
-use super::origin::{UdpOrigin, open_error};
+use super::origin::{DatagramOrigin, open_error};
 use super::{Server, Source};
 use nix::errno::Errno;
+use std::io;
 use std::net::SocketAddr;
 use std::task::{Context, Poll, Waker};
-use tokio::io::ReadBuf;
 use tund_daemon::telemetry::Redacted;
-use tund_server_core::admission::{Denied, Protocol};
+use tund_server_core::admission::Denied;
 use tund_server_core::mapping::{Mapping, Unsent};
 use tund_session::wire::frame::{Open, OpenError};
 use tund_session::{FlowId, Instant, MappingError, SessionId};
@@ -20,7 +20,7 @@ const ERRORS: usize = 64;
 
 /// One mapping and what the driver knows of it.
 pub(super) struct MappingSlot {
-    origin: UdpOrigin,
+    origin: DatagramOrigin,
     mapping: Mapping,
     /// From where the link came that asked for it.
     source: Option<SocketAddr>,
@@ -39,8 +39,16 @@ impl Server {
     ) -> Result<(), OpenError> {
         let mapping = Mapping::new(open.protocol, open.source).ok_or(OpenError::Other(93))?;
         self.places.take(session)?;
-        let origin = UdpOrigin::open(mapping.is_v4()).map_err(|error| {
+        let opened = if mapping.is_echo() {
+            DatagramOrigin::echo(mapping.is_v4())
+        } else {
+            DatagramOrigin::udp(mapping.is_v4())
+        };
+        let origin = opened.map_err(|error| {
             self.places.give_back(session);
+            if mapping.is_echo() {
+                self.tell_unpermitted(&error);
+            }
             open_error(&error)
         })?;
         let token = self.next_token;
@@ -61,6 +69,23 @@ impl Server {
             .with(session, now, |s| s.accept_flow(flow, now));
         self.drive_mapping(session, flow, now);
         Ok(())
+    }
+
+    /// Says once, and counts later, that the daemon may have no socket for echo requests.
+    fn tell_unpermitted(&mut self, error: &io::Error) {
+        if error.kind() != io::ErrorKind::PermissionDenied {
+            return;
+        }
+        self.refusals
+            .add("echo request, for which there is no permission");
+        if !std::mem::replace(&mut self.is_unpermitted_told, true) {
+            let group = nix::unistd::getegid();
+            tracing::warn!(
+                "echo requests (ping) are refused: this daemon may open neither a ping socket nor a \
+                 raw one; have net.ipv4.ping_group_range include its group ({group}), as with \
+                 `sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"`, or give it CAP_NET_RAW"
+            );
+        }
     }
 
     /// Moves what can be moved between a mapping and its socket.
@@ -85,7 +110,8 @@ impl Server {
                 let is_sent = outgoing.is_ok();
                 let error = match outgoing {
                     Ok(to) => {
-                        let header = proxy.header(session, slot.source, to, Protocol::Udp);
+                        let protocol = slot.mapping.protocol();
+                        let header = proxy.header(session, slot.source, to, protocol);
                         let mut cx = Context::from_waker(&slot.waker);
                         match slot.origin.poll_send(&mut cx, (&header, payload), to) {
                             Poll::Pending => return,
@@ -95,7 +121,7 @@ impl Server {
                         .map(|errno| (errno.unsigned_abs(), 0))
                     }
                     Err(Unsent::Denied(denied)) => {
-                        denials.push((remote, denied));
+                        denials.push((slot.mapping.named(remote), denied));
                         Some((Errno::EACCES as u32, denied.by().number()))
                     }
                     Err(Unsent::Impossible) => Some((Errno::ENETUNREACH as u32, 0)),
@@ -133,17 +159,16 @@ impl Server {
         self.registry.with(session, now, |s| {
             let mut cx = Context::from_waker(&slot.waker);
             for _ in 0..READ_TURN {
-                let mut into = ReadBuf::new(buffer);
-                match slot.origin.poll_recv(&mut cx, &mut into) {
+                match slot.origin.poll_recv(&mut cx, buffer) {
                     Poll::Pending => return,
-                    // An ICMP error, which is told by the kernel's queue of them.
-                    Poll::Ready(Err(_)) => {}
-                    Poll::Ready(Ok(remote)) => {
-                        let from = (remote, into.filled().len());
+                    // An ICMP error, which is told by the kernel's queue of them; or nothing for it.
+                    Poll::Ready(Err(_) | Ok(None)) => {}
+                    Poll::Ready(Ok(Some((remote, payload)))) => {
+                        let from = (remote, payload.len());
                         let by = (admission, allow);
                         let heard = slot.mapping.incoming(by, strangers, from, now);
                         if heard.is_ok() {
-                            let payload = bytes::Bytes::copy_from_slice(into.filled());
+                            let payload = bytes::Bytes::copy_from_slice(payload);
                             s.send_datagram(flow, remote, payload, now);
                         } else {
                             unheard += 1;

@@ -91,6 +91,8 @@ struct Server {
     rests: rests::Rests,
     opens: opens::Opens,
     denials: opens::Denials,
+    /// It was said that echo requests are not permitted.
+    is_unpermitted_told: bool,
     deliverer: Deliverer,
     /// What each token stands for; tokens are never used twice.
     sources: FxHashMap<u64, Source>,
@@ -192,6 +194,7 @@ impl Server {
             rests: rests::Rests::default(),
             opens: opens::Opens::default(),
             denials: opens::Denials::default(),
+            is_unpermitted_told: false,
             deliverer,
             sources: FxHashMap::default(),
             next_token: 1,

@@ -126,8 +126,8 @@ impl Server {
             links: links.collect(),
             flows: FlowCounts {
                 tcp: count(session.flow_count() - session.mapping_count()),
-                udp: count(session.mapping_count()),
-                icmp: 0,
+                udp: count(session.mapping_count() - session.echo_count()),
+                icmp: count(session.echo_count()),
             },
             bytes: ByteCounts {
                 up: traffic.released,

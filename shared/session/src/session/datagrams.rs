@@ -145,9 +145,14 @@ impl Session {
             .is_some_and(|flow| flow.mapping.is_some())
     }
 
-    /// How many of the flows are mappings.
+    /// How many of the flows are mappings, of either kind.
     pub fn mapping_count(&self) -> usize {
         self.mappings
+    }
+
+    /// How many of the mappings are for echo requests.
+    pub fn echo_count(&self) -> usize {
+        self.echoes
     }
 
     /// Flows at once, as far as is known: the smaller of what both ends allow.
@@ -160,7 +165,10 @@ impl Session {
     pub(super) fn mapping_for(protocol: Protocol, flow: FlowId) -> Option<Box<Mapping>> {
         match protocol {
             Protocol::Tcp => None,
-            Protocol::Udp | Protocol::UdpAny | Protocol::Icmp => Some(Box::new(Mapping::new(flow))),
+            Protocol::Udp | Protocol::UdpAny | Protocol::Icmp => {
+                let is_echo = protocol == Protocol::Icmp;
+                Some(Box::new(Mapping::new(flow, is_echo)))
+            }
         }
     }
 

@@ -274,7 +274,8 @@ pub enum Protocol {
     Udp,
     /// The same, and anybody's reach it.
     UdpAny,
-    /// A mapping of echo requests.
+    /// A mapping of echo requests: an identifier stands in place of the application's port, a sequence
+    /// number in place of the remote's.
     Icmp,
 }
 
@@ -434,7 +435,8 @@ pub struct DatagramError {
     pub remote: SocketAddr,
     /// As in `IP_RECVERR`: the errno.
     pub errno: u32,
-    /// With EMSGSIZE the path's MTU; with EACCES the number of a [`DeniedBy`]; else 0.
+    /// With EMSGSIZE the path's MTU; with EACCES the number of a [`DeniedBy`]; with
+    /// EHOSTUNREACH 1 where the path has too many hops; else 0.
     pub info: u32,
 }
 

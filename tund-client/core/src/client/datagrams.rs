@@ -2,9 +2,9 @@
 
 use super::{Client, ClientEvent, State};
 use crate::account::{self, EndedBy, FlowAccount, HowEnded, LostBytes};
-use crate::mappings::{Filtering, Mappings};
+use crate::mappings::Mappings;
 use crate::netstack::{Bounce, Sink, Taken};
-use crate::packet::{Datagram, Unreachable};
+use crate::packet::{Datagram, DatagramKind, Unreachable};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use tund_session::{
 const MTU_LEAST: u32 = 1280;
 
 /// Mappings at once: a server gives a session as many sockets, and no more than half of the flows that
-/// there may be are mappings, so that connections have room. For one more, the one that has been
-/// idle longest ends.
+/// there may be are mappings, so that connections have room. For one more, the one that would end
+/// next ends.
 const MAPPINGS: usize = 4096;
 
 /// An application that sends after so long a silence has somebody waiting; chosen.
@@ -90,12 +90,12 @@ impl Client {
             self.netstack.refuse_datagram(packet, datagram, kind, sink);
             return;
         }
-        let known = self.mappings.find(datagram.source);
+        let known = self.mappings.find(datagram.kind, datagram.source);
         let flow = match known.map_or_else(|| self.open_mapping(datagram, now), Ok) {
             Ok(flow) => flow,
             Err(NoMapping::Full) => return self.netstack.drop_datagram(),
             Err(NoMapping::NotCarried) => {
-                let kind = Unreachable::Port;
+                let kind = datagram.kind.not_carried();
                 self.netstack.refuse_datagram(packet, datagram, kind, sink);
                 return;
             }
@@ -117,13 +117,13 @@ impl Client {
         let settings = self.config.mappings;
         let flows = self.session.as_ref().map_or(u64::MAX, Session::most_flows);
         let most = usize::try_from(flows / 2).unwrap_or(usize::MAX);
-        if self.mappings.len() >= most.min(MAPPINGS) && !self.end_longest_idle(now) {
+        if self.mappings.len() >= most.min(MAPPINGS) && !self.end_next_to_go(now) {
             return Err(NoMapping::Full);
         }
         let target = Target {
-            protocol: settings.filtering.protocol(),
+            protocol: settings.protocol(datagram.kind),
             source: datagram.source,
-            destination: datagram.destination,
+            destination: datagram.named_destination(),
             grace: settings.grace,
             on_expiry: OnExpiry::Reset,
             accept_early: false,
@@ -134,8 +134,8 @@ impl Client {
             .get_or_insert_with(|| Session::new_client(config, now));
         match session.open_flow(&target, now) {
             Ok(flow) => {
-                let ends = (datagram.source, datagram.destination);
-                self.mappings.insert(flow, ends, settings.idle, now);
+                let idle = settings.idle(datagram.kind);
+                self.mappings.insert(flow, datagram, idle, now);
                 Ok(flow)
             }
             Err(OpenRefused::NotAgreed) => Err(NoMapping::NotCarried),
@@ -147,25 +147,25 @@ impl Client {
         }
     }
 
-    /// There is no room for one more flow: the mapping that has been idle longest ends, if it has
-    /// been for a while. In an outage none would be gone before its end, and where one
+    /// There is no room for one more flow: the mapping that would end next ends, if it has been idle
+    /// for a while. In an outage none would be gone before its end, and where one
     /// goes already there will be room.
     pub(super) fn make_room_for_flow(&mut self, now: Instant) {
         if !self.mappings.has_leaving() {
-            self.end_longest_idle(now);
+            self.end_next_to_go(now);
         }
     }
 
-    fn end_longest_idle(&mut self, now: Instant) -> bool {
+    fn end_next_to_go(&mut self, now: Instant) -> bool {
         let is_attached = self.session.as_ref().is_some_and(Session::is_attached);
         if !is_attached {
             return false;
         }
-        let longest = self.mappings.longest_idle(self.config.mappings.idle, now);
-        if let Some(flow) = longest {
+        let next = self.mappings.next_to_go(now);
+        if let Some(flow) = next {
             self.end_idle(flow, now);
         }
-        longest.is_some()
+        next.is_some()
     }
 
     /// So many datagrams wait for applications that they should have them before more is read.
@@ -204,10 +204,10 @@ impl Client {
     /// Ends mappings whose applications have sent nothing for long enough.
     pub(super) fn end_idle_mappings(&mut self, now: Instant) {
         self.end_vain_mappings(now);
-        while let Some(flow) = self.mappings.next_idle(self.config.mappings.idle, now) {
+        while let Some(flow) = self.mappings.next_idle(now) {
             self.end_idle(flow, now);
         }
-        if self.mappings.asks(self.config.mappings.idle, now)
+        if self.mappings.asks(now)
             && let Some(session) = &mut self.session
         {
             session.probe(now);
@@ -232,17 +232,17 @@ impl Client {
             let bytes = payload.len();
             let heard = self.mappings.get(flow).filter(|mapping| {
                 remote.is_ipv4() == mapping.source.is_ipv4()
-                    && remote.port() != 0
+                    && (remote.port() != 0 || mapping.kind == DatagramKind::Echo)
                     && self.netstack.may_come_from(remote.ip())
                     && (mapping.has_sent_to(remote)
-                        || self.config.mappings.filtering == Filtering::Endpoint
+                        || self.config.mappings.hears_strangers(mapping.kind)
                             && self.netstack.is_from_afar(remote.ip()))
             });
-            let heard = heard.map(|mapping| (mapping.source, mapping.has_sent_to(remote)));
-            if let Some((to, is_contact)) = heard
+            let heard = heard.map(|m| (m.kind, m.source, m.has_sent_to(remote)));
+            if let Some((kind, to, is_contact)) = heard
                 && (is_contact || self.mappings.hears_stranger(bytes, now))
             {
-                self.netstack.send_datagram(remote, to, payload, sink);
+                self.netstack.send_datagram(kind, remote, to, payload, sink);
                 self.mappings.received(flow, bytes, now);
                 session.datagram_taken(flow);
             } else {
@@ -273,11 +273,11 @@ impl Client {
         if error == OpenError::TooManyFlows {
             self.make_room_for_flow(now);
         }
-        // A server that does not carry datagrams: as if nobody listened anywhere. One without that
-        // version of IP has no route.
+        // A server that does not carry such datagrams, or may not: as if nobody listened anywhere, or
+        // a firewall stood before everything. One without that version of IP has no route.
         let kind = match error {
             OpenError::Other(EAFNOSUPPORT) => Some(Unreachable::Network),
-            OpenError::Other(_) => Some(Unreachable::Port),
+            OpenError::Other(_) => Some(mapping.kind.not_carried()),
             OpenError::Refused
             | OpenError::NetworkUnreachable
             | OpenError::HostUnreachable
@@ -287,13 +287,12 @@ impl Client {
             | OpenError::TooManyFlows
             | OpenError::Cancelled => None,
         };
-        if let Some(kind) = kind
-            && let Some(quote) = mapping.quote(mapping.destination)
-        {
-            let bounce = Bounce::Unreachable(kind);
-            self.bounces
-                .push((quote.to_vec(), mapping.destination, bounce));
-        }
+        let Some(bounce) = kind.map(Bounce::Unreachable) else {
+            return;
+        };
+        let waiting = mapping.quotes();
+        let told = waiting.map(|(remote, quote)| (quote.to_vec(), remote, bounce));
+        self.bounces.extend(told);
     }
 
     /// What became of datagrams, since the start.
@@ -320,6 +319,7 @@ fn denied(error: &MappingError) -> Option<ClientEvent> {
 /// The one table: what a datagram met at the server → what the application's kernel is told.
 fn bounce_of(error: &MappingError) -> Option<Bounce> {
     Some(Bounce::Unreachable(match error.errno {
+        113 if error.info == MappingError::HOPS => return Some(Bounce::HopLimit),
         111 => Unreachable::Port,               // ECONNREFUSED
         113 | 112 => Unreachable::Host,         // EHOSTUNREACH, EHOSTDOWN
         101 | 100 | 64 => Unreachable::Network, // ENETUNREACH, ENETDOWN, ENONET

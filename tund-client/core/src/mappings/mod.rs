@@ -1,7 +1,7 @@
 //! Mappings of the client: which application's address belongs to which flow, and how long each lives.
 
 use crate::account::{End, EndedBy, FlowAccount, HowEnded, LostBytes, Silence};
-use crate::packet::UDP_HEADER_BYTES;
+use crate::packet::{DATAGRAM_HEADER_BYTES, Datagram, DatagramKind};
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,13 +13,19 @@ use tund_session::{Contacts, FlowId, Instant, Strangers, limits};
 const KEPT_AT_LEAST: Duration = Duration::from_secs(30);
 /// Remotes of one mapping of whose last datagram the headers are kept.
 const QUOTES: usize = 4;
+/// The same of echo requests, where each is a remote of its own: a host that does not answer is told
+/// of after 3 s, for each request that waits for it.
+const ECHO_QUOTES: usize = 16;
+/// A mapping of echo requests ends after so long, the least that RFC 5508 §3.2 asks for: each run of
+/// `ping` leaves one.
+const ECHO_IDLE: Duration = Duration::from_secs(60);
 /// If nothing was heard of the server for so long, which is asked every 25 s while there is a flow, it
 /// was a sleep, or an outage that nobody has noticed, and no idle time.
 const UNHEARD: Duration = Duration::from_secs(30);
 /// Strangers' datagrams that may come at once: as many as a server lets pass, and as many again.
 const STRANGERS_AT_ONCE: u32 = 2 * limits::STRANGERS_AT_ONCE;
-/// The longest headers that are kept: IPv4 with all options, or IPv6, and UDP.
-const QUOTE_BYTES: usize = 60 + UDP_HEADER_BYTES;
+/// The longest headers that are kept: IPv4 with all options, or IPv6, and the datagram's own.
+const QUOTE_BYTES: usize = 60 + DATAGRAM_HEADER_BYTES;
 
 /// The headers of the last datagram to one remote, as the application's kernel wrote them.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +38,11 @@ struct Quote {
 /// One mapping as the client knows it.
 #[derive(Debug)]
 pub struct ClientMapping {
-    /// The application's address.
+    /// What it carries.
+    pub kind: DatagramKind,
+    /// The application's address; with echo requests, an identifier stands in place of the port.
     pub source: SocketAddr,
-    /// The first remote.
+    /// The first remote; with echo requests, without a port.
     pub destination: SocketAddr,
     /// When its first datagram came.
     pub since: Instant,
@@ -51,6 +59,8 @@ pub struct ClientMapping {
     silence: Silence,
     contacts: Contacts,
     quotes: Vec<Quote>,
+    /// It ends when its application has sent nothing for so long.
+    idle: Duration,
     /// When its application sent last, by the clock of the mappings.
     active: Duration,
     /// Where it stands in the order of deadlines.
@@ -58,10 +68,11 @@ pub struct ClientMapping {
 }
 
 impl ClientMapping {
-    fn new(source: SocketAddr, destination: SocketAddr, now: Instant, active: Duration) -> Self {
+    fn new(first: &Datagram, idle: Duration, now: Instant, active: Duration) -> Self {
         Self {
-            source,
-            destination,
+            kind: first.kind,
+            source: first.source,
+            destination: first.named_destination(),
             since: now,
             is_open: false,
             outages: 0,
@@ -71,8 +82,9 @@ impl ClientMapping {
             silence: Silence::new(now),
             contacts: Contacts::default(),
             quotes: Vec::new(),
+            idle,
             active,
-            due: active,
+            due: active + idle,
         }
     }
 
@@ -88,14 +100,24 @@ impl ClientMapping {
 
     /// The headers of the last datagram to `remote`, if they are kept.
     pub(crate) fn quote(&self, remote: SocketAddr) -> Option<&[u8]> {
-        let quote = self.quotes.iter().find(|quote| quote.remote == remote)?;
-        quote.bytes.get(..quote.len)
+        self.quotes()
+            .find_map(|(to, headers)| (to == remote).then_some(headers))
+    }
+
+    /// All headers that are kept, and where those datagrams were to go.
+    pub(crate) fn quotes(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+        let quotes = self.quotes.iter();
+        quotes.filter_map(|quote| Some((quote.remote, quote.bytes.get(..quote.len)?)))
     }
 
     fn keep_quote(&mut self, remote: SocketAddr, headers: &[u8]) {
         let known = self.quotes.iter().position(|quote| quote.remote == remote);
         let place = known.unwrap_or_else(|| {
-            if self.quotes.len() >= QUOTES {
+            let most = match self.kind {
+                DatagramKind::Echo => ECHO_QUOTES,
+                DatagramKind::Udp => QUOTES,
+            };
+            if self.quotes.len() >= most {
                 // The oldest goes: they are in the order in which their remotes were first met.
                 self.quotes.remove(0);
             }
@@ -119,7 +141,7 @@ impl ClientMapping {
 #[derive(Debug, Default)]
 pub struct Mappings {
     mappings: BTreeMap<FlowId, ClientMapping>,
-    by_source: FxHashMap<SocketAddr, FlowId>,
+    by_source: FxHashMap<(DatagramKind, SocketAddr), FlowId>,
     /// When each is to be looked at; later than that if something went by it meanwhile.
     deadlines: BTreeSet<(Duration, FlowId)>,
     /// Ended here, and not yet forgotten by the session.
@@ -141,6 +163,12 @@ impl Mappings {
         self.mappings.len()
     }
 
+    /// How many of them are for echo requests.
+    pub fn echoes(&self) -> usize {
+        let echoes = self.mappings.values();
+        echoes.filter(|of| of.kind == DatagramKind::Echo).count()
+    }
+
     /// There is none.
     pub fn is_empty(&self) -> bool {
         self.mappings.is_empty()
@@ -151,8 +179,8 @@ impl Mappings {
         self.mappings.iter().map(|(id, mapping)| (*id, mapping))
     }
 
-    pub(crate) fn find(&self, source: SocketAddr) -> Option<FlowId> {
-        self.by_source.get(&source).copied()
+    pub(crate) fn find(&self, kind: DatagramKind, source: SocketAddr) -> Option<FlowId> {
+        self.by_source.get(&(kind, source)).copied()
     }
 
     pub(crate) fn get(&self, id: FlowId) -> Option<&ClientMapping> {
@@ -219,22 +247,15 @@ impl Mappings {
         all.for_each(|mapping| mapping.outages += 1);
     }
 
-    pub(crate) fn insert(
-        &mut self,
-        id: FlowId,
-        (source, destination): (SocketAddr, SocketAddr),
-        idle: Duration,
-        now: Instant,
-    ) {
+    pub(crate) fn insert(&mut self, id: FlowId, first: &Datagram, idle: Duration, now: Instant) {
         if self.mappings.is_empty() {
             // What was before is nothing to it.
             self.heard_at = Some(now);
         }
         let clock = self.clock_at(now);
-        let mut mapping = ClientMapping::new(source, destination, now, clock);
-        mapping.due = clock + idle;
+        let mapping = ClientMapping::new(first, idle, now, clock);
         self.deadlines.insert((mapping.due, id));
-        self.by_source.insert(source, id);
+        self.by_source.insert((first.kind, first.source), id);
         self.mappings.insert(id, mapping);
     }
 
@@ -277,7 +298,7 @@ impl Mappings {
 
     pub(crate) fn remove(&mut self, id: FlowId) -> Option<ClientMapping> {
         let mapping = self.mappings.remove(&id)?;
-        self.by_source.remove(&mapping.source);
+        self.by_source.remove(&(mapping.kind, mapping.source));
         self.deadlines.remove(&(mapping.due, id));
         Some(mapping)
     }
@@ -314,12 +335,12 @@ impl Mappings {
             .collect()
     }
 
-    /// The first to have been idle for `idle`, and when that is by the clock.
-    fn first_idle(&mut self, idle: Duration) -> Option<(Duration, FlowId)> {
+    /// The first to have been idle for long enough, and when that is by the clock.
+    fn first_idle(&mut self) -> Option<(Duration, FlowId)> {
         loop {
             let (due, id) = self.deadlines.first().copied()?;
             let mapping = self.mappings.get_mut(&id)?;
-            let true_due = mapping.active + idle;
+            let true_due = mapping.active + mapping.idle;
             if true_due == due {
                 return Some((due, id));
             }
@@ -329,24 +350,24 @@ impl Mappings {
         }
     }
 
-    /// The next that has been idle for `idle`, if there is one.
-    pub(crate) fn next_idle(&mut self, idle: Duration, now: Instant) -> Option<FlowId> {
+    /// The next that has been idle for long enough, if there is one.
+    pub(crate) fn next_idle(&mut self, now: Instant) -> Option<FlowId> {
         let clock = self.clock(now);
         if self.deadlines.first().is_none_or(|(due, _)| *due > clock) {
             return None;
         }
-        let (due, id) = self.first_idle(idle)?;
+        let (due, id) = self.first_idle()?;
         (due <= clock).then_some(id)
     }
 
     /// Whether the server is to be asked if it is there: a mapping is to end unless there is an
     /// outage, of which nobody knows yet.
-    pub(crate) fn asks(&mut self, idle: Duration, now: Instant) -> bool {
+    pub(crate) fn asks(&mut self, now: Instant) -> bool {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if self.paused_since.is_some() || !is_due(self.poll_timeout()) {
             return false;
         }
-        let first = self.first_idle(idle);
+        let first = self.first_idle();
         let is_asking = first.is_some() && is_due(self.poll_timeout());
         if is_asking {
             self.asked_at = Some(now);
@@ -354,11 +375,12 @@ impl Mappings {
         is_asking
     }
 
-    /// The one whose application has been silent longest, if it has been for a while.
-    pub(crate) fn longest_idle(&mut self, idle: Duration, now: Instant) -> Option<FlowId> {
-        let (_, id) = self.first_idle(idle)?;
-        let silence = now.saturating_duration_since(self.get(id)?.sent_at);
-        (silence >= KEPT_AT_LEAST.min(idle)).then_some(id)
+    /// The one that would end first, if its application has been silent for a while.
+    pub(crate) fn next_to_go(&mut self, now: Instant) -> Option<FlowId> {
+        let (_, id) = self.first_idle()?;
+        let mapping = self.get(id)?;
+        let silence = now.saturating_duration_since(mapping.sent_at);
+        (silence >= KEPT_AT_LEAST.min(mapping.idle)).then_some(id)
     }
 
     /// Those for which the server is not known to have a socket.
@@ -387,7 +409,7 @@ impl Mappings {
     }
 }
 
-/// Who may send to applications.
+/// Who may send to applications' sockets of UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filtering {
     /// Those that they have sent to.
@@ -396,25 +418,42 @@ pub enum Filtering {
     Endpoint,
 }
 
-impl Filtering {
-    /// What mappings are asked for as.
-    pub(crate) const fn protocol(self) -> Protocol {
-        match self {
-            Self::Address => Protocol::Udp,
-            Self::Endpoint => Protocol::UdpAny,
-        }
-    }
-}
-
 /// What holds for mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingConfig {
-    /// One ends when its application has sent nothing for so long, outages left out.
+    /// One of UDP ends when its application has sent nothing for so long, outages left out.
     pub idle: Duration,
     /// Who may send to it.
     pub filtering: Filtering,
     /// How long an outage it outlives.
     pub grace: Duration,
+}
+
+impl MappingConfig {
+    /// What a mapping is asked for as.
+    pub(crate) const fn protocol(&self, kind: DatagramKind) -> Protocol {
+        match (kind, self.filtering) {
+            (DatagramKind::Echo, _) => Protocol::Icmp,
+            (DatagramKind::Udp, Filtering::Address) => Protocol::Udp,
+            (DatagramKind::Udp, Filtering::Endpoint) => Protocol::UdpAny,
+        }
+    }
+
+    /// Whether those may send to one that it has not sent to: nobody replies who was not asked.
+    pub(crate) const fn hears_strangers(&self, kind: DatagramKind) -> bool {
+        matches!(
+            (kind, self.filtering),
+            (DatagramKind::Udp, Filtering::Endpoint)
+        )
+    }
+
+    /// How long its application may send nothing.
+    pub(crate) const fn idle(&self, kind: DatagramKind) -> Duration {
+        match kind {
+            DatagramKind::Echo => ECHO_IDLE,
+            DatagramKind::Udp => self.idle,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -17,11 +17,20 @@ fn remote() -> SocketAddr {
     "192.0.2.53:53".parse().unwrap()
 }
 
+fn first(number: u64) -> Datagram {
+    Datagram {
+        kind: DatagramKind::Udp,
+        source: source(number),
+        destination: remote(),
+        ip_header_bytes: 20,
+        datagram_bytes: 8,
+    }
+}
+
 fn with(count: u64) -> Mappings {
     let mut mappings = Mappings::default();
     for number in 1..=count {
-        let ends = (source(number), remote());
-        mappings.insert(FlowId(number), ends, IDLE, at(1000));
+        mappings.insert(FlowId(number), &first(number), IDLE, at(1000));
     }
     mappings
 }
@@ -39,22 +48,22 @@ fn idle_time_stands_still_during_an_outage() {
     hear(&mut mappings, 1000, 1100);
     mappings.pause(at(1100));
     assert_eq!(mappings.poll_timeout(), None);
-    assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
+    assert_eq!(mappings.next_idle(at(9000)), None);
 
     mappings.go_on(at(2100));
     hear(&mut mappings, 2125, 2275);
 
     assert_eq!(mappings.poll_timeout(), Some(at(2300)));
     let just_before = Instant::from_nanos(at(2300).as_nanos() - 1);
-    assert!(!mappings.asks(IDLE, just_before));
+    assert!(!mappings.asks(just_before));
     // There may be another outage.
-    assert_eq!(mappings.next_idle(IDLE, at(2300)), None);
-    assert!(mappings.asks(IDLE, at(2300)));
+    assert_eq!(mappings.next_idle(at(2300)), None);
+    assert!(mappings.asks(at(2300)));
     assert_eq!(mappings.poll_timeout(), None);
-    assert!(!mappings.asks(IDLE, at(2301)));
+    assert!(!mappings.asks(at(2301)));
     mappings.heard(at(2301));
     assert_eq!(mappings.poll_timeout(), Some(at(2300)));
-    assert_eq!(mappings.next_idle(IDLE, at(2301)), Some(FlowId(1)));
+    assert_eq!(mappings.next_idle(at(2301)), Some(FlowId(1)));
 }
 
 #[test]
@@ -66,11 +75,11 @@ fn what_the_application_sends_keeps_a_mapping_alive_and_what_it_gets_does_not() 
     let just_before = Instant::from_nanos(at(1300).as_nanos() - 1);
     hear(&mut mappings, 1000, 1275);
     mappings.heard(just_before);
-    assert_eq!(mappings.next_idle(IDLE, just_before), None);
+    assert_eq!(mappings.next_idle(just_before), None);
     mappings.heard(at(1300));
-    assert_eq!(mappings.next_idle(IDLE, at(1300)), Some(FlowId(2)));
+    assert_eq!(mappings.next_idle(at(1300)), Some(FlowId(2)));
     mappings.leave(FlowId(2), (EndedBy::Client, HowEnded::Idle));
-    assert_eq!(mappings.find(source(2)), None);
+    assert_eq!(mappings.find(DatagramKind::Udp, source(2)), None);
     assert!(mappings.knows(FlowId(2)));
     let account = mappings.settle(FlowId(2), LostBytes::default(), at(1301));
     let account = account.expect("an account");
@@ -78,10 +87,10 @@ fn what_the_application_sends_keeps_a_mapping_alive_and_what_it_gets_does_not() 
     assert_eq!(account.longest_silence, Duration::from_secs(250));
     hear(&mut mappings, 1325, 1475);
     mappings.heard(at(1499));
-    assert_eq!(mappings.next_idle(IDLE, at(1499)), None);
+    assert_eq!(mappings.next_idle(at(1499)), None);
     assert_eq!(mappings.poll_timeout(), Some(at(1500)));
     mappings.heard(at(1500));
-    assert_eq!(mappings.next_idle(IDLE, at(1500)), Some(FlowId(1)));
+    assert_eq!(mappings.next_idle(at(1500)), Some(FlowId(1)));
 }
 
 #[test]
@@ -89,17 +98,17 @@ fn the_clock_runs_only_up_to_when_the_server_was_heard() {
     let mut mappings = with(1);
     mappings.heard(at(1001));
     // A sleep, and nobody has noticed.
-    assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
-    assert!(mappings.asks(IDLE, at(9000)));
+    assert_eq!(mappings.next_idle(at(9000)), None);
+    assert!(mappings.asks(at(9000)));
     assert_eq!(mappings.poll_timeout(), None);
     mappings.heard(at(9000));
-    assert_eq!(mappings.next_idle(IDLE, at(9000)), None);
+    assert_eq!(mappings.next_idle(at(9000)), None);
 
     hear(&mut mappings, 9025, 9275);
-    assert_eq!(mappings.next_idle(IDLE, at(9275)), None);
+    assert_eq!(mappings.next_idle(at(9275)), None);
     assert_eq!(mappings.poll_timeout(), Some(at(9299)));
     mappings.heard(at(9299));
-    assert_eq!(mappings.next_idle(IDLE, at(9299)), Some(FlowId(1)));
+    assert_eq!(mappings.next_idle(at(9299)), Some(FlowId(1)));
 }
 
 #[test]
@@ -107,19 +116,19 @@ fn an_outage_begins_when_the_server_was_heard_last() {
     let mut mappings = with(1);
     hear(&mut mappings, 1000, 1250);
     // It is due before anybody has noticed.
-    assert!(mappings.asks(IDLE, at(1300)));
+    assert!(mappings.asks(at(1300)));
     mappings.pause(at(1302));
-    assert_eq!(mappings.next_idle(IDLE, at(1302)), None);
+    assert_eq!(mappings.next_idle(at(1302)), None);
     mappings.go_on(at(2250));
     assert_eq!(mappings.poll_timeout(), Some(at(2300)));
-    assert_eq!(mappings.next_idle(IDLE, at(2250)), None);
+    assert_eq!(mappings.next_idle(at(2250)), None);
 }
 
 #[test]
 fn the_first_mapping_after_a_while_has_nothing_to_do_with_what_was_before() {
     let mut mappings = Mappings::default();
     mappings.heard(at(1));
-    mappings.insert(FlowId(1), (source(1), remote()), IDLE, at(1000));
+    mappings.insert(FlowId(1), &first(1), IDLE, at(1000));
 
     hear(&mut mappings, 1001, 1276);
 
@@ -132,8 +141,8 @@ fn what_an_application_has_just_sent_counts_though_the_server_was_not_heard_sinc
     hear(&mut mappings, 1000, 1275);
     mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1299));
     mappings.heard(at(1300));
-    assert_eq!(mappings.next_idle(IDLE, at(1300)), None);
-    assert!(!mappings.asks(IDLE, at(1300)));
+    assert_eq!(mappings.next_idle(at(1300)), None);
+    assert!(!mappings.asks(at(1300)));
     assert_eq!(mappings.poll_timeout(), Some(at(1599)));
 }
 
@@ -143,12 +152,12 @@ fn who_was_silent_longest_makes_room_but_not_at_once() {
     mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1010));
     mappings.received(FlowId(2), 5, at(1029));
 
-    assert_eq!(mappings.longest_idle(IDLE, at(1029)), None);
-    assert_eq!(mappings.longest_idle(IDLE, at(1030)), Some(FlowId(2)));
+    assert_eq!(mappings.next_to_go(at(1029)), None);
+    assert_eq!(mappings.next_to_go(at(1030)), Some(FlowId(2)));
     mappings.remove(FlowId(2));
-    assert_eq!(mappings.longest_idle(IDLE, at(1030)), Some(FlowId(3)));
+    assert_eq!(mappings.next_to_go(at(1030)), Some(FlowId(3)));
     mappings.remove(FlowId(3));
-    assert_eq!(mappings.longest_idle(IDLE, at(1030)), None);
+    assert_eq!(mappings.next_to_go(at(1030)), None);
 }
 
 #[test]

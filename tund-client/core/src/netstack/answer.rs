@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::icmpv4::DestUnreachableHeader;
-use etherparse::icmpv6::{DestUnreachableCode, ParameterProblemCode, ParameterProblemHeader};
+use etherparse::icmpv4::{self, DestUnreachableHeader};
+use etherparse::icmpv6::{self, DestUnreachableCode, ParameterProblemCode, ParameterProblemHeader};
 use etherparse::{
     Icmpv4Type, Icmpv6Type, IpHeaders, PacketBuilder, PacketBuilderStep, TcpHeader,
     TcpOptionElement, TcpOptions,
@@ -108,6 +108,28 @@ pub(crate) fn too_big(
     } else {
         let quote = &packet[..packet.len().min(QUOTE_V6_BYTES)];
         step.icmpv6(Icmpv6Type::PacketTooBig { mtu })
+            .write_to_slice(out, quote)
+            .ok()
+    }
+}
+
+/// Writes the ICMP message that tells the sender of `packet` that its path has too many hops.
+pub(crate) fn hop_limit_exceeded(
+    packet: &[u8],
+    (source, destination): (IpAddr, IpAddr),
+    out: &mut [u8],
+) -> Option<usize> {
+    let step = ip(destination, source)?;
+    if source.is_ipv4() {
+        let quote = &packet[..packet.len().min(QUOTE_V4_BYTES)];
+        let code = icmpv4::TimeExceededCode::TtlExceededInTransit;
+        step.icmpv4(Icmpv4Type::TimeExceeded(code))
+            .write_to_slice(out, quote)
+            .ok()
+    } else {
+        let quote = &packet[..packet.len().min(QUOTE_V6_BYTES)];
+        let code = icmpv6::TimeExceededCode::HopLimitExceeded;
+        step.icmpv6(Icmpv6Type::TimeExceeded(code))
             .write_to_slice(out, quote)
             .ok()
     }

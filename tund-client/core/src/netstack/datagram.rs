@@ -3,14 +3,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, UdpHeader};
+use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header};
 
 use super::answer::{self, Speaker};
 use super::device::{Outlet, Sink};
 use super::event::Stats;
 use super::offload::{self, GSO_NONE, VnetHeader};
 use super::{Netstack, answer::HOP_LIMIT};
-use crate::packet::{Datagram, Reason, UDP_HEADER_BYTES, Unreachable};
+use crate::packet::{DATAGRAM_HEADER_BYTES, Datagram, DatagramKind, Reason, Unreachable};
 
 /// Where a datagram lies that [`Netstack::handle_packet`] leaves to its owner.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Taken {
 pub enum Bounce {
     /// It cannot be delivered.
     Unreachable(Unreachable),
+    /// Its path has too many hops.
+    HopLimit,
     /// It is too big for its path, which takes packets of so many bytes.
     TooBig(u32),
 }
@@ -49,7 +51,7 @@ impl Netstack {
             self.stats.count(Reason::OwnDestination);
             let kind = Unreachable::Prohibited;
             self.send_icmp(packet, ends, Speaker::Nobody, kind, sink);
-        } else if datagram.destination.port() == 0 {
+        } else if datagram.kind == DatagramKind::Udp && datagram.destination.port() == 0 {
             self.refuse_datagram(packet, datagram, Unreachable::Port, sink);
         } else {
             return true;
@@ -65,7 +67,7 @@ impl Netstack {
         kind: Unreachable,
         sink: &mut dyn Sink,
     ) {
-        self.stats.count(Reason::Udp);
+        self.stats.count(datagram.kind.reason());
         let ends = (datagram.source.ip(), datagram.destination.ip());
         self.send_icmp(packet, ends, Speaker::Destination, kind, sink);
     }
@@ -96,6 +98,7 @@ impl Netstack {
     /// Shows an application a datagram, in fragments if it is larger than the device's MTU.
     pub fn send_datagram(
         &mut self,
+        kind: DatagramKind,
         from: SocketAddr,
         to: SocketAddr,
         payload: &[u8],
@@ -105,6 +108,7 @@ impl Netstack {
         let is_large = payload.len() + 48 > self.outlet.mtu();
         self.fragment_id = self.fragment_id.wrapping_add(u32::from(is_large));
         let datagram = Outgoing {
+            kind,
             from,
             to,
             payload,
@@ -129,6 +133,12 @@ impl Netstack {
                 let ends = (source, remote);
                 self.send_icmp(quote, ends, Speaker::Destination, kind, sink);
             }
+            Bounce::HopLimit => {
+                self.stats.icmp_out += 1;
+                self.outlet.send_complete(&mut self.stats, sink, |out| {
+                    answer::hop_limit_exceeded(quote, (source, remote), out)
+                });
+            }
             Bounce::TooBig(mtu) => {
                 self.stats.icmp_out += 1;
                 self.outlet.send_complete(&mut self.stats, sink, |out| {
@@ -141,6 +151,7 @@ impl Netstack {
 
 /// A datagram for an application.
 struct Outgoing<'a> {
+    kind: DatagramKind,
     from: SocketAddr,
     to: SocketAddr,
     payload: &'a [u8],
@@ -150,63 +161,90 @@ struct Outgoing<'a> {
 
 impl Outgoing<'_> {
     fn send(&self, outlet: &mut Outlet, stats: &mut Stats, sink: &mut dyn Sink) {
-        let udp_bytes = UDP_HEADER_BYTES + self.payload.len();
-        let Ok(length) = u16::try_from(udp_bytes) else {
+        let bytes = DATAGRAM_HEADER_BYTES + self.payload.len();
+        let Ok(length) = u16::try_from(bytes) else {
             return;
         };
-        let mut udp = UdpHeader {
-            source_port: self.from.port(),
-            destination_port: self.to.port(),
-            length,
-            checksum: 0,
-        };
-        let mut head = [0; 40];
-        let Some(ip_bytes) = self.write_ip(None, udp_bytes, &mut head) else {
+        let mut front = [0; 40];
+        let Some(ip_bytes) = self.write_ip(None, bytes, &mut front) else {
             return;
         };
-        let Some(head) = head.get(..ip_bytes) else {
+        let Some(head) = front.get(..ip_bytes) else {
             return;
         };
-        let pseudo = offload::pseudo_sum(head, IpNumber::UDP.0, udp_bytes);
-        let is_whole = ip_bytes + udp_bytes <= outlet.mtu();
-        if is_whole && outlet.has_offload() {
-            udp.checksum = offload::fold(pseudo);
+        let pseudo = match (self.kind, self.from) {
+            (DatagramKind::Echo, SocketAddr::V4(_)) => 0,
+            (DatagramKind::Echo, SocketAddr::V6(_)) | (DatagramKind::Udp, _) => {
+                offload::pseudo_sum(head, self.ip_number().0, bytes)
+            }
+        };
+        let is_whole = ip_bytes + bytes <= outlet.mtu();
+        // Sockets that see whole ICMP messages would see what the kernel has yet to complete.
+        if is_whole && outlet.has_offload() && self.kind == DatagramKind::Udp {
             let header = VnetHeader {
                 needs_csum: true,
                 data_valid: false,
                 gso_type: GSO_NONE,
-                header_bytes: u16::try_from(ip_bytes + UDP_HEADER_BYTES).unwrap_or(0),
+                header_bytes: u16::try_from(ip_bytes + DATAGRAM_HEADER_BYTES).unwrap_or(0),
                 gso_size: 0,
                 csum_start: u16::try_from(ip_bytes).unwrap_or(0),
                 csum_offset: 6,
             };
-            let parts = [head, &udp.to_bytes(), self.payload];
+            let parts = [
+                head,
+                &self.header(length, offload::fold(pseudo)),
+                self.payload,
+            ];
             outlet.send_parts(parts, header, stats, sink);
             return;
         }
-        let sum = pseudo + offload::sum(&udp.to_bytes()) + offload::sum(self.payload);
-        // Zero would say that there is no checksum (RFC 768, RFC 8200 §8.1).
-        udp.checksum = match !offload::fold(sum) {
-            0 => 0xffff,
-            checksum => checksum,
-        };
-        let parts = [head, &udp.to_bytes()[..], self.payload];
+        let sum = pseudo + offload::sum(&self.header(length, 0)) + offload::sum(self.payload);
+        let header = self.header(
+            length,
+            match (self.kind, !offload::fold(sum)) {
+                // Zero would say that there is no checksum (RFC 768, RFC 8200 §8.1).
+                (DatagramKind::Udp, 0) => 0xffff,
+                (_, checksum) => checksum,
+            },
+        );
         if is_whole {
+            let parts = [head, &header[..], self.payload];
             outlet.send_parts(parts, VnetHeader::default(), stats, sink);
         } else {
-            self.send_fragments(&udp.to_bytes(), outlet, stats, sink);
+            self.send_fragments(&header, outlet, stats, sink);
         }
+    }
+
+    const fn ip_number(&self) -> IpNumber {
+        self.kind.ip_number(self.from.ip())
+    }
+
+    /// The header of a datagram of that length, header included, with that checksum.
+    fn header(&self, length: u16, checksum: u16) -> [u8; DATAGRAM_HEADER_BYTES] {
+        let words = match (self.kind, self.from) {
+            (DatagramKind::Udp, _) => [self.from.port(), self.to.port(), length, checksum],
+            (DatagramKind::Echo, from) => {
+                let reply = match from {
+                    SocketAddr::V4(_) => etherparse::icmpv4::TYPE_ECHO_REPLY,
+                    SocketAddr::V6(_) => etherparse::icmpv6::TYPE_ECHO_REPLY,
+                };
+                let kind = u16::from_be_bytes([reply, 0]);
+                [kind, checksum, self.to.port(), from.port()]
+            }
+        };
+        let [[a, b], [c, d], [e, f], [g, h]] = words.map(u16::to_be_bytes);
+        [a, b, c, d, e, f, g, h]
     }
 
     /// The pieces, each but the last as long as the MTU allows in steps of 8 bytes.
     fn send_fragments(
         &self,
-        udp: &[u8; UDP_HEADER_BYTES],
+        header: &[u8; DATAGRAM_HEADER_BYTES],
         outlet: &mut Outlet,
         stats: &mut Stats,
         sink: &mut dyn Sink,
     ) {
-        let whole = UDP_HEADER_BYTES + self.payload.len();
+        let whole = DATAGRAM_HEADER_BYTES + self.payload.len();
         let head_bytes = if self.from.is_ipv4() { 20 } else { 48 };
         let most = (outlet.mtu() - head_bytes) & !7;
         let mut at = 0;
@@ -217,10 +255,10 @@ impl Outgoing<'_> {
             let Some(written) = self.write_ip(place, end - at, &mut head) else {
                 return;
             };
-            // The UDP header is in the first piece, whose length is a multiple of 8 and more.
-            let from = at.saturating_sub(UDP_HEADER_BYTES);
-            let payload = self.payload.get(from..end - UDP_HEADER_BYTES);
-            let front: &[u8] = if at == 0 { udp } else { &[] };
+            // That header is in the first piece, whose length is a multiple of 8 and more.
+            let from = at.saturating_sub(DATAGRAM_HEADER_BYTES);
+            let payload = self.payload.get(from..end - DATAGRAM_HEADER_BYTES);
+            let front: &[u8] = if at == 0 { header } else { &[] };
             if let (Some(head), Some(payload)) = (head.get(..written), payload) {
                 let parts = [head, front, payload];
                 outlet.send_parts(parts, VnetHeader::default(), stats, sink);
@@ -243,7 +281,7 @@ impl Outgoing<'_> {
         match (self.from.ip(), self.to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let length = u16::try_from(bytes).ok()?;
-                let number = IpNumber::UDP;
+                let number = self.ip_number();
                 let mut header =
                     Ipv4Header::new(length, HOP_LIMIT, number, from.octets(), to.octets()).ok()?;
                 let [_, _, high, low] = self.id.to_be_bytes();
@@ -256,14 +294,14 @@ impl Outgoing<'_> {
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
                 let fragment = place.map(|_| {
-                    Ipv6FragmentHeader::new(IpNumber::UDP, offset, has_more, self.id).to_bytes()
+                    Ipv6FragmentHeader::new(self.ip_number(), offset, has_more, self.id).to_bytes()
                 });
                 let behind = fragment.as_ref().map_or(&[][..], |bytes| &bytes[..]);
                 let header = Ipv6Header {
                     payload_length: u16::try_from(bytes + behind.len()).ok()?,
                     next_header: match fragment {
                         Some(_) => IpNumber::IPV6_FRAGMENTATION_HEADER,
-                        None => IpNumber::UDP,
+                        None => self.ip_number(),
                     },
                     hop_limit: HOP_LIMIT,
                     source: from.octets(),

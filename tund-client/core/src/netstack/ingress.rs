@@ -12,7 +12,9 @@ use super::event::NetEvent;
 use super::offload::{self, VNET_HEADER_BYTES, VnetHeader};
 use super::table::{Connection, Ending, HeldSyn, Notice, Phase};
 use super::{FIRST_SYN_GAP, Netstack, SYN_GRACE, to_smoltcp};
-use crate::packet::{Datagram, Fragment, Reason, Refused, Segment, Unreachable, Verdict, classify};
+use crate::packet::{
+    Datagram, DatagramKind, Fragment, Reason, Refused, Segment, Unreachable, Verdict, classify,
+};
 
 impl Netstack {
     /// Takes a packet as it was read from the TUN device, with its virtio-net header if offloads
@@ -83,7 +85,7 @@ impl Netstack {
             // A whole packet is none.
             Verdict::Fragment(_) => self.stats.count(Reason::Fragment),
             Verdict::Datagram(datagram) => {
-                if !is_trusted && !offload::is_udp_checksum_right(packet, datagram.bytes(packet)) {
+                if !is_trusted && !is_checksum_right(packet, &datagram) {
                     self.stats.count(Reason::Checksum);
                 } else if self.is_carried(packet, &datagram, sink) {
                     return Some(datagram);
@@ -376,6 +378,14 @@ impl Netstack {
             self.events.push_back(NetEvent::Readable { connection });
         }
         self.conclude(index);
+    }
+}
+
+fn is_checksum_right(packet: &[u8], datagram: &Datagram) -> bool {
+    let bytes = datagram.bytes(packet);
+    match datagram.kind {
+        DatagramKind::Echo => offload::is_icmp_checksum_right(packet, bytes),
+        DatagramKind::Udp => offload::is_udp_checksum_right(packet, bytes),
     }
 }
 

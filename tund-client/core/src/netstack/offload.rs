@@ -132,6 +132,16 @@ pub fn is_udp_checksum_right(packet: &[u8], datagram: &[u8]) -> bool {
     fold(pseudo_sum(packet, 17, datagram.len()) + sum(datagram)) == 0xffff
 }
 
+/// The checksum of an ICMP or ICMPv6 `message` in `packet` fits.
+pub fn is_icmp_checksum_right(packet: &[u8], message: &[u8]) -> bool {
+    let pseudo = if packet[0] >> 4 == 4 {
+        0
+    } else {
+        pseudo_sum(packet, 58, message.len())
+    };
+    fold(pseudo + sum(message)) == 0xffff
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,14 +1,15 @@
 //! Connections C: the server's sockets towards origins, polled by the one loop that owns them.
 
+mod datagram;
+mod echo;
 mod failures;
 mod read_buffer;
 mod tcp;
-mod udp;
 
+pub(crate) use datagram::DatagramOrigin;
 pub(crate) use failures::Failures;
 pub(crate) use read_buffer::ReadBuffer;
 pub(crate) use tcp::Origin;
-pub(crate) use udp::UdpOrigin;
 
 use nix::errno::Errno;
 use std::io;

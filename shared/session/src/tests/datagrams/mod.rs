@@ -109,6 +109,35 @@ fn numbered(number: usize, len: usize) -> Vec<u8> {
 }
 
 #[test]
+fn mappings_of_echo_requests_are_counted_as_such_until_they_are_forgotten() {
+    let mut pair = pair();
+    let udp = pair.mapped();
+    let echo = Target {
+        protocol: Protocol::Icmp,
+        ..mapping()
+    };
+    let flow = pair.ends[CLIENT].open_flow(&echo, pair.now).unwrap();
+    pair.run();
+    pair.ends[SERVER].accept_flow(flow, pair.now);
+    pair.run();
+    let counts = |pair: &Pair| {
+        let of = |end: &Session| (end.mapping_count(), end.echo_count());
+        [CLIENT, SERVER].map(|end| of(&pair.ends[end]))
+    };
+    assert_eq!(counts(&pair), [(2, 1); 2]);
+    pair.throw(CLIENT, flow, b"ping");
+    pair.run();
+    assert_eq!(pair.caught(SERVER, flow), [b"ping".to_vec()]);
+
+    pair.ends[CLIENT].abort(flow, FlowCode::Idle, pair.now);
+    pair.run();
+    assert_eq!(counts(&pair), [(1, 0); 2]);
+    pair.ends[CLIENT].abort(udp, FlowCode::Idle, pair.now);
+    pair.run();
+    assert_eq!(counts(&pair), [(0, 0); 2]);
+}
+
+#[test]
 fn the_first_datagram_goes_with_its_open_and_answers_come_back() {
     let mut pair = pair();
     let flow = pair.map();

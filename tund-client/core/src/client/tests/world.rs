@@ -190,8 +190,15 @@ fn protocol(bytes: &[u8]) -> u8 {
     }
 }
 
+/// It, or the packet that it is a piece of, is a UDP datagram or an echo reply.
 fn is_datagram(bytes: &[u8]) -> bool {
-    protocol(bytes) == 17
+    let packet = &bytes[crate::netstack::offload::VNET_HEADER_BYTES..];
+    match protocol(bytes) {
+        17 => true,
+        1 => packet[6] & 0x3f != 0 || packet[7] != 0 || packet[20] == 0,
+        58 => packet[6] == 44 || packet[40] == 129,
+        _ => false,
+    }
 }
 
 fn is_datagram_or_icmp(bytes: &[u8]) -> bool {

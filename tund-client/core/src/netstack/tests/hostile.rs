@@ -72,16 +72,16 @@ const FAR_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9
 #[test]
 fn other_protocols_are_answered_as_a_host_would_or_counted() {
     let mut packets: [Vec<u8>; 3] = Default::default();
-    let [ping, other, other_v6] = &mut packets;
+    let [reply, other, other_v6] = &mut packets;
     let v4 = || PacketBuilder::ipv4(APP, ORIGIN, 64);
     let v6 = || PacketBuilder::ipv6(APP_V6, FAR_V6, 64);
-    v4().icmpv4_echo_request(1, 1).write(ping, &[]).unwrap();
+    v4().icmpv4_echo_reply(1, 1).write(reply, &[]).unwrap();
     v4().write(other, IpNumber(132), b"sctp").unwrap();
     v6().write(other_v6, IpNumber(132), b"sctp").unwrap();
-    let [ping, other, other_v6] = packets;
+    let [reply, other, other_v6] = packets;
 
     expect([
-        (ping, None, Reason::Ping),
+        (reply, None, Reason::Icmp),
         (other, Some((3, 2)), Reason::UnknownProtocol),
         (other_v6, Some((4, 1)), Reason::UnknownProtocol),
         (vec![], None, Reason::Malformed),

@@ -5,7 +5,7 @@ use super::{IP_NUMBER_UDP, both, cut, dual_stack, packet, payload, read, v4, wor
 use crate::netstack::offload;
 use crate::netstack::tests::world::{APP_V4, Collector, ORIGIN_V4};
 use crate::netstack::{Bounce, NetstackConfig};
-use crate::packet::Reason;
+use crate::packet::{DatagramKind, Reason};
 use bytes::Bytes;
 use etherparse::{IpFragOffset, Ipv4Header};
 use std::net::SocketAddr;
@@ -165,7 +165,7 @@ fn without_offload_checksums_are_whole() {
         let mut netstack = crate::netstack::tests::world::bare(&config.netstack);
         let mut sink = Collector::default();
         for len in [0, 5, 1400, 5000] {
-            netstack.send_datagram(origin, app, &payload(len), &mut sink);
+            netstack.send_datagram(DatagramKind::Udp, origin, app, &payload(len), &mut sink);
         }
         netstack.send_bounce(
             &packet(app, origin, b"x"),

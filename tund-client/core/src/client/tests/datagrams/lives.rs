@@ -5,7 +5,7 @@ use super::{dual_stack, server, v4, world};
 use crate::account::{EndedBy, HowEnded};
 use crate::client::State;
 use crate::netstack::tests::world::Collector;
-use crate::packet::Reason;
+use crate::packet::{DatagramKind, Reason};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tund_session::wire::frame::{OpenError, Protocol, capability};
@@ -171,7 +171,13 @@ fn where_there_are_few_flows_mappings_leave_half_of_them_and_make_room() {
     world.throw((from(33), origin), b"room");
 
     assert_eq!(world.client.mappings().len(), 32);
-    let has = |world: &World, port| world.client.mappings().find(from(port)).is_some();
+    let has = |world: &World, port| {
+        world
+            .client
+            .mappings()
+            .find(DatagramKind::Udp, from(port))
+            .is_some()
+    };
     assert!(has(&world, 0) && has(&world, 33) && !has(&world, 1));
     // Connections find the other half, and one more makes room of the same kind.
     for _ in 0..32 {
@@ -209,7 +215,13 @@ fn mappings_that_the_server_never_heard_of_are_not_asked_for_in_vain() {
     world.run();
 
     assert!(world.opened.len() - asked <= 8);
-    assert!(world.client.mappings().find(app).is_some());
+    assert!(
+        world
+            .client
+            .mappings()
+            .find(DatagramKind::Udp, app)
+            .is_some()
+    );
 }
 
 #[test]
@@ -274,7 +286,13 @@ fn in_an_outage_no_mapping_makes_room_for_another_flow() {
     assert_eq!(world.client.mappings().len(), 32);
     world.heal();
     world.until("attached", |world| world.client.state() == State::Attached);
-    let lives = |world: &World, port| world.client.mappings().find(from(port)).is_some();
+    let lives = |world: &World, port| {
+        world
+            .client
+            .mappings()
+            .find(DatagramKind::Udp, from(port))
+            .is_some()
+    };
     assert!((1..32).filter(|port| lives(&world, *port)).count() >= 30);
 }
 

@@ -1,6 +1,7 @@
 //! Applications' datagrams through the whole client: into mappings, back as packets, and as ICMP.
 
 mod carried;
+mod echo;
 mod judged;
 mod lives;
 
@@ -165,19 +166,20 @@ impl World {
     }
 }
 
-/// The datagram in one packet, or in all fragments of one, with everything about it checked.
-fn read(packets: &[Vec<u8>]) -> (SocketAddr, SocketAddr, Vec<u8>) {
+/// What one packet carries, or all fragments of one, with everything about IP checked.
+fn reassemble(packets: &[Vec<u8>], number: u8) -> (IpAddr, IpAddr, Vec<u8>) {
     let mut whole = Vec::new();
     let mut ends = None;
     for bytes in packets {
-        let header = offload::VnetHeader::parse(bytes.first_chunk().unwrap());
         let packet = &bytes[VNET_HEADER_BYTES..];
         assert!(packet.len() <= 1500, "{} bytes", packet.len());
+        let is_last = bytes == packets.last().unwrap();
         let (source, destination, payload) = if packet[0] >> 4 == 4 {
             let (ip, rest) = Ipv4Header::from_slice(packet).unwrap();
+            assert_eq!(ip.protocol.0, number);
             assert_eq!(ip.header_checksum, ip.calc_header_checksum());
             assert_eq!(usize::from(ip.total_len), packet.len());
-            assert_eq!(ip.more_fragments, bytes != packets.last().unwrap());
+            assert_eq!(ip.more_fragments, !is_last);
             assert_eq!(usize::from(ip.fragment_offset.byte_offset()), whole.len());
             (IpAddr::from(ip.source), IpAddr::from(ip.destination), rest)
         } else {
@@ -185,38 +187,43 @@ fn read(packets: &[Vec<u8>]) -> (SocketAddr, SocketAddr, Vec<u8>) {
             assert_eq!(usize::from(ip.payload_length), rest.len());
             let rest = if packets.len() > 1 {
                 let (piece, rest) = Ipv6FragmentHeader::from_slice(rest).unwrap();
-                assert_eq!(piece.more_fragments, bytes != packets.last().unwrap());
-                assert_eq!(
-                    usize::from(piece.fragment_offset.byte_offset()),
-                    whole.len()
-                );
-                assert_eq!(piece.next_header.0, IP_NUMBER_UDP);
+                assert_eq!(piece.more_fragments, !is_last);
+                let at = usize::from(piece.fragment_offset.byte_offset());
+                assert_eq!(at, whole.len());
+                assert_eq!(piece.next_header.0, number);
                 rest
             } else {
-                assert_eq!(ip.next_header.0, IP_NUMBER_UDP);
+                assert_eq!(ip.next_header.0, number);
                 rest
             };
             (IpAddr::from(ip.source), IpAddr::from(ip.destination), rest)
         };
         whole.extend_from_slice(payload);
         ends = Some((source, destination));
-        if packets.len() == 1 {
-            let at = packet.len() - payload.len();
-            let pseudo = offload::pseudo_sum(packet, IP_NUMBER_UDP, payload.len());
-            assert!(header.needs_csum);
-            assert_eq!(
-                (usize::from(header.csum_start), header.csum_offset),
-                (at, 6)
-            );
-            assert_eq!(payload[6..8], offload::fold(pseudo).to_be_bytes());
-        } else {
-            assert_eq!(header, offload::VnetHeader::default());
-        }
     }
     let (source, destination) = ends.expect("packets");
-    if packets.len() > 1 {
-        let first = &packets[0][VNET_HEADER_BYTES..];
-        let pseudo = offload::pseudo_sum(first, IP_NUMBER_UDP, whole.len());
+    (source, destination, whole)
+}
+
+fn header_of(bytes: &[u8]) -> offload::VnetHeader {
+    offload::VnetHeader::parse(bytes.first_chunk().unwrap())
+}
+
+/// The datagram in one packet, or in all fragments of one, with everything about it checked.
+fn read(packets: &[Vec<u8>]) -> (SocketAddr, SocketAddr, Vec<u8>) {
+    let (source, destination, whole) = reassemble(packets, IP_NUMBER_UDP);
+    let first = &packets[0][VNET_HEADER_BYTES..];
+    let pseudo = offload::pseudo_sum(first, IP_NUMBER_UDP, whole.len());
+    if let [bytes] = packets {
+        let header = header_of(bytes);
+        let at = first.len() - whole.len();
+        assert!(header.needs_csum);
+        let place = (usize::from(header.csum_start), header.csum_offset);
+        assert_eq!(place, (at, 6));
+        assert_eq!(whole[6..8], offload::fold(pseudo).to_be_bytes());
+    } else {
+        let plain = offload::VnetHeader::default();
+        assert!(packets.iter().all(|bytes| header_of(bytes) == plain));
         assert_eq!(offload::fold(pseudo + offload::sum(&whole)), 0xffff);
     }
     let port = |at: usize| u16::from_be_bytes([whole[at], whole[at + 1]]);

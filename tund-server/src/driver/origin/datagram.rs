@@ -1,22 +1,31 @@
-//! `UdpOrigin`: connection C of a mapping, one socket for all its remotes.
+//! `DatagramOrigin`: connection C of a mapping, one socket for all its remotes.
 
+use super::echo::{self, Echo};
 use nix::errno::Errno;
+use nix::libc::sock_extended_err;
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tokio::task::unconstrained;
+use tund_session::MappingError;
 
 /// Errors that the kernel made itself, not an ICMP message (`SO_EE_ORIGIN_LOCAL`).
 const ORIGIN_LOCAL: u8 = 1;
+/// Errors that came by ICMP and ICMPv6 (`SO_EE_ORIGIN_ICMP`, `SO_EE_ORIGIN_ICMP6`).
+const ORIGIN_ICMP: u8 = 2;
+const ORIGIN_ICMP6: u8 = 3;
+/// Time exceeded (RFC 792, RFC 4443 §3.3); its code 0 says that it was on the way.
+const EXCEEDED_V4: u8 = 11;
+const EXCEEDED_V6: u8 = 3;
 
 /// Errors of earlier datagrams that the kernel may report before it takes the next one: those that
 /// came meanwhile, one call each.
@@ -33,48 +42,80 @@ pub(crate) struct Bounced {
     pub(crate) remote: SocketAddr,
     /// What its sender would see.
     pub(crate) errno: u32,
-    /// The path's MTU with EMSGSIZE.
+    /// As in [`MappingError`].
     pub(crate) info: u32,
 }
 
-/// An unconnected UDP socket with a port of its own, from its creation to its end.
+/// An unconnected socket with a port of its own, or an identifier for echo requests, from its
+/// creation to its end.
+///
+/// With echo requests a sequence number stands in place of the remote's port.
 #[derive(Debug)]
-pub(crate) struct UdpOrigin {
+pub(crate) struct DatagramOrigin {
+    /// Whatever it is, it sends and takes datagrams.
     socket: UdpSocket,
+    echo: Option<Echo>,
 }
 
-impl UdpOrigin {
-    /// Takes a port of the kernel's choice.
+impl DatagramOrigin {
+    /// One for UDP, by a port of the kernel's choice.
     ///
     /// # Errors
     ///
     /// No port or no file descriptor left, or no such IP version here.
-    pub(crate) fn open(is_v4: bool) -> io::Result<Self> {
-        let (domain, any) = if is_v4 {
-            (Domain::IPV4, (Ipv4Addr::UNSPECIFIED, 0).into())
-        } else {
-            (Domain::IPV6, (Ipv6Addr::UNSPECIFIED, 0).into())
-        };
+    pub(crate) fn udp(is_v4: bool) -> io::Result<Self> {
+        let domain = if is_v4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        if !is_v4 {
+            socket.set_only_v6(true)?;
+        }
+        let any: SocketAddr = (echo::any(is_v4), 0).into();
+        socket.bind(&any.into())?;
+        Self::new(socket, None, is_v4)
+    }
+
+    /// One for echo requests, by an identifier that nobody else of this host has.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::udp`], or the daemon may have no such socket.
+    pub(crate) fn echo(is_v4: bool) -> io::Result<Self> {
+        let (socket, echo) = Echo::open(is_v4)?;
+        Self::new(socket, Some(echo), is_v4)
+    }
+
+    pub(super) fn new(socket: Socket, echo: Option<Echo>, is_v4: bool) -> io::Result<Self> {
         socket.set_recv_buffer_size(RECEIVE_BYTES)?;
         if is_v4 {
             setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
         } else {
-            socket.set_only_v6(true)?;
             setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
         }
-        let any: SocketAddr = any;
-        socket.bind(&any.into())?;
         Ok(Self {
             socket: UdpSocket::from_std(socket.into())?,
+            echo,
         })
     }
 
     /// Sends one datagram: `preface` and `payload`.
     ///
     /// The kernel reports an ICMP error of an earlier datagram by the next call, which then does
-    /// nothing; it is kept for [`UdpOrigin::bounced`] too, so the call is made again.
+    /// nothing; it is kept for [`DatagramOrigin::bounced`] too, so the call is made again.
     pub(crate) fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        (preface, payload): (&[u8], &[u8]),
+        to: SocketAddr,
+    ) -> Poll<io::Result<()>> {
+        let Some(echo) = &self.echo else {
+            return self.poll_send_whole(cx, (preface, payload), to);
+        };
+        let header = echo.header(to.port(), payload);
+        let host = SocketAddr::new(to.ip(), 0);
+        self.poll_send_whole(cx, (&header, payload), host)
+    }
+
+    fn poll_send_whole(
         &self,
         cx: &mut Context<'_>,
         (preface, payload): (&[u8], &[u8]),
@@ -138,24 +179,35 @@ impl UdpOrigin {
         sendmsg(self.socket.as_raw_fd(), pieces, &[], flags, Some(&to)).map(drop)
     }
 
-    /// Takes the next datagram that has come; what does not fit in `into` is cut off.
-    pub(crate) fn poll_recv(
+    /// Takes the next datagram that has come, and where from; what does not fit in `into` is cut off.
+    /// None if it is nothing for this mapping.
+    pub(crate) fn poll_recv<'a>(
         &self,
         cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<SocketAddr>> {
+        into: &'a mut [u8],
+    ) -> Poll<io::Result<Option<(SocketAddr, &'a [u8])>>> {
+        let mut buffer = ReadBuf::new(into);
         // Unconstrained: see `ReadBuffer`.
-        let recv = poll_fn(|cx| self.socket.poll_recv_from(cx, into));
-        pin!(unconstrained(recv)).poll(cx)
+        let recv = poll_fn(|cx| self.socket.poll_recv_from(cx, &mut buffer));
+        let from = ready!(pin!(unconstrained(recv)).poll(cx))?;
+        let len = buffer.filled().len();
+        let given = into.get(..len).unwrap_or_default();
+        let Some(echo) = &self.echo else {
+            return Poll::Ready(Ok(Some((from, given))));
+        };
+        let reply = echo.reply(given).map(|(at, sequence)| {
+            let data = given.get(at..).unwrap_or_default();
+            (SocketAddr::new(from.ip(), sequence), data)
+        });
+        Poll::Ready(Ok(reply))
     }
 
     /// The next error that the kernel keeps; none when there is no more.
     pub(crate) fn bounced(&self) -> Option<Bounced> {
         loop {
-            let mut payload = [0; 1];
-            let mut pieces = [IoSliceMut::new(&mut payload)];
-            let mut control =
-                nix::cmsg_space!(nix::libc::sock_extended_err, nix::libc::sockaddr_in6);
+            let mut request = [0; echo::HEADER_BYTES];
+            let mut pieces = [IoSliceMut::new(&mut request)];
+            let mut control = nix::cmsg_space!(sock_extended_err, nix::libc::sockaddr_in6);
             let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
             let fd = self.socket.as_raw_fd();
             let message =
@@ -173,17 +225,26 @@ impl UdpOrigin {
                     _ => None,
                 }
             });
+            let remote = remote.and_then(|remote| self.named(remote, &request));
             if let (Some(remote), Some(error)) = (remote, error)
                 && error.ee_origin != ORIGIN_LOCAL
             {
-                let is_mtu = error.ee_errno == Errno::EMSGSIZE as u32;
                 return Some(Bounced {
                     remote,
                     errno: error.ee_errno,
-                    info: if is_mtu { error.ee_info } else { 0 },
+                    info: info_of(&error),
                 });
             }
         }
+    }
+
+    /// The remote as a mapping names it, of whose datagram the kernel quotes `request`.
+    fn named(&self, remote: SocketAddr, request: &[u8]) -> Option<SocketAddr> {
+        let Some(echo) = &self.echo else {
+            return Some(remote);
+        };
+        let sequence = echo.quoted(request)?;
+        Some(SocketAddr::new(remote.ip(), sequence))
     }
 
     /// The port that it has at every remote that is not behind another NAT.
@@ -193,9 +254,23 @@ impl UdpOrigin {
     }
 }
 
-impl AsFd for UdpOrigin {
+impl AsFd for DatagramOrigin {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+fn info_of(error: &sock_extended_err) -> u32 {
+    let exceeded = [
+        (ORIGIN_ICMP, EXCEEDED_V4, 0),
+        (ORIGIN_ICMP6, EXCEEDED_V6, 0),
+    ];
+    if error.ee_errno == Errno::EMSGSIZE as u32 {
+        error.ee_info
+    } else if exceeded.contains(&(error.ee_origin, error.ee_type, error.ee_code)) {
+        MappingError::HOPS
+    } else {
+        0
     }
 }
 
@@ -213,7 +288,7 @@ fn ip_address(address: SockaddrStorage) -> Option<SocketAddr> {
 mod tests {
     use super::super::Failures;
     use super::*;
-    use std::net::IpAddr;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
     use std::time::Duration;
 
     const DEADLINE: Duration = Duration::from_secs(4);
@@ -232,14 +307,29 @@ mod tests {
         (socket, address)
     }
 
-    async fn send(origin: &UdpOrigin, both: (&[u8], &[u8]), to: SocketAddr) -> io::Result<()> {
+    async fn send(origin: &DatagramOrigin, both: (&[u8], &[u8]), to: SocketAddr) -> io::Result<()> {
         poll_fn(|cx| origin.poll_send(cx, both, to)).await
+    }
+
+    async fn recv(origin: &DatagramOrigin) -> io::Result<(SocketAddr, Vec<u8>)> {
+        let mut buffer = vec![0; 65_536];
+        loop {
+            let came = poll_fn(|cx| {
+                let came = ready!(origin.poll_recv(cx, &mut buffer))?;
+                Poll::Ready(io::Result::Ok(
+                    came.map(|(from, data)| (from, data.to_vec())),
+                ))
+            });
+            if let Some(came) = came.await? {
+                return Ok(came);
+            }
+        }
     }
 
     #[tokio::test]
     async fn one_port_speaks_to_many_and_a_preface_is_part_of_the_datagram() {
         for is_v4 in [true, false] {
-            let origin = UdpOrigin::open(is_v4).unwrap();
+            let origin = DatagramOrigin::udp(is_v4).unwrap();
             let port = origin.local_addr().unwrap().port();
             for _ in 0..2 {
                 let (far, to) = far(is_v4).await;
@@ -250,10 +340,8 @@ mod tests {
                 assert_eq!(from, SocketAddr::new(loopback(is_v4), port));
 
                 far.send_to(b"answer", from).await.unwrap();
-                let mut into = ReadBuf::new(&mut buffer);
-                let answered = poll_fn(|cx| origin.poll_recv(cx, &mut into));
-                assert_eq!(answered.await.unwrap(), to);
-                assert_eq!(into.filled(), b"answer");
+                let answer = recv(&origin).await.unwrap();
+                assert_eq!(answer, (to, b"answer".to_vec()));
             }
         }
     }
@@ -261,7 +349,7 @@ mod tests {
     #[tokio::test]
     async fn an_error_names_its_remote_and_harms_no_other() {
         for is_v4 in [true, false] {
-            let origin = UdpOrigin::open(is_v4).unwrap();
+            let origin = DatagramOrigin::udp(is_v4).unwrap();
             let mut failures = Failures::new().unwrap();
             failures.watch(&origin, 7).unwrap();
             let (gone, nobody) = far(is_v4).await;
@@ -287,7 +375,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_too_long_for_any_datagram_is_said_at_once() {
-        let origin = UdpOrigin::open(true).unwrap();
+        let origin = DatagramOrigin::udp(true).unwrap();
         let (_far, to) = far(true).await;
 
         let error = send(&origin, (b"header", &[0; 65_507]), to)
