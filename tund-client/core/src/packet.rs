@@ -156,6 +156,14 @@ impl DatagramKind {
         }
     }
 
+    /// A remote as a person says it: an echo request goes to no port.
+    pub const fn named(self, remote: SocketAddr) -> SocketAddr {
+        match self {
+            Self::Echo => SocketAddr::new(remote.ip(), 0),
+            Self::Udp => remote,
+        }
+    }
+
     /// What its sender is told where the server carries none.
     pub const fn not_carried(self) -> Unreachable {
         match self {
@@ -190,12 +198,9 @@ pub struct Datagram {
 }
 
 impl Datagram {
-    /// Where it is to go, as a person says it: an echo request goes to no port.
+    /// Where it is to go, as a person says it.
     pub const fn named_destination(&self) -> SocketAddr {
-        match self.kind {
-            DatagramKind::Echo => SocketAddr::new(self.destination.ip(), 0),
-            DatagramKind::Udp => self.destination,
-        }
+        self.kind.named(self.destination)
     }
 
     /// Header and payload.

@@ -250,10 +250,11 @@ impl Client {
             }
         }
         while let Some(error) = session.take_datagram_error(flow) {
-            if let Some(denied) = denied(&error) {
+            let mapping = self.mappings.get(flow);
+            if let Some(denied) = mapping.and_then(|of| denied(&error, of.kind)) {
                 self.events.push_back(denied);
             }
-            let quote = self.mappings.get(flow).and_then(|m| m.quote(error.remote));
+            let quote = mapping.and_then(|mapping| mapping.quote(error.remote));
             if let (Some(quote), Some(bounce)) = (quote, bounce_of(&error)) {
                 self.netstack
                     .send_bounce(quote, error.remote.ip(), bounce, sink);
@@ -309,9 +310,9 @@ impl Client {
 }
 
 /// A remote that the server does not send to, for the log.
-fn denied(error: &MappingError) -> Option<ClientEvent> {
+fn denied(error: &MappingError, kind: DatagramKind) -> Option<ClientEvent> {
     (error.errno == EACCES).then(|| ClientEvent::Denied {
-        destination: error.remote,
+        destination: kind.named(error.remote),
         by: DeniedBy::of_number(error.info),
     })
 }

@@ -137,13 +137,45 @@ impl ClientMapping {
     }
 }
 
+/// When mappings are to be looked at. Each kind has its own order: as all of a kind are kept for as
+/// long, the first is the one that has been idle longest.
+#[derive(Debug, Default)]
+struct Deadlines {
+    echo: BTreeSet<(Duration, FlowId)>,
+    udp: BTreeSet<(Duration, FlowId)>,
+}
+
+impl Deadlines {
+    fn of(&mut self, kind: DatagramKind) -> &mut BTreeSet<(Duration, FlowId)> {
+        match kind {
+            DatagramKind::Echo => &mut self.echo,
+            DatagramKind::Udp => &mut self.udp,
+        }
+    }
+
+    fn first(&self) -> Option<Duration> {
+        let firsts = [self.echo.first(), self.udp.first()];
+        firsts.into_iter().flatten().map(|(due, _)| *due).min()
+    }
+
+    fn clear(&mut self) {
+        self.echo.clear();
+        self.udp.clear();
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.echo.len() + self.udp.len()
+    }
+}
+
 /// All mappings of the current session.
 #[derive(Debug, Default)]
 pub struct Mappings {
     mappings: BTreeMap<FlowId, ClientMapping>,
     by_source: FxHashMap<(DatagramKind, SocketAddr), FlowId>,
     /// When each is to be looked at; later than that if something went by it meanwhile.
-    deadlines: BTreeSet<(Duration, FlowId)>,
+    deadlines: Deadlines,
     /// Ended here, and not yet forgotten by the session.
     leaving: BTreeMap<FlowId, (ClientMapping, End)>,
     /// The time that outages have taken since the start, which counts for no mapping.
@@ -254,7 +286,7 @@ impl Mappings {
         }
         let clock = self.clock_at(now);
         let mapping = ClientMapping::new(first, idle, now, clock);
-        self.deadlines.insert((mapping.due, id));
+        self.deadlines.of(first.kind).insert((mapping.due, id));
         self.by_source.insert((first.kind, first.source), id);
         self.mappings.insert(id, mapping);
     }
@@ -299,7 +331,7 @@ impl Mappings {
     pub(crate) fn remove(&mut self, id: FlowId) -> Option<ClientMapping> {
         let mapping = self.mappings.remove(&id)?;
         self.by_source.remove(&(mapping.kind, mapping.source));
-        self.deadlines.remove(&(mapping.due, id));
+        self.deadlines.of(mapping.kind).remove(&(mapping.due, id));
         Some(mapping)
     }
 
@@ -335,28 +367,34 @@ impl Mappings {
             .collect()
     }
 
-    /// The first to have been idle for long enough, and when that is by the clock.
-    fn first_idle(&mut self) -> Option<(Duration, FlowId)> {
+    /// The first of its kind to have been idle for long enough, and when that is by the clock.
+    fn first_idle(&mut self, kind: DatagramKind) -> Option<(Duration, FlowId)> {
+        let deadlines = self.deadlines.of(kind);
         loop {
-            let (due, id) = self.deadlines.first().copied()?;
+            let (due, id) = deadlines.first().copied()?;
             let mapping = self.mappings.get_mut(&id)?;
             let true_due = mapping.active + mapping.idle;
             if true_due == due {
                 return Some((due, id));
             }
-            self.deadlines.remove(&(due, id));
+            deadlines.remove(&(due, id));
             mapping.due = true_due;
-            self.deadlines.insert((true_due, id));
+            deadlines.insert((true_due, id));
         }
+    }
+
+    /// The first of either kind.
+    fn firsts_idle(&mut self) -> [Option<(Duration, FlowId)>; 2] {
+        [DatagramKind::Echo, DatagramKind::Udp].map(|kind| self.first_idle(kind))
     }
 
     /// The next that has been idle for long enough, if there is one.
     pub(crate) fn next_idle(&mut self, now: Instant) -> Option<FlowId> {
         let clock = self.clock(now);
-        if self.deadlines.first().is_none_or(|(due, _)| *due > clock) {
+        if self.deadlines.first().is_none_or(|due| due > clock) {
             return None;
         }
-        let (due, id) = self.first_idle()?;
+        let (due, id) = self.firsts_idle().into_iter().flatten().min()?;
         (due <= clock).then_some(id)
     }
 
@@ -367,20 +405,24 @@ impl Mappings {
         if self.paused_since.is_some() || !is_due(self.poll_timeout()) {
             return false;
         }
-        let first = self.first_idle();
-        let is_asking = first.is_some() && is_due(self.poll_timeout());
+        let has_any = self.firsts_idle().iter().any(Option::is_some);
+        let is_asking = has_any && is_due(self.poll_timeout());
         if is_asking {
             self.asked_at = Some(now);
         }
         is_asking
     }
 
-    /// The one that would end first, if its application has been silent for a while.
+    /// The one that would end first, of those whose applications have been silent for a while.
     pub(crate) fn next_to_go(&mut self, now: Instant) -> Option<FlowId> {
-        let (_, id) = self.first_idle()?;
-        let mapping = self.get(id)?;
-        let silence = now.saturating_duration_since(mapping.sent_at);
-        (silence >= KEPT_AT_LEAST.min(mapping.idle)).then_some(id)
+        let firsts = self.firsts_idle().into_iter().flatten();
+        let silent = firsts.filter(|(_, id)| {
+            self.get(*id).is_some_and(|mapping| {
+                let silence = now.saturating_duration_since(mapping.sent_at);
+                silence >= KEPT_AT_LEAST.min(mapping.idle)
+            })
+        });
+        silent.min().map(|(_, id)| id)
     }
 
     /// Those for which the server is not known to have a socket.
@@ -395,8 +437,8 @@ impl Mappings {
         if self.paused_since.is_some() {
             return None;
         }
-        let (due, _) = self.deadlines.first()?;
-        let at = Instant::default() + *due + self.paused;
+        let due = self.deadlines.first()?;
+        let at = Instant::default() + due + self.paused;
         let is_past = |of: Option<Instant>| of.is_some_and(|of| of >= at);
         let is_heard = self.heard_at.is_none() || is_past(self.heard_at);
         (is_heard || !is_past(self.asked_at)).then_some(at)

@@ -161,6 +161,34 @@ fn who_was_silent_longest_makes_room_but_not_at_once() {
 }
 
 #[test]
+fn a_ping_that_goes_on_keeps_no_other_mapping_from_making_room() {
+    let mut mappings = with(2);
+    let echo = Datagram {
+        kind: DatagramKind::Echo,
+        ..first(3)
+    };
+    mappings.insert(FlowId(3), &echo, Duration::from_secs(60), at(1000));
+    mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1010));
+    for second in 1001..1100 {
+        mappings.sent(FlowId(3), remote(), (&[8; 28], 5), at(second));
+        mappings.heard(at(second));
+    }
+
+    // It would end first.
+    assert_eq!(mappings.next_to_go(at(1100)), Some(FlowId(2)));
+    mappings.remove(FlowId(2));
+    assert_eq!(mappings.next_to_go(at(1100)), Some(FlowId(1)));
+    mappings.remove(FlowId(1));
+    assert_eq!(mappings.next_to_go(at(1100)), None);
+    hear(&mut mappings, 1100, 1150);
+    assert_eq!(mappings.next_to_go(at(1130)), Some(FlowId(3)));
+    mappings.insert(FlowId(4), &first(4), IDLE, at(1130));
+    assert_eq!(mappings.poll_timeout(), Some(at(1159)));
+    mappings.heard(at(1159));
+    assert_eq!(mappings.next_idle(at(1159)), Some(FlowId(3)));
+}
+
+#[test]
 fn the_last_headers_to_a_few_remotes_are_kept() {
     let mut mappings = with(1);
     let remotes: Vec<SocketAddr> = (1..=5).map(|port| (remote().ip(), port).into()).collect();

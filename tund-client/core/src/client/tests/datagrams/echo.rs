@@ -3,13 +3,14 @@
 use super::super::world::{SECOND, World};
 use super::{both, cut, dual_stack, header_of, payload, reassemble, server, v4, world};
 use crate::account::{EndedBy, HowEnded};
+use crate::client::ClientEvent;
 use crate::mappings::Filtering;
 use crate::netstack::offload::{self, VNET_HEADER_BYTES};
 use crate::netstack::tests::world::{APP_V4, ORIGIN_V4};
 use crate::packet::Reason;
 use etherparse::PacketBuilder;
 use std::net::{IpAddr, SocketAddr};
-use tund_session::wire::frame::{OpenError, Protocol, capability};
+use tund_session::wire::frame::{DeniedBy, OpenError, Protocol, capability};
 
 const IDENTIFIER: u16 = 4711;
 
@@ -179,6 +180,11 @@ fn what_a_request_met_is_told_as_icmp_that_quotes_that_request() {
             let sent = request(*ends, &ends.1.port().to_be_bytes());
             assert_eq!(world.told(), (icmp, sent[..headers].to_vec()), "{errno}");
         }
+        let denied = ClientEvent::Denied {
+            destination: SocketAddr::new(hosts.1.ip(), 0),
+            by: DeniedBy::Default,
+        };
+        assert!(world.events.iter().any(|(_, event)| *event == denied));
         // It was too long ago, and nobody waits for it.
         world.bounce(mapping, all[3].1, 113, 0);
         assert!(world.seen().is_empty());
