@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use tund_session::wire::frame::OpenError;
 use tund_session::{Contacts, Instant, SessionId, Strangers, limits};
 
-/// Mappings of one session: each has a port of the server's host, which has some 28,000 of them for
-/// all. As many as a client asks for.
+/// Mappings of one session: each of UDP has a port of the server's host, which has some 28,000 of them
+/// for all. As many as a client asks for.
 pub const MAPPINGS_OF_SESSION: usize = 4096;
 /// Mappings of all sessions; the rest of the ports is for the host.
 pub const MAPPINGS: usize = 16_384;

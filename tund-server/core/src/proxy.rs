@@ -163,6 +163,8 @@ mod tests {
     fn a_datagram_says_that_it_is_one() {
         let to = address("[fd00::5]:53");
         let source = Some(address("[fd00::7]:4000"));
+        let none = listed(&["::/0"]).header(ID, source, to, Protocol::Icmp);
+        assert!(none.is_empty(), "a ping has nobody who would read it");
         let header = listed(&["::/0"]).header(ID, source, to, Protocol::Udp);
 
         assert_eq!(header[13], 0x22);

@@ -40,7 +40,7 @@ impl Server {
         let mapping = Mapping::new(open.protocol, open.source).ok_or(OpenError::Other(93))?;
         self.places.take(session)?;
         let opened = if mapping.is_echo() {
-            DatagramOrigin::echo(mapping.is_v4())
+            DatagramOrigin::echo(mapping.is_v4(), &mut self.echo_sockets)
         } else {
             DatagramOrigin::udp(mapping.is_v4())
         };

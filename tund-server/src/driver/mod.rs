@@ -15,7 +15,7 @@ use crate::config::Config;
 use anyhow::Context as _;
 use deliveries::Deliverer;
 use links::LinkSlot;
-use origin::{Failures, ReadBuffer};
+use origin::{EchoSockets, Failures, ReadBuffer};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -93,6 +93,8 @@ struct Server {
     denials: opens::Denials,
     /// It was said that echo requests are not permitted.
     is_unpermitted_told: bool,
+    /// Which sockets for them are, once that is known.
+    echo_sockets: Option<EchoSockets>,
     deliverer: Deliverer,
     /// What each token stands for; tokens are never used twice.
     sources: FxHashMap<u64, Source>,
@@ -195,6 +197,7 @@ impl Server {
             opens: opens::Opens::default(),
             denials: opens::Denials::default(),
             is_unpermitted_told: false,
+            echo_sockets: None,
             deliverer,
             sources: FxHashMap::default(),
             next_token: 1,

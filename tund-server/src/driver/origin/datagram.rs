@@ -1,6 +1,6 @@
 //! `DatagramOrigin`: connection C of a mapping, one socket for all its remotes.
 
-use super::echo::{self, Echo};
+use super::echo::{self, Echo, EchoSockets};
 use nix::errno::Errno;
 use nix::libc::sock_extended_err;
 use nix::sys::socket::{
@@ -30,6 +30,8 @@ const EXCEEDED_V6: u8 = 3;
 /// Errors of earlier datagrams that the kernel may report before it takes the next one: those that
 /// came meanwhile, one call each.
 const ERRORS_BEFORE: usize = 4;
+/// Errors of other sockets' requests, of which raw ones are told too, that are passed over in one go.
+const ERRORS_PASSED: usize = 64;
 
 /// What a socket may hold while its daemon serves others: asked for, the kernel gives as much as its
 /// `rmem_max` allows, and takes the memory only for what comes.
@@ -74,13 +76,15 @@ impl DatagramOrigin {
         Self::new(socket, None, is_v4)
     }
 
-    /// One for echo requests, by an identifier that nobody else of this host has.
+    /// One for echo requests, by an identifier that no other of this daemon has. `known` is which
+    /// sockets it may open, once that is known.
     ///
     /// # Errors
     ///
     /// As [`Self::udp`], or the daemon may have no such socket.
-    pub(crate) fn echo(is_v4: bool) -> io::Result<Self> {
-        let (socket, echo) = Echo::open(is_v4)?;
+    pub(crate) fn echo(is_v4: bool, known: &mut Option<EchoSockets>) -> io::Result<Self> {
+        let (socket, echo, found) = Echo::open(is_v4, *known)?;
+        *known = Some(found);
         Self::new(socket, Some(echo), is_v4)
     }
 
@@ -110,6 +114,7 @@ impl DatagramOrigin {
         let Some(echo) = &self.echo else {
             return self.poll_send_whole(cx, (preface, payload), to);
         };
+        debug_assert!(preface.is_empty(), "nobody would read it");
         let header = echo.header(to.port(), payload);
         let host = SocketAddr::new(to.ip(), 0);
         self.poll_send_whole(cx, (&header, payload), host)
@@ -174,6 +179,10 @@ impl DatagramOrigin {
         } else {
             &both[..]
         };
+        if self.echo.as_ref().is_some_and(Echo::is_raw) {
+            // Of whomever that is; those of its own requests stay in the queue of errors.
+            drop(self.socket.take_error());
+        }
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let to = SockaddrStorage::from(to);
         sendmsg(self.socket.as_raw_fd(), pieces, &[], flags, Some(&to)).map(drop)
@@ -202,9 +211,9 @@ impl DatagramOrigin {
         Poll::Ready(Ok(reply))
     }
 
-    /// The next error that the kernel keeps; none when there is no more.
+    /// The next error that the kernel keeps; none when there is no more, or too many of others' are.
     pub(crate) fn bounced(&self) -> Option<Bounced> {
-        loop {
+        for _ in 0..ERRORS_PASSED {
             let mut request = [0; echo::HEADER_BYTES];
             let mut pieces = [IoSliceMut::new(&mut request)];
             let mut control = nix::cmsg_space!(sock_extended_err, nix::libc::sockaddr_in6);
@@ -236,6 +245,7 @@ impl DatagramOrigin {
                 });
             }
         }
+        None
     }
 
     /// The remote as a mapping names it, of whose datagram the kernel quotes `request`.

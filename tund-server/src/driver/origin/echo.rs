@@ -1,8 +1,9 @@
 //! Echo requests as a socket wants them, and what it gives back: of a ping socket, or a raw one.
 
+use crate::sys::icmp;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Length of the header of an echo request or reply in bytes.
 pub(super) const HEADER_BYTES: usize = 8;
@@ -24,6 +25,14 @@ const LOAD_IPV4_HEADER_BYTES: u16 = 0xb1;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 
+/// Which sockets the kernel permits, as was found out with the first; kept to, because identifiers of
+/// the one kind are not known to the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EchoSockets {
+    Ping,
+    Raw,
+}
+
 /// What a socket for echo requests has beside itself.
 #[derive(Debug)]
 pub(super) struct Echo {
@@ -34,42 +43,59 @@ pub(super) struct Echo {
 /// Of a raw socket, which the kernel gives no identifier.
 #[derive(Debug)]
 struct Raw {
-    /// A UDP port's number, as nobody else of this host has that port: its socket is held for it.
+    /// A UDP port's number: its socket is held for it, so that no other raw socket of this daemon has
+    /// it. Another program's ping or raw socket may.
     identifier: u16,
-    _held: UdpSocket,
+    _held: Socket,
 }
 
 impl Echo {
-    /// A ping socket, which the kernel gives an identifier that nobody else of this host has; a raw
-    /// one where ping sockets are not permitted.
+    /// A ping socket, which the kernel gives an identifier that no other ping socket of this host has;
+    /// a raw one where ping sockets are not permitted. Says which.
     ///
     /// # Errors
     ///
     /// Neither is permitted, nothing is left, or no such IP version is here.
-    pub(super) fn open(is_v4: bool) -> io::Result<(Socket, Self)> {
-        let (domain, protocol) = kind(is_v4);
-        match Socket::new(domain, Type::DGRAM.nonblocking(), Some(protocol)) {
-            Ok(socket) => {
-                let any: SocketAddr = (any(is_v4), 0).into();
-                socket.bind(&any.into())?;
-                Ok((socket, Self { is_v4, raw: None }))
+    pub(super) fn open(
+        is_v4: bool,
+        known: Option<EchoSockets>,
+    ) -> io::Result<(Socket, Self, EchoSockets)> {
+        if known != Some(EchoSockets::Raw) {
+            match Self::open_ping(is_v4) {
+                Ok((socket, echo)) => return Ok((socket, echo, EchoSockets::Ping)),
+                Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+                Err(error) if known.is_some() => return Err(error),
+                Err(_) => {}
             }
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Self::open_raw(is_v4),
-            Err(error) => Err(error),
         }
+        let (socket, echo) = Self::open_raw(is_v4)?;
+        Ok((socket, echo, EchoSockets::Raw))
+    }
+
+    fn open_ping(is_v4: bool) -> io::Result<(Socket, Self)> {
+        let (domain, protocol) = kind(is_v4);
+        let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(protocol))?;
+        let any: SocketAddr = (any(is_v4), 0).into();
+        socket.bind(&any.into())?;
+        Ok((socket, Self { is_v4, raw: None }))
     }
 
     fn open_raw(is_v4: bool) -> io::Result<(Socket, Self)> {
         let (domain, protocol) = kind(is_v4);
+        let (held, identifier) = hold_identifier(is_v4)?;
         let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(protocol))?;
-        let held = UdpSocket::bind((any(is_v4), 0))?;
-        let identifier = held.local_addr()?.port();
+        icmp::hear_only(&socket, is_v4, if is_v4 { REPLY_V4 } else { REPLY_V6 })?;
         socket.attach_filter(&only_replies(is_v4, identifier))?;
         let raw = Some(Raw {
             identifier,
             _held: held,
         });
         Ok((socket, Self { is_v4, raw }))
+    }
+
+    /// The kernel tells such a socket of errors of others, too.
+    pub(super) const fn is_raw(&self) -> bool {
+        self.raw.is_some()
     }
 
     /// What goes before the data of an echo request. The kernel fills in a ping socket's identifier,
@@ -133,6 +159,21 @@ const fn kind(is_v4: bool) -> (Domain, Protocol) {
     }
 }
 
+/// A UDP socket that hears nothing, and its port: nothing from outside reaches it, and what comes from
+/// inside is dropped before it would be queued.
+fn hold_identifier(is_v4: bool) -> io::Result<(Socket, u16)> {
+    let (domain, loopback): (_, IpAddr) = if is_v4 {
+        (Domain::IPV4, Ipv4Addr::LOCALHOST.into())
+    } else {
+        (Domain::IPV6, Ipv6Addr::LOCALHOST.into())
+    };
+    let held = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    held.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
+    held.bind(&SocketAddr::new(loopback, 0).into())?;
+    let bound = held.local_addr()?.as_socket();
+    Ok((held, bound.map_or(0, |bound| bound.port())))
+}
+
 pub(super) fn any(is_v4: bool) -> IpAddr {
     if is_v4 {
         Ipv4Addr::UNSPECIFIED.into()
@@ -158,8 +199,8 @@ fn checksum(header: &[u8], data: &[u8]) -> u16 {
     !u16::try_from(folded).unwrap_or(0)
 }
 
-/// Of all ICMP messages that come to the host, those that are replies to that identifier: the
-/// others would fill the socket's buffer, and wake the daemon, once for each mapping.
+/// Of all replies that come to the host, those to that identifier: the others would fill the socket's
+/// buffer, and wake the daemon, once for each mapping.
 fn only_replies(is_v4: bool, identifier: u16) -> Vec<SockFilter> {
     let is = |value: u32, otherwise: u8| SockFilter::new(JUMP_IF_EQUAL, 0, otherwise, value);
     let load = |code: u16, at: u32| SockFilter::new(code, 0, 0, at);
@@ -266,9 +307,12 @@ mod tests {
             .unwrap();
         let mut buffer = vec![0; 65_535];
         let came = poll_fn(|cx| {
-            let came = ready!(origin.poll_recv(cx, &mut buffer)).unwrap();
-            let (from, data) = came.expect("the filter lets nothing else through");
-            Poll::Ready((from, data.to_vec()))
+            loop {
+                // What came before the filters stood is nothing for it.
+                if let Some((from, data)) = ready!(origin.poll_recv(cx, &mut buffer)).unwrap() {
+                    return Poll::Ready((from, data.to_vec()));
+                }
+            }
         });
         let came = tokio::time::timeout(DEADLINE, came).await;
         let came = came.expect("this host answers");
@@ -289,6 +333,32 @@ mod tests {
                     exchange(origin, to, &data).await;
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_holds_an_identifier_is_reached_by_nobody_and_queues_nothing() {
+        for is_v4 in [true, false] {
+            let (held, port) = hold_identifier(is_v4).unwrap();
+            let to = SocketAddr::new(host(is_v4), port);
+            assert_eq!(held.local_addr().unwrap().as_socket(), Some(to));
+            let stranger = std::net::UdpSocket::bind((host(is_v4), 0)).unwrap();
+            stranger.send_to(b"for nobody", to).unwrap();
+            assert_eq!(crate::sys::queue::unread(&held).unwrap(), 0);
+            let taken = std::net::UdpSocket::bind((any(is_v4), port));
+            assert!(taken.is_err(), "nobody else has that number");
+        }
+    }
+
+    #[test]
+    fn what_was_found_out_is_kept_to() {
+        let raw = Echo::open(true, Some(EchoSockets::Raw)).unwrap();
+        assert!(raw.1.is_raw() && raw.2 == EchoSockets::Raw);
+        let (_, echo, found) = Echo::open(true, None).unwrap();
+        assert_eq!(echo.is_raw(), found == EchoSockets::Raw);
+        if found == EchoSockets::Raw {
+            let error = Echo::open(true, Some(EchoSockets::Ping)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         }
     }
 }

@@ -7,6 +7,7 @@ mod read_buffer;
 mod tcp;
 
 pub(crate) use datagram::DatagramOrigin;
+pub(crate) use echo::EchoSockets;
 pub(crate) use failures::Failures;
 pub(crate) use read_buffer::ReadBuffer;
 pub(crate) use tcp::Origin;
