@@ -10,7 +10,7 @@ use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tund_tests::lab::{Access, Family, Namespace, Settings, TUN, address, wait};
+use tund_tests::lab::{Access, Family, Lab, Namespace, Settings, TUN, address, wait};
 
 use crate::support::{LATER, SOON, Scene};
 
@@ -160,6 +160,13 @@ impl Ping {
     }
 }
 
+/// A scene whose server may have ping sockets if `range` says so, as its kernel begins.
+fn scene(title: &str, range: &str, settings: &Settings) -> Scene {
+    let lab = Lab::new(title);
+    lab.server.sysctl("ipv4.ping_group_range", range);
+    Scene::within(lab, settings)
+}
+
 fn data(len: usize) -> Vec<u8> {
     (0..len)
         .map(|index| (index * 7 % 251).to_le_bytes()[0])
@@ -207,57 +214,62 @@ fn rows(scene: &Scene, arguments: &[&str]) -> Vec<serde_json::Value> {
         .collect()
 }
 
+fn asked(scene: &Scene) -> u64 {
+    let origin = &scene.lab.origin;
+    let v6 = counter(origin, "snmp6", "Icmp6InEchos");
+    counter(origin, "snmp", "InEchos") + v6
+}
+
 #[test]
 fn echo_requests_of_all_sizes_go_there_and_back_by_either_kind_of_socket() {
     const SIZES: [usize; 7] = [56, 0, 1, 1472, 8000, 40_001, 65_507];
-    let scene = Scene::new("pings", &Settings::new());
-    let asked = |scene: &Scene| {
-        let origin = &scene.lab.origin;
-        let v6 = counter(origin, "snmp6", "Icmp6InEchos");
-        counter(origin, "snmp", "InEchos") + v6
-    };
-    let mut identifier = IDENTIFIER;
-    let before = asked(&scene);
-    for (range, expected) in [(EVERYBODY, (2, 0)), (NOBODY, (2, 2))] {
-        scene.lab.server.sysctl("ipv4.ping_group_range", range);
+    for (range, expected) in [(EVERYBODY, (2, 0)), (NOBODY, (0, 2))] {
+        let scene = scene("pings", range, &Settings::new());
+        let before = asked(&scene);
         for family in BOTH {
-            identifier += 1;
             let origin = scene.lab.origin_address(family, 0).ip();
-            let ping = Ping::new(&scene, origin, identifier);
+            let ping = Ping::new(&scene, origin, IDENTIFIER);
             for (sequence, size) in (0..).zip(SIZES) {
                 ping.exchange(sequence, &data(size));
             }
             ping.exchange(u16::MAX, b"last");
         }
         assert_eq!(sockets(&scene), expected, "{range}");
+        // Each reached the origin: nobody answers in its place.
+        let count = u64::try_from(SIZES.len()).unwrap() + 1;
+        assert_eq!(asked(&scene) - before, 2 * count);
+
+        let flows = rows(&scene, &["flows", "--json"]);
+        assert_eq!(flows.len(), 2, "{flows:?}");
+        assert_eq!(flows[0]["bytes"]["up"], SIZES.iter().sum::<usize>() + 4);
+        assert_eq!(flows[0]["bytes"]["down"], flows[0]["bytes"]["up"]);
+        assert_eq!(flows[0]["source"], format!("10.111.0.2:{IDENTIFIER}"));
+        let status = scene.tund.client.status();
+        assert_eq!((status.flows.udp, status.flows.icmp), (0, 2));
+        let sessions = scene.tund.server.sessions().unwrap();
+        assert_eq!(sessions[0]["flows"]["icmp"], 2);
+        assert_eq!(sessions[0]["flows"]["udp"], 0);
     }
-    // Each reached the origin: nobody answers in its place.
-    let count = u64::try_from(SIZES.len()).unwrap() + 1;
-    assert_eq!(asked(&scene) - before, 4 * count);
+}
+
+#[test]
+fn nobody_answers_in_the_place_of_an_origin_that_is_silent() {
+    let scene = scene("a silent origin", EVERYBODY, &Settings::new());
     let origin = &scene.lab.origin;
     origin.sysctl("ipv4.icmp_echo_ignore_all", "1");
     let to = scene.lab.origin_address(Family::V4, 0).ip();
     let ping = Ping::new(&scene, to, IDENTIFIER);
+    let before = asked(&scene);
     ping.send(1, b"anybody?");
     ping.expect_silence();
+    assert_eq!(asked(&scene) - before, 1);
     origin.sysctl("ipv4.icmp_echo_ignore_all", "0");
     ping.exchange(2, b"and now?");
-
-    let flows = rows(&scene, &["flows", "--json"]);
-    assert_eq!(flows.len(), 5, "{flows:?}");
-    assert_eq!(flows[0]["bytes"]["up"], SIZES.iter().sum::<usize>() + 4);
-    assert_eq!(flows[0]["bytes"]["down"], flows[0]["bytes"]["up"]);
-    assert_eq!(flows[0]["source"], format!("10.111.0.2:{}", IDENTIFIER + 1));
-    let status = scene.tund.client.status();
-    assert_eq!((status.flows.udp, status.flows.icmp), (0, 5));
-    let sessions = scene.tund.server.sessions().unwrap();
-    assert_eq!(sessions[0]["flows"]["icmp"], 5);
-    assert_eq!(sessions[0]["flows"]["udp"], 0);
 }
 
 #[test]
 fn two_applications_with_one_identifier_get_their_own_answers() {
-    let scene = Scene::new("one identifier", &Settings::new());
+    let scene = scene("one identifier", EVERYBODY, &Settings::new());
     let origin = scene.lab.origin_address(Family::V4, 0).ip();
     let sources = [
         "10.111.0.2".parse().unwrap(),
@@ -280,49 +292,32 @@ fn two_applications_with_one_identifier_get_their_own_answers() {
     }
     assert_eq!(third.recv().unwrap(), (3, b"third".to_vec()));
     assert_eq!(rows(&scene, &["flows", "--json"]).len(), 3);
+    assert_eq!(sockets(&scene), (3, 0));
+}
+
+/// Hosts that are not reached, one way or another.
+fn lay_traps(scene: &Scene) {
+    let (client, router, server) = (&scene.lab.client, &scene.lab.router, &scene.lab.server);
+    for network in ["9.9.9.", "2620:fe::"] {
+        for number in 1..=3 {
+            client.run(&format!("ip route add {network}{number} dev {TUN}"));
+        }
+        router.run(&format!("ip route add unreachable {network}1"));
+        router.run(&format!("ip route add prohibit {network}2"));
+    }
+    // As if they were many hops away.
+    for (far, family) in [("9.9.9.3", Family::V4), ("2620:fe::3", Family::V6)] {
+        let (near, beyond) = (address(family, 3, 1), address(family, 4, 2));
+        server.run(&format!("ip route add {far} via {near} hoplimit 1"));
+        router.run(&format!("ip route add {far} via {beyond}"));
+    }
+    for denied in ["10.77.6.1", "fd77:0:0:6::1"] {
+        client.run(&format!("ip route add {denied} dev {TUN}"));
+    }
 }
 
 #[test]
 fn what_a_request_met_on_its_way_is_told_as_icmp_that_quotes_it() {
-    let scene = Scene::new("errors of pings", &Settings::new());
-    let run = |host: &Namespace, line: &str| drop(host.run(line));
-    let (unreachable, prohibited, far) = (1, 2, 3);
-    for number in [unreachable, prohibited, far] {
-        run(
-            &scene.lab.client,
-            &format!("ip route add 9.9.9.{number} dev {TUN}"),
-        );
-        run(
-            &scene.lab.client,
-            &format!("ip route add 2620:fe::{number} dev {TUN}"),
-        );
-    }
-    for network in ["9.9.9.", "2620:fe::"] {
-        run(
-            &scene.lab.router,
-            &format!("ip route add unreachable {network}1"),
-        );
-        run(
-            &scene.lab.router,
-            &format!("ip route add prohibit {network}2"),
-        );
-    }
-    // As if it were many hops away.
-    let (v4, v6) = (address(Family::V4, 3, 1), address(Family::V6, 3, 1));
-    run(
-        &scene.lab.server,
-        &format!("ip route add 9.9.9.3 via {v4} hoplimit 1"),
-    );
-    run(
-        &scene.lab.server,
-        &format!("ip route add 2620:fe::3 via {v6} hoplimit 1"),
-    );
-    for denied in ["10.77.6.1", "fd77:0:0:6::1"] {
-        run(
-            &scene.lab.client,
-            &format!("ip route add {denied} dev {TUN}"),
-        );
-    }
     let cases = [
         ("9.9.9.1", Errno::EHOSTUNREACH, (3, 1)),
         ("2620:fe::1", Errno::ENETUNREACH, (1, 0)),
@@ -333,12 +328,12 @@ fn what_a_request_met_on_its_way_is_told_as_icmp_that_quotes_it() {
         ("10.77.6.1", Errno::EHOSTUNREACH, (3, 13)),
         ("fd77:0:0:6::1", Errno::EACCES, (1, 1)),
     ];
-    for range in [EVERYBODY, NOBODY] {
-        scene.lab.server.sysctl("ipv4.ping_group_range", range);
-        for (number, (to, errno, icmp)) in (0..).zip(cases) {
+    for (range, expected) in [(EVERYBODY, (9, 0)), (NOBODY, (0, 9))] {
+        let scene = scene("errors of pings", range, &Settings::new());
+        lay_traps(&scene);
+        for (identifier, (to, errno, icmp)) in (IDENTIFIER..).zip(cases) {
             let to: IpAddr = to.parse().unwrap();
-            let of_range = if range == NOBODY { 100 } else { 0 };
-            let ping = Ping::new(&scene, to, IDENTIFIER + number + of_range);
+            let ping = Ping::new(&scene, to, identifier);
             for sequence in [7, 8] {
                 ping.send(sequence, &data(56));
             }
@@ -351,36 +346,39 @@ fn what_a_request_met_on_its_way_is_told_as_icmp_that_quotes_it() {
             });
             assert_eq!(told, expected, "{to}");
         }
+        let log = scene.tund.server.process.log();
+        assert!(log.contains("are refused unless"), "{log}");
+        let origin = scene.lab.origin_address(Family::V4, 0).ip();
+        Ping::new(&scene, origin, 1).exchange(1, b"others are answered");
+        assert_eq!(sockets(&scene), expected, "{range}");
     }
-    let log = scene.tund.server.process.log();
-    assert!(log.contains("are refused unless"), "{log}");
-    let origin = scene.lab.origin_address(Family::V4, 0).ip();
-    Ping::new(&scene, origin, 1).exchange(1, b"others are answered");
 }
 
 #[test]
 fn a_request_too_big_for_the_path_is_told_of_and_later_ones_pass() {
-    let scene = Scene::new("path MTU of pings", &Settings::new());
-    scene.lab.router.run("ip link set dev o0 mtu 1300");
-    scene.lab.origin.run("ip link set dev up mtu 1300");
-    for family in BOTH {
-        let origin = scene.lab.origin_address(family, 0).ip();
-        let ping = Ping::new(&scene, origin, IDENTIFIER);
-        ping.exchange(1, &data(56));
+    for range in [EVERYBODY, NOBODY] {
+        let scene = scene("path MTU of pings", range, &Settings::new());
+        scene.lab.router.run("ip link set dev o0 mtu 1300");
+        scene.lab.origin.run("ip link set dev up mtu 1300");
+        for family in BOTH {
+            let origin = scene.lab.origin_address(family, 0).ip();
+            let ping = Ping::new(&scene, origin, IDENTIFIER);
+            ping.exchange(1, &data(56));
 
-        ping.send(2, &data(1400));
+            ping.send(2, &data(1400));
 
-        let told = ping.told();
-        let icmp = if origin.is_ipv4() { (3, 4) } else { (2, 0) };
-        assert_eq!((told.errno, told.icmp), (Errno::EMSGSIZE, icmp));
-        assert_eq!(told.sequence, 2);
-        ping.exchange(3, &data(1400));
+            let told = ping.told();
+            let icmp = if origin.is_ipv4() { (3, 4) } else { (2, 0) };
+            assert_eq!((told.errno, told.icmp), (Errno::EMSGSIZE, icmp));
+            assert_eq!(told.sequence, 2);
+            ping.exchange(3, &data(1400));
+        }
     }
 }
 
 #[test]
 fn nothing_is_answered_in_an_outage_and_after_it_the_identifier_works_on() {
-    let scene = Scene::new("an outage of pings", &Settings::new());
+    let scene = scene("an outage of pings", EVERYBODY, &Settings::new());
     let pings = BOTH.map(|family| {
         let origin = scene.lab.origin_address(family, 0).ip();
         Ping::new(&scene, origin, IDENTIFIER)
@@ -408,7 +406,7 @@ fn nothing_is_answered_in_an_outage_and_after_it_the_identifier_works_on() {
     for ping in &pings {
         ping.exchange(3, b"after");
     }
-    assert_eq!(sockets(&scene), before);
+    assert_eq!((sockets(&scene), before), ((2, 0), (2, 0)));
     let flows = rows(&scene, &["flows", "--json"]);
     assert_eq!(flows.len(), 2, "{flows:?}");
     assert!(flows.iter().all(|row| row["outages"] == 1), "{flows:?}");
