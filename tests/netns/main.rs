@@ -5,6 +5,7 @@
 
 mod account;
 mod admission;
+mod battery;
 mod buffering;
 mod capture;
 mod configuration;
