@@ -58,7 +58,7 @@ fn exchange(to: SocketAddr, number: u32) -> Result<(), String> {
     stream.read_to_end(&mut heard).map_err(fault("read"))?;
     (heard == said)
         .then_some(())
-        .ok_or(format!("heard {heard:?}"))
+        .ok_or_else(|| format!("heard {heard:?}"))
 }
 
 fn short_connections(in_a_row: u32, side_by_side: u32) {

@@ -137,6 +137,10 @@ impl Ping {
         let fd = self.socket.as_raw_fd();
         let message =
             recvmsg::<SockaddrStorage>(fd, &mut pieces, Some(&mut control), flags).ok()?;
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "only these two were asked for"
+        )]
         let error = message.cmsgs().unwrap().find_map(|control| match control {
             ControlMessageOwned::Ipv4RecvErr(error, offender) => {
                 let from = offender.map(|from| Ipv4Addr::from(u32::from_be(from.sin_addr.s_addr)));

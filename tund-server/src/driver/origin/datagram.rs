@@ -48,6 +48,9 @@ pub(crate) struct Bounced {
     pub(crate) info: u32,
 }
 
+/// Where a datagram has come from, and what it is.
+pub(crate) type Came<'a> = (SocketAddr, &'a [u8]);
+
 /// An unconnected socket with a port of its own, or an identifier for echo requests, from its
 /// creation to its end.
 ///
@@ -194,7 +197,7 @@ impl DatagramOrigin {
         &self,
         cx: &mut Context<'_>,
         into: &'a mut [u8],
-    ) -> Poll<io::Result<Option<(SocketAddr, &'a [u8])>>> {
+    ) -> Poll<io::Result<Option<Came<'a>>>> {
         let mut buffer = ReadBuf::new(into);
         // Unconstrained: see `ReadBuffer`.
         let recv = poll_fn(|cx| self.socket.poll_recv_from(cx, &mut buffer));

@@ -83,7 +83,9 @@ impl Player {
                 let packet = self.next()?;
                 let (at, kind) = if self.kind.is_v6 { (6, 58) } else { (9, 1) };
                 let is_icmp = packet[at] == kind;
-                is_icmp.then_some(()).ok_or(format!("{packet:02x?}"))
+                is_icmp
+                    .then_some(())
+                    .ok_or_else(|| format!("{packet:02x?}"))
             }
             Line::Nothing => self.is_quiet(),
             Line::Rest => {
@@ -164,7 +166,7 @@ impl Player {
         };
         (is_called == name)
             .then_some(())
-            .ok_or(format!("{event:?}"))
+            .ok_or_else(|| format!("{event:?}"))
     }
 
     fn command(&mut self, command: Owner) -> Result<(), String> {
@@ -182,15 +184,15 @@ impl Player {
                 let net = &mut self.net;
                 net.recv(connection, count, |piece| got.extend_from_slice(piece));
                 let begin = self.taken + 1;
-                self.taken += u32::try_from(got.len()).unwrap();
-                let wanted = bytes(begin, begin + u32::try_from(count).unwrap());
+                self.taken += length(got.len());
+                let wanted = bytes(begin, begin + length(count));
                 if got != wanted {
                     return Err(format!("{} bytes, right: {}", got.len(), got == wanted));
                 }
             }
             Owner::Send(count) => {
                 let begin = self.sent + 1;
-                self.sent += u32::try_from(count).unwrap();
+                self.sent += length(count);
                 let sent = self.net.send(connection, &bytes(begin, self.sent + 1));
                 if sent != count {
                     return Err(format!("{sent} taken"));
@@ -275,22 +277,23 @@ impl Player {
     }
 
     fn next(&mut self) -> Result<Vec<u8>, String> {
-        self.said.pop_front().ok_or("nothing is said".to_owned())
+        self.said
+            .pop_front()
+            .ok_or_else(|| "nothing is said".to_owned())
     }
 
     fn expect(&mut self, wanted: &Segment) -> Result<(), String> {
         let packet = self.next()?;
         let fault = |what: &str, player: &Self| Err(format!("{what}: {}", player.show(&packet)));
-        let tcp = match self.tcp(&packet) {
-            Some(tcp) => tcp,
-            None => return fault("no segment", self),
+        let Some(tcp) = self.tcp(&packet) else {
+            return fault("no segment", self);
         };
         let flags: String = [(2, 'S'), (16, 'A'), (1, 'F'), (4, 'R'), (32, 'U')]
             .into_iter()
             .filter_map(|(bit, name)| (tcp[13] & bit != 0).then_some(name))
             .collect();
         if flags.contains('S') {
-            self.isn.get_or_insert(number(tcp, 4));
+            self.isn.get_or_insert_with(|| number(tcp, 4));
         }
         let sorted = |flags: &str| {
             let mut flags: Vec<char> = flags.chars().collect();
@@ -401,6 +404,10 @@ fn bytes(begin: u32, end: u32) -> Vec<u8> {
     (begin..end)
         .map(|at| u8::try_from(at % 251).unwrap())
         .collect()
+}
+
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap()
 }
 
 fn number(bytes: &[u8], at: usize) -> u32 {
