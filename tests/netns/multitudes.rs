@@ -15,12 +15,13 @@ use crate::support::{LATER, Scene, figure};
 /// For one connection, whatever the machine is doing.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Runs `one` so often, by `workers` threads of an application's host; gives the faults.
+/// Runs `one` so often, by `workers` threads of an application's host; panics if any is at fault.
+#[track_caller]
 fn many(
     scene: &Scene,
     (count, workers): (u32, u32),
     one: impl Fn(u32) -> Result<(), String> + Send + Sync + 'static,
-) -> Vec<String> {
+) {
     let (next, one) = (Arc::new(AtomicU32::new(0)), Arc::new(one));
     let threads: Vec<_> = (0..workers)
         .map(|_| {
@@ -37,11 +38,17 @@ fn many(
             })
         })
         .collect();
-    threads
+    let faults: Vec<String> = threads
         .into_iter()
         .map(thread::JoinHandle::join)
         .flat_map(|faults| faults.expect("no thread panics"))
-        .collect()
+        .collect();
+    assert!(
+        faults.is_empty(),
+        "{}: {:?}",
+        faults.len(),
+        &faults[..faults.len().min(5)]
+    );
 }
 
 /// Connects, says which one it is, and must hear that and the end.
@@ -66,17 +73,11 @@ fn short_connections(in_a_row: u32, side_by_side: u32) {
     let to = scene.target();
     for (count, workers) in [(in_a_row, 1), (side_by_side, 64)] {
         let start = wait::now();
-        let faults = many(&scene, (count, workers), move |number| exchange(to, number));
+        many(&scene, (count, workers), move |number| exchange(to, number));
         let took = wait::now() - start;
         figure(&format!(
             "{count} short connections, {workers} at a time: {took:?}"
         ));
-        assert!(
-            faults.is_empty(),
-            "{}: {:?}",
-            faults.len(),
-            &faults[..faults.len().min(5)]
-        );
     }
     scene.wait_without_flows();
     wait::until_true("nothing is left on the server either", LATER, || {
@@ -101,7 +102,7 @@ fn long_ten_thousand_short_connections_are_all_answered() {
 fn two_thousand_connects_to_closed_ports_are_refused() {
     let scene = Scene::new("closed ports", &Settings::new());
     let [v4, v6] = [Family::V4, Family::V6].map(|family| scene.lab.origin_address(family, 0));
-    let faults = many(&scene, (2000, 16), move |number| {
+    many(&scene, (2000, 16), move |number| {
         // Nobody listens there but the origin.
         let port = u16::try_from(20_000 + number).unwrap_or(u16::MAX);
         assert_ne!(port, ORIGIN_PORT);
@@ -113,11 +114,5 @@ fn two_thousand_connects_to_closed_ports_are_refused() {
             Err(error) => Err(error.to_string()),
         }
     });
-    assert!(
-        faults.is_empty(),
-        "{}: {:?}",
-        faults.len(),
-        &faults[..faults.len().min(5)]
-    );
     scene.wait_without_flows();
 }

@@ -79,21 +79,11 @@ impl Places {
     }
 }
 
-/// Who may send to the application.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Filtering {
-    /// Whoever has an address that the application has sent to.
-    Address,
-    /// Anybody, within a rate.
-    Endpoint,
-}
-
 /// What decides about the datagrams of one mapping.
 #[derive(Debug)]
 pub struct Mapping {
     protocol: Protocol,
     is_v4: bool,
-    filtering: Filtering,
     contacts: Contacts,
 }
 
@@ -120,15 +110,9 @@ pub enum Unheard {
 impl Mapping {
     /// The mapping of an application's `source` address; none if the protocol is that of a stream.
     pub fn new(protocol: Protocol, source: SocketAddr) -> Option<Self> {
-        let filtering = match protocol {
-            Protocol::Udp | Protocol::Icmp => Filtering::Address,
-            Protocol::UdpAny => Filtering::Endpoint,
-            Protocol::Tcp => return None,
-        };
-        Some(Self {
+        (protocol != Protocol::Tcp).then(|| Self {
             protocol,
             is_v4: source.is_ipv4(),
-            filtering,
             contacts: Contacts::default(),
         })
     }
@@ -192,7 +176,7 @@ impl Mapping {
         now: Instant,
     ) -> Result<(), Unheard> {
         let is_contact = self.contacts.has(remote.ip());
-        if !is_contact && self.filtering == Filtering::Address {
+        if !is_contact && self.protocol != Protocol::UdpAny {
             return Err(Unheard::Stranger);
         }
         // What may not be sent to may not send either: its answer could not be answered, and the

@@ -15,7 +15,8 @@ const ICMP6_FILTER: libc::c_int = 1;
 ///
 /// The socket is no such one.
 pub(crate) fn hear_only(socket: &impl AsFd, is_v4: bool, kind: u8) -> io::Result<()> {
-    // A bit for each type that is not heard; of IPv4 the types above 31 are never let through.
+    // A bit for each type that is not heard; of IPv4 those above 31 are let through whatever it says,
+    // and are nobody's replies.
     let mut silent = [u32::MAX; 8];
     if let Some(word) = silent.get_mut(usize::from(kind / 32)) {
         *word &= !(1 << (kind % 32));

@@ -152,7 +152,7 @@ impl Session {
 
     /// How many of the mappings are for echo requests.
     pub fn echo_count(&self) -> usize {
-        self.echoes
+        self.flows.values().filter(|flow| flow.is_echo()).count()
     }
 
     /// Flows at once, as far as is known: the smaller of what both ends allow.

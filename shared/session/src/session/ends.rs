@@ -32,7 +32,6 @@ impl Session {
         self.prologue_bytes = 0;
         self.live_flows = 0;
         self.mappings = 0;
-        self.echoes = 0;
         self.short_pieces = 0;
         self.slices = 0;
         self.acks.clear();
@@ -159,7 +158,6 @@ impl Session {
             return;
         };
         self.mappings -= usize::from(flow.mapping.is_some());
-        self.echoes -= usize::from(flow.is_echo());
         self.intake.resize(&mut flow.intake_share, 0);
         self.credit.resize(&mut flow.credit_share, 0);
         self.short_pieces -= flow.rx.short_pieces();

@@ -110,7 +110,6 @@ impl Session {
         }
         self.live_flows += 1;
         self.mappings += usize::from(flow.mapping.is_some());
-        self.echoes += usize::from(flow.is_echo());
         self.flows.insert(flow.id, flow);
     }
 

@@ -81,8 +81,6 @@ pub struct Session {
     swept_at: Instant,
     /// How many of the flows are mappings.
     mappings: usize,
-    /// How many of those are for echo requests.
-    echoes: usize,
     datagrams: DatagramCounts,
     /// Bytes taken from local sockets and not released by the peer (INV-5).
     intake: Budget,
@@ -178,7 +176,6 @@ impl Session {
             sweep_at: now,
             swept_at: now,
             mappings: 0,
-            echoes: 0,
             datagrams: DatagramCounts::default(),
             intake: Budget::new(config.buffer_bytes, config.max_flows),
             credit: Budget::new(config.buffer_bytes, config.max_flows),
