@@ -206,6 +206,11 @@ impl ControlLane {
         Ok(())
     }
 
+    /// Whether a message that was sent on that link is not acknowledged.
+    pub(crate) fn is_under_way_on(&self, link: LinkId) -> bool {
+        self.said.values().any(|said| said.link == Some(link))
+    }
+
     /// What was under way on a dead link is due again, acknowledgement included (rules 2, 4).
     pub(crate) fn forget_link(&mut self, link: LinkId) {
         for (number, said) in &mut self.said {

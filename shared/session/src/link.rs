@@ -59,6 +59,17 @@ pub(crate) enum Duty {
     Leave,
 }
 
+/// What the kernel's word on a link comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing new.
+    AsBefore,
+    /// The link has become suspect.
+    Suspect,
+    /// What was sent on the suspect link arrives.
+    Passes,
+}
+
 /// What a link's duties depend on beside itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Around {
@@ -131,6 +142,9 @@ pub(crate) struct Link {
     /// Bytes handed out for it, up to [`limits::FIRST_BYTES`].
     pub(crate) early_bytes: usize,
     pub(crate) suspect_since: Option<Instant>,
+    /// Suspect, heard since, and what was sent on it may not pass all the same: the kernel's pause
+    /// before it sends again can be long, and the peer's was over first.
+    pub(crate) is_half_heard: bool,
     /// The owner knows that nothing passes: what is still read had come before.
     is_lost: bool,
     rtt: RoundTrip,
@@ -170,6 +184,7 @@ impl Link {
             proved: 0,
             early_bytes: 0,
             suspect_since: None,
+            is_half_heard: false,
             is_lost: false,
             rtt: RoundTrip::default(),
             is_proven: false,
@@ -274,14 +289,26 @@ impl Link {
         self.proved >= position
     }
 
-    /// Some frame has come; true if the link was suspect until then, and is no longer.
+    /// Some frame has come; true if the link is suspect.
     pub(crate) fn heard(&mut self, frame: &Frame, now: Instant) -> bool {
         self.last_heard = now;
         if !matches!(frame, Frame::Ping { .. } | Frame::Pong { .. }) {
             self.quiet_from = now;
             self.ping_step = 0;
         }
-        !self.is_lost && self.suspect_since.take().is_some()
+        !self.is_lost && self.suspect_since.is_some()
+    }
+
+    /// It is suspect no longer.
+    pub(crate) fn trust(&mut self) {
+        self.suspect_since = None;
+        self.is_half_heard = false;
+    }
+
+    /// A PING was sent, and this frame does not answer it.
+    pub(crate) fn owes_pong(&self, frame: &Frame) -> bool {
+        let is_answer = |nonce| matches!(frame, Frame::Pong { nonce: answered } if *answered == nonce);
+        self.ping.is_some_and(|ping| !is_answer(ping.nonce))
     }
 
     /// A PONG has come; true if it answers the PING on its way.
@@ -366,13 +393,20 @@ impl Link {
         }
     }
 
-    /// What the kernel says while a PONG is awaited; true if the link has become suspect.
-    pub(crate) fn judge(&mut self, progress: Progress, now: Instant) -> bool {
+    /// What the kernel says while a PONG is awaited.
+    pub(crate) fn judge(&mut self, progress: Progress, now: Instant) -> Verdict {
         let last_heard = self.last_heard;
-        let (Some(ping), None, Phase::Live) = (&mut self.ping, self.suspect_since, self.phase)
-        else {
-            return false;
+        let (Some(ping), Phase::Live) = (&mut self.ping, self.phase) else {
+            return Verdict::AsBefore;
         };
+        if self.suspect_since.is_some() {
+            let (known, _) = ping.baseline.get_or_insert((progress, now));
+            return if self.is_half_heard && progress.bytes_acked > known.bytes_acked {
+                Verdict::Passes
+            } else {
+                Verdict::AsBefore
+            };
+        }
         let was_overdue = std::mem::take(&mut ping.overdue);
         if let Some(round_trip) = progress.round_trip.filter(|_| !was_overdue) {
             // PINGs measure seldom, at the server hardly ever, and sometimes a queue that is gone.
@@ -383,9 +417,9 @@ impl Link {
         let stands_still = known.is_some_and(|known| progress.is_standstill(&known));
         if was_overdue && stands_still && since.is_some_and(|at| last_heard <= at) {
             self.suspect_since = Some(ping.asked_at);
-            return true;
+            return Verdict::Suspect;
         }
-        false
+        Verdict::AsBefore
     }
 
     /// When something is due on this link, and what.

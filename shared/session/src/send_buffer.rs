@@ -317,6 +317,11 @@ impl SendBuffer {
         self.sent.len() != before
     }
 
+    /// Whether bytes that were sent on that link are not acknowledged.
+    pub(crate) fn is_under_way_on(&self, link: LinkId) -> bool {
+        self.sent.iter().any(|s| s.link == link)
+    }
+
     /// Lets go of all bytes: nothing more is sent in this direction.
     pub(crate) fn abandon(&mut self) {
         self.chunks.clear();

@@ -3,9 +3,9 @@
 use super::{EndReason, Event, LinkDeath, Progress, Role, Session, Timer};
 use crate::id::{FlowId, LinkId};
 use crate::limits;
-use crate::link::{Around, Duty, Link};
+use crate::link::{Around, Duty, Link, Verdict};
 use crate::time::Instant;
-use crate::wire::frame::{CloseCode, FlowCode};
+use crate::wire::frame::{CloseCode, FlowCode, Frame};
 use std::time::Duration;
 
 impl Session {
@@ -23,10 +23,14 @@ impl Session {
         let Some(link) = self.links.get_mut(&id) else {
             return;
         };
-        if link.judge(progress, now) {
-            let since = link.unanswered_since();
-            self.check_detached(since, now);
-            self.weigh_suspect(id, now);
+        match link.judge(progress, now) {
+            Verdict::AsBefore => {}
+            Verdict::Suspect => {
+                let since = link.unanswered_since();
+                self.check_detached(since, now);
+                self.weigh_suspect(id, now);
+            }
+            Verdict::Passes => self.reattach(id, now),
         }
     }
 
@@ -106,12 +110,33 @@ impl Session {
         }
     }
 
-    /// A suspect link has been heard again.
-    pub(super) fn reattach(&mut self, link: LinkId) {
+    /// A suspect link works again.
+    pub(super) fn reattach(&mut self, id: LinkId, now: Instant) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.trust();
+        }
         if self.detached_since.take().is_some() {
             self.expiries.clear();
-            self.events.push_back(Event::Reattached { link });
+            self.events.push_back(Event::Reattached { link: id });
         }
+        self.bury_suspects(now);
+    }
+
+    /// Whether a suspect link that is heard again works one way only as far as is known: bytes of
+    /// this end went into it before, and neither a PONG nor the kernel shows that any arrives. Until
+    /// then a new link is worth having, which may be there first.
+    pub(super) fn is_half_heard(&mut self, id: LinkId, frame: &Frame) -> bool {
+        let Some(link) = self.links.get(&id).filter(|link| link.owes_pong(frame)) else {
+            return false;
+        };
+        let is_owed = link.is_half_heard
+            || self.lane.is_under_way_on(id)
+            || self.flows.values().any(|flow| flow.tx.is_under_way_on(id));
+        if let Some(link) = self.links.get_mut(&id).filter(|_| is_owed) {
+            link.is_half_heard = true;
+            self.events.push_back(Event::WantProgress { link: id });
+        }
+        is_owed
     }
 
     pub(super) fn extra(&self) -> Duration {

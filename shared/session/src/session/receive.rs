@@ -65,12 +65,11 @@ impl Session {
         let was_suspect = link.heard(&frame, now);
         let is_lost = link.is_lost();
         self.heard_at = now;
-        if is_lost {
+        if is_lost || (was_suspect && self.is_half_heard(id, &frame)) {
             self.defer_expiries(now);
+        } else if was_suspect {
+            self.reattach(id, now);
         } else {
-            if was_suspect {
-                self.reattach(id);
-            }
             self.bury_suspects(now);
         }
         self.note_following(id, &frame, now);

@@ -106,3 +106,81 @@ fn what_is_read_from_a_lost_link_does_not_speak_for_it() {
     pair.run();
     assert!(pair.ends[CLIENT].is_attached());
 }
+
+impl Pair {
+    /// What the server writes comes through, and nothing the other way.
+    fn hear_the_server(&mut self, flow: FlowId) {
+        self.write(SERVER, flow, 10);
+        let mut out = Outbox::new();
+        self.ends[SERVER].poll_transmit(self.links[0], 60_000, &mut out, self.now);
+        self.ends[CLIENT].handle_bytes(self.links[0], out.to_vec().into(), self.now);
+    }
+
+    fn client_kernel_says(&mut self, bytes_acked: u64) {
+        let progress = Progress {
+            bytes_acked,
+            ..Progress::default()
+        };
+        self.ends[CLIENT].handle_progress(self.links[0], progress, self.now);
+    }
+}
+
+/// After an upload was cut, the server's kernel sent again first, and the client took the old link
+/// for sound and gave its attempts up; its own kernel sent again two seconds later.
+#[test]
+fn who_is_heard_again_may_hear_nothing_yet() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.cut = true;
+    pair.write(CLIENT, flow, 10);
+    pair.run();
+    pair.seconds(3);
+    assert!(!pair.ends[CLIENT].is_attached());
+    pair.events.iter_mut().for_each(VecDeque::clear);
+
+    pair.hear_the_server(flow);
+    assert!(!pair.ends[CLIENT].is_attached());
+    let since = pair.ends[CLIENT].detached_since();
+    assert_eq!(since, Some(pair.now), "grace runs from the last frame");
+    let link = pair.links[0];
+    pair.run();
+    assert!(pair.saw(CLIENT, &Event::WantProgress { link }));
+    pair.client_kernel_says(0);
+    assert!(!pair.ends[CLIENT].is_attached());
+    pair.client_kernel_says(1);
+    assert!(pair.ends[CLIENT].is_attached());
+}
+
+#[test]
+fn a_link_that_only_brings_is_sound_once_it_brings_something() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.cut = true;
+    pair.ends[CLIENT].probe(pair.now);
+    pair.run();
+    pair.seconds(3);
+    assert!(!pair.ends[CLIENT].is_attached());
+
+    pair.hear_the_server(flow);
+
+    assert!(pair.ends[CLIENT].is_attached());
+}
+
+#[test]
+fn an_answered_ping_shows_that_a_link_works_both_ways() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.write(CLIENT, flow, 10);
+    pair.ends[CLIENT].probe(pair.now);
+    let mut delayed = Outbox::new();
+    pair.ends[CLIENT].poll_transmit(pair.links[0], 60_000, &mut delayed, pair.now);
+    pair.cut = true;
+    pair.seconds(3);
+    assert!(!pair.ends[CLIENT].is_attached());
+
+    pair.cut = false;
+    pair.ends[SERVER].handle_bytes(pair.links[0], delayed.to_vec().into(), pair.now);
+    pair.run();
+
+    assert!(pair.ends[CLIENT].is_attached());
+}
