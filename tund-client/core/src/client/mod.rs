@@ -159,6 +159,7 @@ impl Client {
             return;
         };
         session.handle_link_up(link, secret, now);
+        self.dialer.committed(link);
         let address = self
             .dialer
             .attempt(link)

@@ -54,6 +54,8 @@ pub(crate) struct Attempt {
     pub(crate) path: PathId,
     pub(crate) started: Instant,
     is_answered: bool,
+    /// The server has been asked to take it for a link.
+    is_committed: bool,
 }
 
 impl Attempt {
@@ -140,7 +142,8 @@ impl Dialer {
         }
     }
 
-    /// A link is wanted, or not any more. Attempts that lead to nothing wanted are given up.
+    /// A link is wanted, or not any more. Attempts that lead to nothing wanted are given up, but for
+    /// those where the server has been asked: it may take the new link for the only one already.
     pub(crate) fn want(&mut self, want: Want, now: Instant, orders: &mut Vec<DialOrder>) {
         let is_new = match (&self.wanted, &want) {
             (_, Want::Nothing) | (Want::Link, Want::Link) => false,
@@ -158,17 +161,20 @@ impl Dialer {
         match &want {
             Want::Nothing => {
                 self.wanted_since = None;
-                self.give_up(|_| true, orders);
+                self.give_up(|attempt| !attempt.is_committed, orders);
             }
             Want::Link => {}
-            Want::Further(paths) => self.give_up(|path| !paths.contains(&path), orders),
+            Want::Further(paths) => {
+                let is_unwanted = |of: &Attempt| !of.is_committed && !paths.contains(&of.path);
+                self.give_up(is_unwanted, orders);
+            }
         }
         self.wanted = want;
     }
 
-    fn give_up(&mut self, unwanted: impl Fn(PathId) -> bool, orders: &mut Vec<DialOrder>) {
+    fn give_up(&mut self, unwanted: impl Fn(&Attempt) -> bool, orders: &mut Vec<DialOrder>) {
         self.attempts.retain(|link, attempt| {
-            let is_unwanted = unwanted(attempt.path);
+            let is_unwanted = unwanted(attempt);
             if is_unwanted {
                 orders.push(DialOrder::GiveUp(*link));
             }
@@ -307,6 +313,7 @@ impl Dialer {
             path,
             started: now,
             is_answered: false,
+            is_committed: false,
         };
         self.attempts.insert(link, attempt);
         orders.push(DialOrder::Start(link, path));
@@ -321,6 +328,13 @@ impl Dialer {
     pub(crate) fn answered(&mut self, link: LinkId) {
         if let Some(attempt) = self.attempts.get_mut(&link) {
             attempt.is_answered = true;
+        }
+    }
+
+    /// The server was reached, and is asked to take the attempt for a link.
+    pub(crate) fn committed(&mut self, link: LinkId) {
+        if let Some(attempt) = self.attempts.get_mut(&link) {
+            attempt.is_committed = true;
         }
     }
 

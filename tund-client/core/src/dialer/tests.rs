@@ -166,3 +166,28 @@ fn an_old_outage_is_tried_less_often() {
     }
     assert!((5..40).contains(&looks), "{looks} in a minute");
 }
+
+/// The server held the old link suspect when RESUME came, and buried it; the client had heard of the
+/// old one meanwhile, gave the new one up, and had none.
+#[test]
+fn an_attempt_is_not_given_up_once_the_server_has_been_asked() {
+    for (want, kept) in [
+        (Want::Nothing, vec![LinkId(1)]),
+        (Want::Further(Vec::new()), vec![LinkId(1)]),
+        (Want::Link, vec![LinkId(1), LinkId(2)]),
+    ] {
+        let mut dialer = Dialer::new(1);
+        let mut orders = Vec::new();
+        dialer.want(Want::Link, at(0), &mut orders);
+        dialer.paths(&[WIFI], at(0), &mut orders);
+        dialer.paths(&[WIFI], at(500), &mut orders);
+        dialer.committed(LinkId(1));
+
+        dialer.want(want.clone(), at(600), &mut orders);
+
+        let left: Vec<LinkId> = dialer.attempts.keys().copied().collect();
+        assert_eq!(left, kept, "{want:?}");
+        dialer.give_up_all(&mut orders);
+        assert!(dialer.attempts.is_empty());
+    }
+}
