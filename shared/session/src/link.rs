@@ -113,6 +113,13 @@ impl RoundTrip {
         }
     }
 
+    /// Most PONGs have come by then.
+    fn usual(&self) -> Duration {
+        self.smoothed.map_or(limits::PONG_FIRST, |smoothed| {
+            limits::PONG_MIN.max(smoothed + self.variation)
+        })
+    }
+
     fn pong_expected(&self) -> Duration {
         self.smoothed.map_or(limits::PONG_FIRST, |smoothed| {
             limits::PONG_MIN.max(smoothed + self.variation * 4)
@@ -307,23 +314,22 @@ impl Link {
 
     /// A PING was sent, and this frame does not answer it.
     pub(crate) fn owes_pong(&self, frame: &Frame) -> bool {
-        let is_answer = |nonce| matches!(frame, Frame::Pong { nonce: answered } if *answered == nonce);
+        let is_answer =
+            |nonce| matches!(frame, Frame::Pong { nonce: answered } if *answered == nonce);
         self.ping.is_some_and(|ping| !is_answer(ping.nonce))
     }
 
-    /// A PONG has come; true if it answers the PING on its way.
-    pub(crate) fn pong(&mut self, nonce: u64, was_suspect: bool, now: Instant) -> bool {
-        let Some(ping) = self.ping else { return false };
-        let Some(taken_at) = ping.taken_at.filter(|_| ping.nonce == nonce) else {
-            return false;
-        };
+    /// A PONG has come; if it answers the PING on its way, when that was asked for.
+    pub(crate) fn pong(&mut self, nonce: u64, was_suspect: bool, now: Instant) -> Option<Instant> {
+        let ping = self.ping?;
+        let taken_at = ping.taken_at.filter(|_| ping.nonce == nonce)?;
         self.ping = None;
         self.is_proven = true;
         self.proved = self.proved.max(ping.position);
         if !was_suspect {
             self.rtt.sample(now.saturating_duration_since(taken_at));
         }
-        true
+        Some(ping.asked_at)
     }
 
     /// Too little is known of its round-trip time to tell soon that a PONG is overdue.
@@ -384,6 +390,16 @@ impl Link {
             .is_some_and(|leaving| leaving.nonce == Some(pong))
     }
 
+    /// Another link, asked then, has answered: the network is there, and who was asked no later has no
+    /// longer than it usually takes.
+    pub(crate) fn is_behind(&mut self, asked_at: Instant) {
+        let usual = self.rtt.usual();
+        let is_late = |ping: &&mut Ping| ping.asked_at <= asked_at && !ping.overdue;
+        if let Some(ping) = self.ping.as_mut().filter(is_late) {
+            ping.check_at = ping.check_at.min(ping.asked_at + usual);
+        }
+    }
+
     /// The PONG is overdue: the kernel is to be asked; next look after another round trip.
     pub(crate) fn overdue(&mut self, now: Instant) {
         let expected = self.rtt.pong_expected();
@@ -414,12 +430,19 @@ impl Link {
             ping.check_at = ping.check_at.min(ping.asked_at + expected);
         }
         let (known, since) = ping.baseline.replace((progress, now)).unzip();
-        let stands_still = known.is_some_and(|known| progress.is_standstill(&known));
-        if was_overdue && stands_still && since.is_some_and(|at| last_heard <= at) {
-            self.suspect_since = Some(ping.asked_at);
-            return Verdict::Suspect;
+        let is_unheard = since.is_some_and(|at| last_heard <= at);
+        let quiet_in = known.filter(|_| was_overdue && is_unheard);
+        match quiet_in.and_then(|known| progress.quiet_in(&known)) {
+            Some(Duration::ZERO) => {
+                self.suspect_since = Some(ping.asked_at);
+                Verdict::Suspect
+            }
+            Some(later) => {
+                ping.check_at = ping.check_at.min(now + later);
+                Verdict::AsBefore
+            }
+            None => Verdict::AsBefore,
         }
-        Verdict::AsBefore
     }
 
     /// When something is due on this link, and what.

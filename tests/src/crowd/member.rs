@@ -313,7 +313,7 @@ impl Member {
             if slot.link.is_connected() && !slot.is_answered {
                 slot.is_answered = true;
                 self.view.handshakes += u64::from(!is_refused(&result));
-                self.client.handle_answered(id);
+                self.client.handle_answered(id, now);
             }
             match result {
                 Poll::Pending => return,

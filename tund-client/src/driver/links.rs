@@ -102,7 +102,7 @@ impl Daemon {
             .poll_handshake(&mut Context::from_waker(&slot.waker));
         if slot.link.is_connected() && !slot.is_answered {
             slot.is_answered = true;
-            self.client.handle_answered(id);
+            self.client.handle_answered(id, now);
         }
         match result {
             Poll::Pending => false,

@@ -73,11 +73,11 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Nothing has moved since `before`, nor was anything heard lately.
-    pub(crate) fn is_standstill(&self, before: &Self) -> bool {
+    /// If no count has moved since `before`: how long until nothing was heard lately.
+    pub(crate) fn quiet_in(&self, before: &Self) -> Option<Duration> {
         let counts = |of: &Self| (of.bytes_acked, of.bytes_received);
-        let is_quiet = |ago| ago >= limits::KERNEL_QUIET;
-        counts(self) == counts(before) && self.heard_ago.is_none_or(is_quiet)
+        let heard_ago = self.heard_ago.unwrap_or(limits::KERNEL_QUIET);
+        (counts(self) == counts(before)).then(|| limits::KERNEL_QUIET.saturating_sub(heard_ago))
     }
 }
 

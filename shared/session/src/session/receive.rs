@@ -87,8 +87,8 @@ impl Session {
             }
             Frame::Pong { nonce } => {
                 let link = self.links.get_mut(&id).ok_or("link gone")?;
-                if link.pong(nonce, was_suspect, now) {
-                    self.on_answered(id, nonce, now);
+                if let Some(asked_at) = link.pong(nonce, was_suspect, now) {
+                    self.on_answered(id, (nonce, asked_at), now);
                 }
                 Ok(())
             }

@@ -115,8 +115,9 @@ impl Session {
         }
     }
 
-    /// A PING was answered.
-    pub(super) fn on_answered(&mut self, id: LinkId, nonce: u64, now: Instant) {
+    /// That PING was answered, which had been asked for then.
+    pub(super) fn on_answered(&mut self, id: LinkId, ping: (u64, Instant), now: Instant) {
+        let (nonce, asked_at) = ping;
         if self.role != Role::Client {
             return;
         }
@@ -128,6 +129,9 @@ impl Session {
             if let Some(link) = self.links.get_mut(&id) {
                 link.forget_step();
             }
+        }
+        for other in self.links.values_mut().filter(|link| link.id != id) {
+            other.is_behind(asked_at);
         }
         self.steer(now);
     }

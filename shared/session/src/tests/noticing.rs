@@ -184,3 +184,58 @@ fn an_answered_ping_shows_that_a_link_works_both_ways() {
 
     assert!(pair.ends[CLIENT].is_attached());
 }
+
+/// It was asked again only after as long as a PONG may take, twice that of a download at its end.
+#[test]
+fn a_kernel_is_asked_again_when_it_has_heard_nothing_for_long_enough() {
+    let mut pair = Pair::new();
+    let flow = pair.open_accepted();
+    pair.answer_late(CLIENT, Duration::from_millis(4000));
+    pair.cut = true;
+    pair.heard_ago = Some(Duration::from_millis(650));
+    pair.write(CLIENT, flow, 10);
+    pair.run();
+    pair.seconds(5);
+    let next_look = |pair: &Pair| pair.ends[CLIENT].poll_timeout().map(|(at, _)| at);
+    while next_look(&pair).is_some_and(|at| at > pair.now + Duration::from_millis(100)) {
+        pair.tenths(1);
+    }
+    pair.tenths(1);
+    assert!(pair.ends[CLIENT].is_attached());
+
+    pair.heard_ago = Some(Duration::from_millis(750));
+    pair.tenths(1);
+
+    assert!(!pair.ends[CLIENT].is_attached());
+}
+
+#[test]
+fn beside_a_link_that_answers_another_has_no_longer_than_usual() {
+    for (second_answers, is_dead) in [(true, true), (false, false)] {
+        let mut pair = Pair::new();
+        pair.open_accepted();
+        pair.answer_late(CLIENT, Duration::from_millis(700));
+        pair.join();
+        for link in pair.links.clone() {
+            pair.ends[CLIENT].keep(link, true, pair.now);
+        }
+        pair.run();
+        pair.seconds(1);
+        let first = pair.links.remove(0);
+        pair.cut = !second_answers;
+        pair.ends[CLIENT].probe(pair.now);
+        pair.run();
+
+        for _ in 0..5 {
+            pair.ends[CLIENT].handle_progress(first, Progress::default(), pair.now);
+            pair.tenths(1);
+            pair.ends[CLIENT].handle_progress(first, Progress::default(), pair.now);
+        }
+
+        let dead = Event::LinkDead {
+            link: first,
+            death: LinkDeath::Silent,
+        };
+        assert_eq!(pair.saw(CLIENT, &dead), is_dead, "{second_answers}");
+    }
+}

@@ -147,8 +147,8 @@ impl Client {
     }
 
     /// An attempt's SYN was answered.
-    pub fn handle_answered(&mut self, link: LinkId) {
-        self.dialer.answered(link);
+    pub fn handle_answered(&mut self, link: LinkId, now: Instant) {
+        self.dialer.answered(link, now, &mut self.orders);
     }
 
     /// An attempt has reached the pinned server.

@@ -27,6 +27,9 @@ const ANSWERED: usize = 4;
 /// An attempt whose SYN was answered has so long before another starts beside it: its path works,
 /// and a server that was just restarted meets all of its clients at once.
 const HEAD_START: Duration = Duration::from_secs(2);
+/// A SYN that is answered so late has been sent three times, a second apart (RFC 6298 §2). The kernel
+/// lets such a connection begin with a single segment (RFC 5681 §3.1), and what moves there stalls.
+const SYN_IS_OLD: Duration = Duration::from_secs(2);
 /// After an error that needs a person, the daemon looks again so often.
 const REFUSED_EVERY: Duration = Duration::from_secs(10);
 /// The longest that a server's hint is believed.
@@ -54,6 +57,8 @@ pub(crate) struct Attempt {
     pub(crate) path: PathId,
     pub(crate) started: Instant,
     is_answered: bool,
+    /// It replaces one whose SYN was old.
+    is_afresh: bool,
     /// The server has been asked to take it for a link.
     is_committed: bool,
 }
@@ -281,7 +286,7 @@ impl Dialer {
                 self.attempts.remove(second);
                 orders.push(DialOrder::GiveUp(*second));
             }
-            self.start(*path, now, orders);
+            self.start(*path, false, now, orders);
         }
         self.recent
             .retain(|path, recent| recent.count > 0 || paths.contains(path));
@@ -301,7 +306,7 @@ impl Dialer {
             .unwrap_or_default()
     }
 
-    fn start(&mut self, path: PathId, now: Instant, orders: &mut Vec<DialOrder>) {
+    fn start(&mut self, path: PathId, is_afresh: bool, now: Instant, orders: &mut Vec<DialOrder>) {
         let link = LinkId(self.next_link);
         self.next_link += 1;
         let recent = self.recent.entry(path).or_default();
@@ -313,6 +318,7 @@ impl Dialer {
             path,
             started: now,
             is_answered: false,
+            is_afresh,
             is_committed: false,
         };
         self.attempts.insert(link, attempt);
@@ -324,10 +330,19 @@ impl Dialer {
         self.attempts.get(&link)
     }
 
-    /// The SYN was answered.
-    pub(crate) fn answered(&mut self, link: LinkId) {
-        if let Some(attempt) = self.attempts.get_mut(&link) {
-            attempt.is_answered = true;
+    /// The SYN was answered. Where nobody waits for the link, an old SYN is followed by a fresh one in
+    /// its place, once: a slow path may answer no sooner.
+    pub(crate) fn answered(&mut self, link: LinkId, now: Instant, orders: &mut Vec<DialOrder>) {
+        let Some(attempt) = self.attempts.get_mut(&link) else {
+            return;
+        };
+        attempt.is_answered = true;
+        let is_old = attempt.started + SYN_IS_OLD <= now;
+        let path = attempt.path;
+        if is_old && !attempt.is_afresh && matches!(self.wanted, Want::Further(_)) {
+            self.attempts.remove(&link);
+            orders.push(DialOrder::GiveUp(link));
+            self.start(path, true, now, orders);
         }
     }
 

@@ -45,7 +45,7 @@ fn answered_attempts_are_not_displaced_and_four_are_enough() {
     dialer.want(Want::Link, at(0), &mut Vec::new());
     for tick in 0..20 {
         dialer.paths(&[WIFI], at(tick * 500), &mut orders);
-        (1..=tick + 1).for_each(|link| dialer.answered(LinkId(link)));
+        (1..=tick + 1).for_each(|link| dialer.answered(LinkId(link), at(tick * 500), &mut orders));
     }
 
     assert_eq!(started(&orders), ANSWERED);
@@ -70,7 +70,7 @@ fn a_server_that_answers_late_is_not_dialled_twice_within_two_seconds() {
     let mut orders = Vec::new();
     dialer.want(Want::Link, at(0), &mut Vec::new());
     dialer.paths(&[WIFI], at(0), &mut orders);
-    dialer.answered(LinkId(1));
+    dialer.answered(LinkId(1), at(0), &mut Vec::new());
 
     dialer.paths(&[WIFI], at(1999), &mut orders);
     assert_eq!(started(&orders), 1);
@@ -189,5 +189,34 @@ fn an_attempt_is_not_given_up_once_the_server_has_been_asked() {
         assert_eq!(left, kept, "{want:?}");
         dialer.give_up_all(&mut orders);
         assert!(dialer.attempts.is_empty());
+    }
+}
+
+/// A stream that moved to a link that was back stalled for 90 ms: its SYN had been sent three times,
+/// and its connection began with one segment.
+#[test]
+fn a_further_link_begins_with_a_fresh_syn() {
+    let mut orders = Vec::new();
+    for (want, answered_at, is_replaced) in [
+        (Want::Further(vec![WIFI]), 1_999, false),
+        (Want::Further(vec![WIFI]), 2_000, true),
+        (Want::Link, 2_000, false),
+    ] {
+        let mut dialer = Dialer::new(1);
+        dialer.want(want, at(0), &mut orders);
+        dialer.paths(&[WIFI], at(0), &mut orders);
+        orders.clear();
+
+        dialer.answered(LinkId(1), at(answered_at), &mut orders);
+
+        if !is_replaced {
+            assert!(orders.is_empty());
+            continue;
+        }
+        let fresh = DialOrder::Start(LinkId(2), WIFI);
+        assert_eq!(orders, [DialOrder::GiveUp(LinkId(1)), fresh]);
+        orders.clear();
+        dialer.answered(LinkId(2), at(answered_at + 3_000), &mut orders);
+        assert!(orders.is_empty(), "a slow path answers no sooner");
     }
 }

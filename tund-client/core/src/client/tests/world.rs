@@ -534,7 +534,7 @@ impl World {
         match self.network {
             _ if self.silent.contains(&path.interface) => {}
             Network::Silent | Network::NoPath => {}
-            Network::Mute => self.client.handle_answered(link),
+            Network::Mute => self.client.handle_answered(link, self.now),
             Network::NotListed => {
                 self.links.remove(&link);
                 self.client.handle_link_down(link, true, self.now);
@@ -586,7 +586,7 @@ impl World {
         state.to_server = true;
         let address = state.path.address;
         let secret = secret(link);
-        self.client.handle_answered(link);
+        self.client.handle_answered(link, self.now);
         self.server(address)
             .handle_link_up(link, KEY, secret.clone(), SessionId(fresh), now);
         self.client.handle_link_up(link, secret, now);
