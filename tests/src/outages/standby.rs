@@ -70,8 +70,12 @@ pub fn dies(scene: &Scene, direction: Direction, death: Death) -> Sample {
     sample
 }
 
-/// The preferred link comes back: the longest silence until the session has moved there, and
-/// shortly after. To compare with: the longest silence in as much time before.
+/// Until the status tells of a move, at most.
+const TOLD_AFTER: Duration = Duration::from_millis(150);
+
+/// The preferred link comes back: the longest silence from when the session moves there until
+/// shortly after. Until then the other link is as it was; BBR has it pause for most of a round trip,
+/// three times in a row, once in ten seconds. To compare with: the longest silence before.
 #[track_caller]
 pub fn returns(scene: &Scene, direction: Direction, death: Death) -> Sample {
     let target = (&scene.origin, scene.target());
@@ -92,7 +96,8 @@ pub fn returns(scene: &Scene, direction: Direction, death: Death) -> Sample {
     let moved = moved_back(scene, back);
     wait::let_pass(Duration::from_secs(2));
     let end = wait::now();
-    let silence = stream.timeline().longest_silence_between(back, end);
+    let from = moved.map_or(back, |seen| (seen - TOLD_AFTER).max(back));
+    let silence = stream.timeline().longest_silence_between(from, end);
     let before = stream
         .timeline()
         .longest_silence_between(back - (end - back).min(Duration::from_secs(5)), back);
@@ -102,8 +107,8 @@ pub fn returns(scene: &Scene, direction: Direction, death: Death) -> Sample {
         .narrate(&format!("silence {silence:?}, before that {before:?}"));
     let stopped = stream.stop(&scene.origin, LONG);
     let tund = match moved {
-        true => stopped.map(|_| silence),
-        false => Err(format!("not moved back within {RETURN:?}")),
+        Some(_) => stopped.map(|_| silence),
+        None => Err(format!("not moved back within {RETURN:?}")),
     };
     Sample {
         tund,
@@ -111,14 +116,15 @@ pub fn returns(scene: &Scene, direction: Direction, death: Death) -> Sample {
     }
 }
 
-fn moved_back(scene: &Scene, since: Instant) -> bool {
+/// When the session was seen to be there.
+fn moved_back(scene: &Scene, since: Instant) -> Option<Instant> {
     while wait::now() - since < RETURN {
         if device(scene).as_deref() == Some(Access::Wifi.device()) {
-            return true;
+            return Some(wait::now());
         }
-        wait::let_pass(Duration::from_millis(50));
+        wait::let_pass(Duration::from_millis(20));
     }
-    false
+    None
 }
 
 /// A lab for each round-trip time, way, death and run.
