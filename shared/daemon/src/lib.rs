@@ -10,5 +10,6 @@ pub mod journal;
 pub mod lifecycle;
 pub mod link;
 pub mod ready;
+pub mod resolv_conf;
 pub mod seal;
 pub mod telemetry;

@@ -7,3 +7,5 @@ pub mod mapping;
 pub mod offers;
 pub mod proxy;
 pub mod registry;
+pub mod resolver;
+pub mod shares;

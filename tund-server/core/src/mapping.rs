@@ -1,9 +1,11 @@
 //! Mappings at the server: which datagrams go out, and which that come in are handed on.
 
 use crate::admission::{Admission, Denied, Protocol, Rule};
+use crate::resolver;
+use crate::shares::{Full, Shares};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use tund_session::wire::frame::OpenError;
+use tund_session::wire::frame::{self, OpenError};
 use tund_session::{Contacts, Instant, SessionId, Strangers, limits};
 
 /// Mappings of one session: each of UDP has a port of the server's host, which has some 28,000 of them
@@ -15,15 +17,8 @@ pub const MAPPINGS: usize = 16_384;
 /// What all mappings take of the server's ports, and each session of its link.
 #[derive(Debug)]
 pub struct Places {
-    of_session: BTreeMap<SessionId, Place>,
-    all: usize,
-    most: (usize, usize),
-}
-
-#[derive(Debug, Default)]
-struct Place {
-    mappings: usize,
-    strangers: Strangers,
+    shares: Shares,
+    strangers: BTreeMap<SessionId, Strangers>,
 }
 
 impl Default for Places {
@@ -34,48 +29,36 @@ impl Default for Places {
 
 impl Places {
     /// So many for each session, and so many in all.
-    pub fn new(of_session: usize, all: usize) -> Self {
+    pub const fn new(of_session: usize, all: usize) -> Self {
         Self {
-            of_session: BTreeMap::new(),
-            all: 0,
-            most: (of_session, all),
+            shares: Shares::new(of_session, all),
+            strangers: BTreeMap::new(),
         }
     }
 
-    /// Takes a place for one more mapping. Of what nobody has, a session leaves as much as it has
-    /// itself: a greedy one leaves room for the next, and many share alike.
+    /// Takes a place for one more mapping, of a session's fair share.
     ///
     /// # Errors
     ///
     /// At either bound.
     pub fn take(&mut self, session: SessionId) -> Result<(), OpenError> {
-        let taken = self.of_session.get(&session).map_or(0, |of| of.mappings);
-        if taken >= self.most.0 {
-            return Err(OpenError::TooManyFlows);
-        }
-        let left = self.most.1 - self.all;
-        if left == 0 || taken >= left.max(1) {
-            return Err(OpenError::Exhausted);
-        }
-        self.all += 1;
-        self.of_session.entry(session).or_default().mappings += 1;
-        Ok(())
+        self.shares.take(session).map_err(|full| match full {
+            Full::OfSession => OpenError::TooManyFlows,
+            Full::OfAll => OpenError::Exhausted,
+        })
     }
 
     /// A mapping that had a place has ended.
     pub fn give_back(&mut self, session: SessionId) {
-        if let Some(of) = self.of_session.get_mut(&session) {
-            self.all -= 1;
-            of.mappings -= 1;
-            if of.mappings == 0 {
-                self.of_session.remove(&session);
-            }
+        self.shares.give_back(session);
+        if self.shares.of(session) == 0 {
+            self.strangers.remove(&session);
         }
     }
 
     /// What strangers may send to a session.
     pub fn strangers(&mut self, session: SessionId) -> &mut Strangers {
-        &mut self.of_session.entry(session).or_default().strangers
+        self.strangers.entry(session).or_default()
     }
 }
 
@@ -85,6 +68,9 @@ pub struct Mapping {
     protocol: Protocol,
     is_v4: bool,
     contacts: Contacts,
+    /// Where the resolver of this host's daemon listens.
+    resolver: Option<SocketAddr>,
+    has_asked: bool,
 }
 
 /// Why a datagram is not sent.
@@ -109,11 +95,17 @@ pub enum Unheard {
 
 impl Mapping {
     /// The mapping of an application's `source` address; none if the protocol is that of a stream.
-    pub fn new(protocol: Protocol, source: SocketAddr) -> Option<Self> {
+    pub fn new(
+        protocol: Protocol,
+        source: SocketAddr,
+        resolver: Option<SocketAddr>,
+    ) -> Option<Self> {
         (protocol != Protocol::Tcp).then(|| Self {
             protocol,
             is_v4: source.is_ipv4(),
             contacts: Contacts::default(),
+            resolver: resolver.filter(|_| protocol != Protocol::Icmp),
+            has_asked: false,
         })
     }
 
@@ -152,6 +144,12 @@ impl Mapping {
         client_allow: &[Rule],
         remote: SocketAddr,
     ) -> Result<SocketAddr, Unsent> {
+        if let Some(resolver) = resolver::at(self.resolver, remote)
+            && remote.is_ipv4() == self.is_v4
+        {
+            self.has_asked = true;
+            return Ok(resolver);
+        }
         let used = admission
             .check(client_allow, remote, self.protocol)
             .map_err(Unsent::Denied)?;
@@ -163,7 +161,7 @@ impl Mapping {
         Ok(used)
     }
 
-    /// Whether a datagram of so many bytes from `remote` is handed on.
+    /// Whether a datagram of so many bytes from `remote` is handed on, and as from where.
     ///
     /// # Errors
     ///
@@ -174,7 +172,10 @@ impl Mapping {
         strangers: &mut Strangers,
         (remote, bytes): (SocketAddr, usize),
         now: Instant,
-    ) -> Result<(), Unheard> {
+    ) -> Result<SocketAddr, Unheard> {
+        if self.is_resolver(remote) {
+            return Ok(frame::resolver(self.is_v4));
+        }
         let is_contact = self.contacts.has(remote.ip());
         if !is_contact && self.protocol != Protocol::UdpAny {
             return Err(Unheard::Stranger);
@@ -188,12 +189,30 @@ impl Mapping {
         if !is_contact && !strangers.admit(bytes, limits::STRANGERS_AT_ONCE, now) {
             return Err(Unheard::TooMany);
         }
-        Ok(())
+        Ok(remote)
     }
 
-    /// Whether an error that names `remote` can be about a datagram of this mapping.
-    pub fn has_sent_to(&self, remote: SocketAddr) -> bool {
-        self.contacts.has(remote.ip())
+    /// Its application has asked the resolver.
+    pub const fn has_asked(&self) -> bool {
+        self.has_asked
+    }
+
+    /// Where the resolver listens now; nowhere once it has ended.
+    pub fn resolver_is_at(&mut self, address: Option<SocketAddr>) {
+        self.resolver = address.filter(|_| !self.is_echo());
+    }
+
+    /// As whom an error that names `remote` is told of; none if it cannot be about a datagram of this
+    /// mapping.
+    pub fn bounced_by(&self, remote: SocketAddr) -> Option<SocketAddr> {
+        if self.is_resolver(remote) {
+            return Some(frame::resolver(self.is_v4));
+        }
+        self.contacts.has(remote.ip()).then_some(remote)
+    }
+
+    fn is_resolver(&self, remote: SocketAddr) -> bool {
+        self.has_asked && self.resolver == Some(remote)
     }
 }
 
@@ -210,14 +229,16 @@ mod tests {
     }
 
     fn mapping(protocol: Protocol) -> Mapping {
-        Mapping::new(protocol, address("10.111.0.2:4000")).unwrap()
+        Mapping::new(protocol, address("10.111.0.2:4000"), None).unwrap()
     }
 
     /// What comes from there, a hundred bytes long.
     fn heard(mapping: &mut Mapping, admission: &Admission, from: &str) -> Result<(), Unheard> {
         let now = Instant::default();
         let from = (address(from), 100);
-        mapping.incoming((admission, &[]), &mut Strangers::default(), from, now)
+        let mut strangers = Strangers::default();
+        let heard = mapping.incoming((admission, &[]), &mut strangers, from, now);
+        heard.map(|remote| assert_eq!(remote, from.0))
     }
 
     #[test]
@@ -237,7 +258,8 @@ mod tests {
         ] {
             assert_eq!(heard(&mut mapping, &admission, from), verdict);
         }
-        assert!(mapping.has_sent_to(remote) && !mapping.has_sent_to(address("1.1.1.2:53")));
+        assert_eq!(mapping.bounced_by(remote), Some(remote));
+        assert_eq!(mapping.bounced_by(address("1.1.1.2:53")), None);
         // The settings have changed since.
         let deny = vec!["1.1.1.1".parse().unwrap()];
         let closed = Admission::new(Vec::new(), deny, Vec::new());
@@ -277,7 +299,8 @@ mod tests {
         assert!(mappings[0].outgoing(&admission, &[], friend).is_ok());
         let mut heard = |mapping: usize, from: SocketAddr, bytes: usize| {
             let of = &mut mappings[mapping];
-            of.incoming((&admission, &[]), &mut strangers, (from, bytes), now)
+            let heard = of.incoming((&admission, &[]), &mut strangers, (from, bytes), now);
+            heard.map(|remote| assert_eq!(remote, from))
         };
 
         for number in 0..limits::STRANGERS_AT_ONCE {
@@ -295,37 +318,67 @@ mod tests {
     }
 
     #[test]
-    fn no_session_takes_all_ports_and_newcomers_find_some() {
-        let mut places = Places::new(4, 8);
-        let of: Vec<SessionId> = (1..=5).map(|n| SessionId([n; 16])).collect();
-        let mut had = Vec::new();
-        let mut refused = Vec::new();
-        for session in &of {
-            let mut count = 0;
-            refused.push(loop {
-                match places.take(*session) {
-                    Ok(()) => count += 1,
-                    Err(why) => break why,
-                }
-            });
-            had.push(count);
-        }
-        assert_eq!(had, [4, 2, 1, 1, 0]);
-        let (full, none) = (OpenError::TooManyFlows, OpenError::Exhausted);
-        assert_eq!(refused, [full, none, none, none, none]);
+    fn ports_are_shared_out_and_what_strangers_sent_is_forgotten_with_the_last() {
+        let mut places = Places::new(2, 2);
+        let [one, other] = [1, 2].map(|n| SessionId([n; 16]));
+        assert_eq!(places.take(one), Ok(()));
+        assert_eq!(places.take(one), Err(OpenError::Exhausted));
+        assert_eq!(places.take(other), Ok(()));
+        places.strangers(one);
+        places.strangers(other);
+        places.give_back(one);
+        assert_eq!(places.strangers.len(), 1);
+        places.give_back(other);
+        assert!(places.shares.is_empty() && places.strangers.is_empty());
+        let mut one_each = Places::new(1, 9);
+        assert_eq!(one_each.take(one), Ok(()));
+        assert_eq!(one_each.take(one), Err(OpenError::TooManyFlows));
+    }
 
-        places.give_back(of[0]);
-        assert_eq!(places.take(of[4]), Ok(()));
-        for (session, had) in of.iter().zip([3, 2, 1, 1, 1]) {
-            (0..had).for_each(|_| places.give_back(*session));
+    #[test]
+    fn the_resolver_is_reached_by_its_name_and_answers_by_it() {
+        let admission = open();
+        let resolver = address("127.0.0.1:40053");
+        let name = frame::resolver(true);
+        let of = |protocol, resolver| {
+            let source = address("10.111.0.2:4000");
+            Mapping::new(protocol, source, resolver).unwrap()
+        };
+        let mut mapping = of(Protocol::Udp, Some(resolver));
+        let mut strangers = Strangers::default();
+        let mut answer = |mapping: &mut Mapping| {
+            let by = (&admission, &[][..]);
+            mapping.incoming(by, &mut strangers, (resolver, 100), Instant::default())
+        };
+        assert_eq!(answer(&mut mapping), Err(Unheard::Stranger), "not asked");
+        assert_eq!(mapping.bounced_by(resolver), None, "not asked");
+        assert_eq!(mapping.outgoing(&admission, &[], name), Ok(resolver));
+        assert!(mapping.has_asked());
+        assert_eq!(answer(&mut mapping), Ok(name));
+        assert_eq!(mapping.bounced_by(resolver), Some(name));
+        assert_eq!(mapping.bounced_by(address("127.0.0.1:53")), None);
+        // By no other name, and what else is on loopback stays closed.
+        for closed in [resolver, address("127.0.0.1:53"), address("0.0.0.0:54")] {
+            let verdict = mapping.outgoing(&admission, &[], closed);
+            assert!(matches!(verdict, Err(Unsent::Denied(_))), "{closed}");
         }
-        assert!(places.of_session.is_empty());
-        assert_eq!(places.all, 0);
+        // Its port may be somebody else's once it has ended.
+        mapping.resolver_is_at(None);
+        assert_eq!(answer(&mut mapping), Err(Unheard::Stranger), "ended");
+        assert_eq!(mapping.bounced_by(resolver), None, "ended");
+        for mut without in [
+            mapping,
+            of(Protocol::Udp, None),
+            of(Protocol::Icmp, Some(resolver)),
+        ] {
+            let verdict = without.outgoing(&admission, &[], name);
+            assert!(matches!(verdict, Err(Unsent::Denied(_))));
+        }
     }
 
     #[test]
     fn a_stream_is_no_mapping() {
-        assert!(Mapping::new(Protocol::Tcp, address("10.0.0.1:1")).is_none());
+        assert!(Mapping::new(Protocol::Tcp, address("10.0.0.1:1"), None).is_none());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::flows::client_of;
 use super::origin::{DatagramOrigin, open_error};
+use super::resolver::{Over, Socket};
 use super::{Server, Source};
 use nix::errno::Errno;
 use std::io;
@@ -26,6 +27,8 @@ pub(super) struct MappingSlot {
     source: Option<SocketAddr>,
     waker: Waker,
     token: u64,
+    /// As what the resolver knows it.
+    guest: Option<Socket>,
 }
 
 impl Server {
@@ -37,7 +40,10 @@ impl Server {
         source: Option<SocketAddr>,
         now: Instant,
     ) -> Result<(), OpenError> {
-        let mapping = Mapping::new(open.protocol, open.source).ok_or(OpenError::Other(93))?;
+        let mapping = self
+            .resolver
+            .mapping(open.protocol, open.source)
+            .ok_or(OpenError::Other(93))?;
         self.places.take(session)?;
         let opened = if mapping.is_echo() {
             DatagramOrigin::echo(mapping.is_v4(), &mut self.echo_sockets)
@@ -62,6 +68,7 @@ impl Server {
             source,
             waker,
             token,
+            guest: None,
         };
         self.mappings.insert((session, open.flow), slot);
         let flow = open.flow;
@@ -102,14 +109,22 @@ impl Server {
         let Some(slot) = self.mappings.get_mut(&(session, flow)) else {
             return;
         };
-        let (admission, proxy) = (&self.admission, &self.proxy);
+        let (admission, proxy, resolver) = (&self.admission, &self.proxy, &self.resolver);
         let mut denials: Vec<(SocketAddr, Denied)> = Vec::new();
+        let is_v4 = slot.mapping.is_v4();
+        slot.mapping.resolver_is_at(resolver.address(is_v4));
         self.registry.with(session, now, |s| {
             while let Some((remote, payload)) = s.datagram(flow, now) {
                 let outgoing = slot.mapping.outgoing(admission, allow, remote);
                 let is_sent = outgoing.is_ok();
                 let error = match outgoing {
                     Ok(to) => {
+                        if slot.guest.is_none() && slot.mapping.has_asked() {
+                            let port = slot.origin.local_addr().map_or(0, |from| from.port());
+                            let socket = (Over::Udp, SocketAddr::new(to.ip(), port));
+                            resolver.introduce(socket, session, allow);
+                            slot.guest = Some(socket);
+                        }
                         let protocol = slot.mapping.protocol();
                         let header = proxy.header(session, slot.source, to, protocol);
                         let mut cx = Context::from_waker(&slot.waker);
@@ -167,7 +182,7 @@ impl Server {
                         let from = (remote, payload.len());
                         let by = (admission, allow);
                         let heard = slot.mapping.incoming(by, strangers, from, now);
-                        if heard.is_ok() {
+                        if let Ok(remote) = heard {
                             let payload = bytes::Bytes::copy_from_slice(payload);
                             s.send_datagram(flow, remote, payload, now);
                         } else {
@@ -197,11 +212,11 @@ impl Server {
                 let Some(bounced) = slot.origin.bounced() else {
                     return;
                 };
-                if slot.mapping.has_sent_to(bounced.remote) {
+                if let Some(remote) = slot.mapping.bounced_by(bounced.remote) {
                     s.send_datagram_error(
                         flow,
                         MappingError {
-                            remote: bounced.remote,
+                            remote,
                             errno: bounced.errno,
                             info: bounced.info,
                         },
@@ -235,6 +250,7 @@ impl Server {
         if let Some(slot) = self.mappings.remove(&(session, flow)) {
             self.sources.remove(&slot.token);
             self.places.give_back(session);
+            self.resolver.forget(slot.guest);
         }
     }
 

@@ -8,6 +8,7 @@ mod opens;
 mod origin;
 mod recorder;
 mod report;
+mod resolver;
 mod rests;
 mod state;
 
@@ -16,6 +17,7 @@ use anyhow::Context as _;
 use deliveries::Deliverer;
 use links::LinkSlot;
 use origin::{EchoSockets, Failures, ReadBuffer};
+use resolver::Resolver;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -86,6 +88,7 @@ struct Server {
     origins: BTreeMap<(SessionId, FlowId), flows::OriginSlot>,
     mappings: BTreeMap<(SessionId, FlowId), mappings::MappingSlot>,
     places: Places,
+    resolver: Resolver,
     /// What datagrams are read into.
     datagram: Vec<u8>,
     rests: rests::Rests,
@@ -178,6 +181,7 @@ impl Server {
         let own = own_addresses();
         let admission =
             Admission::new(config.origin_allow.clone(), config.origin_deny.clone(), own);
+        let resolver = Resolver::of_this_host(&admission);
         let mut server = Self {
             registry,
             gate: Gate::new(),
@@ -192,6 +196,7 @@ impl Server {
             origins: BTreeMap::new(),
             mappings: BTreeMap::new(),
             places: Places::default(),
+            resolver,
             datagram: vec![0; MAX_DATAGRAM],
             rests: rests::Rests::default(),
             opens: opens::Opens::default(),
@@ -364,6 +369,7 @@ impl Server {
         if self.addresses_at + ADDRESSES_EVERY <= now {
             self.addresses_at = now;
             self.admission.set_own_addresses(own_addresses());
+            self.resolver.set_admission(&self.admission);
         }
     }
 
@@ -457,6 +463,10 @@ impl Server {
                 let clients = &self.client_of;
                 self.registry
                     .retain_keys(|key| clients.contains_key(key), now);
+                self.resolver.set_admission(&self.admission);
+                self.resolver.set_allow(|session| {
+                    flows::client_of(&self.registry, clients, &self.config, session).1
+                });
                 tracing::info!(
                     clients = self.config.clients.len(),
                     "[[client]], [origin] and [log] were read again; other settings need a restart"

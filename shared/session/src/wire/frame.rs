@@ -2,7 +2,7 @@
 
 use crate::id::{FlowId, Instance, LinkNumber, Offset, SessionId};
 use bytes::Bytes;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 /// One frame on a link (PROTOCOL.md §3).
@@ -277,6 +277,17 @@ pub enum Protocol {
     /// A mapping of echo requests: an identifier stands in place of the application's port, a sequence
     /// number in place of the remote's.
     Icmp,
+}
+
+/// Stands for the server's resolver as a destination or remote (PROTOCOL.md §5.10): nobody has that
+/// address, and it is no origin's.
+pub const fn resolver(is_v4: bool) -> SocketAddr {
+    const DNS_PORT: u16 = 53;
+    if is_v4 {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DNS_PORT)
+    } else {
+        SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), DNS_PORT)
+    }
 }
 
 /// DELIVER: a flow whose client half is a run of sealed records.

@@ -99,6 +99,27 @@ impl Admission {
         })
     }
 
+    /// Whether a client with these `allow` entries of its own may learn that `ip` is somebody's
+    /// address: it lies in no special range, or an entry names that, for whichever port; and no entry
+    /// of `deny` closes it for all of them.
+    pub fn shows(&self, client_allow: &[Rule], ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let meant = spelling::embedded(ip).map(IpAddr::V4);
+        std::iter::once(ip).chain(meant).all(|ip| {
+            let mut deny = self.deny.iter();
+            if deny.any(|rule| rule.port().is_none() && rule.net().contains(&ip)) {
+                return false;
+            }
+            self.special(ip).is_none_or(|(range, kind)| {
+                let mut rules = self.allow.iter().chain(client_allow);
+                !kind.is_never_allowed()
+                    && rules.any(|rule| {
+                        rule.net().contains(&ip) && rule.net().prefix_len() >= range.prefix_len()
+                    })
+            })
+        })
+    }
+
     /// Judges one address, which is not IPv4-mapped, as what it looks like.
     fn judge(
         &self,

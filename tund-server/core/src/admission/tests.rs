@@ -477,3 +477,32 @@ fn a_mistaken_entry_is_told_with_its_remedy() {
         assert!(matches!(error(text), RuleError::Address(_)), "{text}");
     }
 }
+
+#[test]
+fn an_address_is_shown_to_whom_some_port_of_it_is_open() {
+    let deny = [
+        "198.51.100.0/24",
+        "10.0.0.0/16",
+        "10.2.0.0/16:25",
+        "192.0.2.1:25",
+    ];
+    let admission = admission(&["10.0.0.0/8:443"], &deny);
+    let own = rules(&["192.168.0.0/16", "198.51.100.1", "0.0.0.0/0"]);
+    for (ip, is_shown) in [
+        ("203.0.113.1", true),
+        ("192.168.1.1", true),
+        ("172.16.0.1", false),
+        ("10.1.0.1", true),
+        // `deny` wins, unless it is about one port.
+        ("10.0.0.1", false),
+        ("198.51.100.1", false),
+        ("64:ff9b::198.51.100.1", false),
+        ("10.2.0.1", true),
+        ("192.0.2.1", true),
+        ("::ffff:172.16.0.1", false),
+        ("127.0.0.1", false),
+        ("224.0.0.1", false),
+    ] {
+        assert_eq!(admission.shows(&own, ip.parse().unwrap()), is_shown, "{ip}");
+    }
+}

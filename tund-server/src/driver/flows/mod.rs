@@ -2,10 +2,12 @@
 
 use super::opens::Asked;
 use super::origin::{Origin, open_error};
+use super::resolver::{Over, Socket};
 use super::{Server, Source};
 use crate::config::Config;
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tund_daemon::telemetry::Redacted;
@@ -34,6 +36,8 @@ pub(super) struct OriginSlot {
     unsent: usize,
     /// The timer that stands for it.
     timer: Option<Instant>,
+    /// As what the resolver knows it.
+    guest: Option<Socket>,
 }
 
 /// What became of a flow's socket.
@@ -80,6 +84,7 @@ impl Server {
                     self.reset_origin(session, flow);
                 }
                 self.close_mappings(session);
+                self.resolver.end_session(session);
                 self.deliverer.running.end_session(session);
             }
             Event::LinkDead { link, death } => self.close_link(link, death, now),
@@ -156,16 +161,10 @@ impl Server {
         if open.protocol != Protocol::Tcp {
             return self.open_mapping(session, open, asked.source, now);
         }
-        let (client, allow) = client_of(&self.registry, &self.client_of, &self.config, session);
-        let checked = self.admission.check(allow, open.destination, open.protocol);
-        let destination = checked.map_err(|denied| {
-            self.tell_denial(client, open.destination, &denied, now);
-            OpenError::Denied(denied.by())
-        })?;
-        let header = self
-            .proxy
-            .header(session, asked.source, destination, open.protocol);
-        let origin = Origin::connect(destination, header).map_err(|error| open_error(&error))?;
+        let (origin, guest) = match self.resolver.at(open.destination) {
+            Some(resolver) => self.connect_resolver(session, resolver)?,
+            None => (self.connect_origin(session, asked, now)?, None),
+        };
         let token = self.next_token;
         let waker = self.register(Source::Origin(session, open.flow));
         if let Err(error) = self.failures.watch(&origin, token) {
@@ -180,11 +179,53 @@ impl Server {
             has_rest: false,
             unsent: 0,
             timer: None,
+            guest,
         };
         self.origins.insert((session, open.flow), slot);
         self.set_timer(session, open.flow, now + self.config.connect_timeout);
         self.drive_origin(session, open.flow, now);
         Ok(())
+    }
+
+    fn connect_origin(
+        &mut self,
+        session: SessionId,
+        asked: &Asked,
+        now: Instant,
+    ) -> Result<Origin, OpenError> {
+        let open = &asked.open;
+        let (client, allow) = client_of(&self.registry, &self.client_of, &self.config, session);
+        let checked = self.admission.check(allow, open.destination, open.protocol);
+        let destination = checked.map_err(|denied| {
+            self.tell_denial(client, open.destination, &denied, now);
+            OpenError::Denied(denied.by())
+        })?;
+        let header = self
+            .proxy
+            .header(session, asked.source, destination, open.protocol);
+        Origin::connect(destination, header).map_err(|error| open_error(&error))
+    }
+
+    /// With the local address by which the resolver knows it.
+    fn connect_resolver(
+        &self,
+        session: SessionId,
+        resolver: SocketAddr,
+    ) -> Result<(Origin, Option<Socket>), OpenError> {
+        let (_, allow) = client_of(&self.registry, &self.client_of, &self.config, session);
+        let mut guest = None;
+        let origin = Origin::connect_introduced(resolver, |port| {
+            let socket = (Over::Tcp, SocketAddr::new(resolver.ip(), port));
+            self.resolver.introduce(socket, session, allow);
+            guest = Some(socket);
+        });
+        match origin {
+            Ok(origin) => Ok((origin, guest)),
+            Err(error) => {
+                self.resolver.forget(guest);
+                Err(open_error(&error))
+            }
+        }
     }
 
     fn set_timer(&mut self, session: SessionId, flow: FlowId, at: Instant) {
@@ -350,6 +391,7 @@ impl Server {
         if let Some(at) = slot.timer {
             self.timers.remove(&(at, slot.token));
         }
+        self.resolver.forget(slot.guest);
         Some(slot)
     }
 }

@@ -74,6 +74,7 @@ impl World {
                 has_rest: false,
                 unsent: 0,
                 timer: None,
+                guest: None,
             },
         };
         let secret = Secret::new([3; 32]);

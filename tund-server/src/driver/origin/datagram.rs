@@ -261,7 +261,6 @@ impl DatagramOrigin {
     }
 
     /// The port that it has at every remote that is not behind another NAT.
-    #[cfg(test)]
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }

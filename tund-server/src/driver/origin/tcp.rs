@@ -56,6 +56,32 @@ impl Origin {
     ///
     /// What is wrong at once: no route, no address, no file descriptor left.
     pub(crate) fn connect(destination: SocketAddr, preface: Bytes) -> io::Result<Self> {
+        Self::connect_socket(destination, preface, |_| Ok(()))
+    }
+
+    /// Begins to connect to `destination` on this host, once `introduce` knows from which port.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::connect`].
+    pub(crate) fn connect_introduced(
+        destination: SocketAddr,
+        introduce: impl FnOnce(u16),
+    ) -> io::Result<Self> {
+        Self::connect_socket(destination, Bytes::new(), |socket| {
+            let any_port = SocketAddr::new(destination.ip(), 0);
+            socket.bind(&any_port.into())?;
+            let port = socket.local_addr()?.as_socket().map(|from| from.port());
+            introduce(port.unwrap_or(0));
+            Ok(())
+        })
+    }
+
+    fn connect_socket(
+        destination: SocketAddr,
+        preface: Bytes,
+        prepare: impl FnOnce(&Socket) -> io::Result<()>,
+    ) -> io::Result<Self> {
         let domain = Domain::for_address(destination);
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_linger(Some(Duration::ZERO))?;
@@ -66,6 +92,7 @@ impl Origin {
                 .with_interval(KEEPALIVE)
                 .with_retries(KEEPALIVE_RETRIES),
         )?;
+        prepare(&socket)?;
         if let Err(error) = socket.connect(&destination.into())
             && error.raw_os_error() != Some(Errno::EINPROGRESS as i32)
         {
