@@ -19,6 +19,15 @@ const ECHO_QUOTES: usize = 16;
 /// A mapping of echo requests ends after so long, the least that RFC 5508 §3.2 asks for: each run of
 /// `ping` leaves one.
 const ECHO_IDLE: Duration = Duration::from_secs(60);
+/// A mapping of UDP whose questions to name servers are all answered ends after so long: RFC 4787
+/// §4.3 lets ports that are known for short exchanges have less.
+const ANSWERED_IDLE: Duration = Duration::from_secs(20);
+/// It is kept at least so long, for an answer that comes twice, or from another name server.
+const ANSWERED_KEPT: Duration = Duration::from_secs(2);
+/// Whoever sends more datagrams by one port does not only ask for names.
+const QUESTIONS_MOST: u8 = 16;
+/// Where name servers listen.
+const DNS_PORT: u16 = 53;
 /// If nothing was heard of the server for so long, which is asked every 25 s while there is a flow, it
 /// was a sleep, or an outage that nobody has noticed, and no idle time.
 const UNHEARD: Duration = Duration::from_secs(30);
@@ -59,8 +68,14 @@ pub struct ClientMapping {
     silence: Silence,
     contacts: Contacts,
     quotes: Vec<Quote>,
-    /// It ends when its application has sent nothing for so long.
+    /// It ends when its application has sent nothing for so long, unless it is answered.
     idle: Duration,
+    /// Nothing but questions to name servers went by it; none before the first datagram.
+    asks_names: Option<bool>,
+    /// Datagrams of the application, as long as they are few.
+    questions: u8,
+    /// Datagrams of the application that had no answer yet.
+    unanswered: u32,
     /// When its application sent last, by the clock of the mappings.
     active: Duration,
     /// Where it stands in the order of deadlines.
@@ -83,8 +98,38 @@ impl ClientMapping {
             contacts: Contacts::default(),
             quotes: Vec::new(),
             idle,
+            asks_names: None,
+            questions: 0,
+            unanswered: 0,
             active,
             due: active + idle,
+        }
+    }
+
+    /// In whose order it stands.
+    const fn order(&self) -> Order {
+        match self.kind {
+            DatagramKind::Echo => Order::Echo,
+            DatagramKind::Udp if matches!(self.asks_names, Some(true)) && self.unanswered == 0 => {
+                Order::Answered
+            }
+            DatagramKind::Udp => Order::Udp,
+        }
+    }
+
+    /// It ends when its application has sent nothing for so long.
+    fn kept(&self) -> Duration {
+        match self.order() {
+            Order::Answered => ANSWERED_IDLE.min(self.idle),
+            Order::Echo | Order::Udp => self.idle,
+        }
+    }
+
+    /// It is not ended before, whoever wants its place.
+    fn kept_at_least(&self) -> Duration {
+        match self.order() {
+            Order::Answered => ANSWERED_KEPT.min(self.idle),
+            Order::Echo | Order::Udp => KEPT_AT_LEAST.min(self.idle),
         }
     }
 
@@ -137,35 +182,60 @@ impl ClientMapping {
     }
 }
 
-/// When mappings are to be looked at. Each kind has its own order: as all of a kind are kept for as
-/// long, the first is the one that has been idle longest.
+/// Mappings that are kept for as long as each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Echo,
+    Udp,
+    /// Of UDP, those whose questions to name servers all have their answers. Each question has a
+    /// port of its own (RFC 5452 §9.2), and so a mapping, of which nothing more is to come.
+    Answered,
+}
+
+impl Order {
+    const ALL: [Self; 3] = [Self::Echo, Self::Udp, Self::Answered];
+}
+
+/// When mappings are to be looked at. In each order the first is the one that has been idle longest.
 #[derive(Debug, Default)]
 struct Deadlines {
     echo: BTreeSet<(Duration, FlowId)>,
     udp: BTreeSet<(Duration, FlowId)>,
+    answered: BTreeSet<(Duration, FlowId)>,
 }
 
 impl Deadlines {
-    fn of(&mut self, kind: DatagramKind) -> &mut BTreeSet<(Duration, FlowId)> {
-        match kind {
-            DatagramKind::Echo => &mut self.echo,
-            DatagramKind::Udp => &mut self.udp,
+    fn of(&mut self, order: Order) -> &mut BTreeSet<(Duration, FlowId)> {
+        match order {
+            Order::Echo => &mut self.echo,
+            Order::Udp => &mut self.udp,
+            Order::Answered => &mut self.answered,
+        }
+    }
+
+    /// The mapping has changed, and stood in another order before.
+    fn put_in_order(&mut self, id: FlowId, mapping: &mut ClientMapping, before: Order) {
+        if mapping.order() != before {
+            self.of(before).remove(&(mapping.due, id));
+            mapping.due = mapping.active + mapping.kept();
+            self.of(mapping.order()).insert((mapping.due, id));
         }
     }
 
     fn first(&self) -> Option<Duration> {
-        let firsts = [self.echo.first(), self.udp.first()];
+        let firsts = [self.echo.first(), self.udp.first(), self.answered.first()];
         firsts.into_iter().flatten().map(|(due, _)| *due).min()
     }
 
     fn clear(&mut self) {
         self.echo.clear();
         self.udp.clear();
+        self.answered.clear();
     }
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.echo.len() + self.udp.len()
+        self.echo.len() + self.udp.len() + self.answered.len()
     }
 }
 
@@ -286,7 +356,7 @@ impl Mappings {
         }
         let clock = self.clock_at(now);
         let mapping = ClientMapping::new(first, idle, now, clock);
-        self.deadlines.of(first.kind).insert((mapping.due, id));
+        self.deadlines.of(mapping.order()).insert((mapping.due, id));
         self.by_source.insert((first.kind, first.source), id);
         self.mappings.insert(id, mapping);
     }
@@ -305,6 +375,13 @@ impl Mappings {
             return Duration::ZERO;
         };
         let silence = mapping.silence.lasts(now);
+        let before = mapping.order();
+        mapping.questions = mapping.questions.saturating_add(1);
+        let is_question = remote.port() == DNS_PORT && mapping.questions <= QUESTIONS_MOST;
+        let asks_names = mapping.asks_names.unwrap_or(true) && is_question;
+        mapping.asks_names = Some(asks_names);
+        mapping.unanswered = mapping.unanswered.saturating_add(1);
+        self.deadlines.put_in_order(id, mapping, before);
         mapping.silence.end(now);
         mapping.sent_at = now;
         mapping.active = clock;
@@ -325,13 +402,21 @@ impl Mappings {
         if let Some(mapping) = self.mappings.get_mut(&id) {
             mapping.silence.end(now);
             mapping.down_bytes += u64::try_from(bytes).unwrap_or(0);
+            let before = mapping.order();
+            if mapping.unanswered == 0 {
+                mapping.asks_names = Some(false); // nobody has asked for that
+            }
+            mapping.unanswered = mapping.unanswered.saturating_sub(1);
+            self.deadlines.put_in_order(id, mapping, before);
         }
     }
 
     pub(crate) fn remove(&mut self, id: FlowId) -> Option<ClientMapping> {
         let mapping = self.mappings.remove(&id)?;
         self.by_source.remove(&(mapping.kind, mapping.source));
-        self.deadlines.of(mapping.kind).remove(&(mapping.due, id));
+        self.deadlines
+            .of(mapping.order())
+            .remove(&(mapping.due, id));
         Some(mapping)
     }
 
@@ -367,13 +452,13 @@ impl Mappings {
             .collect()
     }
 
-    /// The first of its kind to have been idle for long enough, and when that is by the clock.
-    fn first_idle(&mut self, kind: DatagramKind) -> Option<(Duration, FlowId)> {
-        let deadlines = self.deadlines.of(kind);
+    /// The first in that order to have been idle for long enough, and when that is by the clock.
+    fn first_idle(&mut self, order: Order) -> Option<(Duration, FlowId)> {
+        let deadlines = self.deadlines.of(order);
         loop {
             let (due, id) = deadlines.first().copied()?;
             let mapping = self.mappings.get_mut(&id)?;
-            let true_due = mapping.active + mapping.idle;
+            let true_due = mapping.active + mapping.kept();
             if true_due == due {
                 return Some((due, id));
             }
@@ -383,9 +468,9 @@ impl Mappings {
         }
     }
 
-    /// The first of either kind.
-    fn firsts_idle(&mut self) -> [Option<(Duration, FlowId)>; 2] {
-        [DatagramKind::Echo, DatagramKind::Udp].map(|kind| self.first_idle(kind))
+    /// The first in each order.
+    fn firsts_idle(&mut self) -> [Option<(Duration, FlowId)>; 3] {
+        Order::ALL.map(|order| self.first_idle(order))
     }
 
     /// The next that has been idle for long enough, if there is one.
@@ -419,7 +504,7 @@ impl Mappings {
         let silent = firsts.filter(|(_, id)| {
             self.get(*id).is_some_and(|mapping| {
                 let silence = now.saturating_duration_since(mapping.sent_at);
-                silence >= KEPT_AT_LEAST.min(mapping.idle)
+                silence >= mapping.kept_at_least()
             })
         });
         silent.min().map(|(_, id)| id)

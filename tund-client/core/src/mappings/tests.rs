@@ -214,3 +214,51 @@ fn nothing_is_kept_of_what_has_ended() {
     assert_eq!(ended.len(), 3);
     assert_eq!(mappings.kept(), 0);
 }
+
+/// A tunnel of another program may use the port of name servers.
+#[test]
+fn who_does_not_only_ask_for_names_is_kept_as_long_as_ever() {
+    let mut mappings = with(2);
+    for _ in 0..17 {
+        mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1000));
+        mappings.received(FlowId(1), 6, at(1000));
+    }
+    mappings.sent(FlowId(2), remote(), (&[4; 28], 5), at(1000));
+    mappings.received(FlowId(2), 6, at(1000));
+    mappings.received(FlowId(2), 6, at(1000));
+    mappings.heard(at(1029));
+    assert_eq!(mappings.next_to_go(at(1029)), None);
+    assert_eq!(mappings.next_idle(at(1029)), None);
+}
+
+#[test]
+fn a_mapping_whose_questions_are_answered_makes_room_soon_and_no_other() {
+    let mut mappings = with(3);
+    let elsewhere: SocketAddr = "192.0.2.53:123".parse().unwrap();
+    for id in 1..=3 {
+        let to = if id == 3 { elsewhere } else { remote() };
+        mappings.sent(FlowId(id), to, (&[4; 28], 5), at(1000));
+    }
+    // The first asks for two kinds of address, and has one so far.
+    mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1000));
+    mappings.received(FlowId(1), 6, at(1000));
+    mappings.received(FlowId(2), 6, at(1000));
+    mappings.received(FlowId(3), 6, at(1000));
+    assert_eq!(mappings.next_to_go(at(1001)), None);
+    assert_eq!(mappings.next_to_go(at(1002)), Some(FlowId(2)));
+    mappings.received(FlowId(1), 6, at(1003));
+    assert_eq!(mappings.next_to_go(at(1003)), Some(FlowId(1)));
+
+    // Who asks again waits again.
+    mappings.sent(FlowId(1), remote(), (&[4; 28], 5), at(1003));
+    mappings.sent(FlowId(2), remote(), (&[4; 28], 5), at(1003));
+    assert_eq!(mappings.next_to_go(at(1020)), None);
+    mappings.received(FlowId(2), 6, at(1003));
+    mappings.heard(at(1022));
+    assert_eq!(mappings.next_idle(at(1022)), None);
+    mappings.heard(at(1023));
+    assert_eq!(mappings.next_idle(at(1023)), Some(FlowId(2)));
+    mappings.remove(FlowId(2));
+    assert_eq!(mappings.next_idle(at(1023)), None);
+    assert_eq!(mappings.kept(), 2);
+}
