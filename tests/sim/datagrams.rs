@@ -127,7 +127,7 @@ impl World {
     fn take_events(&mut self) {
         while let Some(event) = self.ends[SERVER].poll_event() {
             if let Event::FlowOpened { open, .. } = &event {
-                let mapping = Mapping::new(open.protocol, open.source);
+                let mapping = Mapping::new(open.protocol, open.source, None);
                 let mapping = mapping.expect("a mapping was asked for");
                 self.mappings.insert(open.flow, mapping);
                 self.ends[SERVER].accept_flow(open.flow, self.now);

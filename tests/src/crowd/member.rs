@@ -150,6 +150,7 @@ impl Member {
                 ..NetstackConfig::default()
             },
             policies: Policies::new(rules, Vec::new()),
+            stub: None,
             spool_bytes: 0,
             linger: Some(Duration::from_secs(60)),
             standby: true,

@@ -85,6 +85,10 @@ impl Client {
         destination: SocketAddr,
         now: Instant,
     ) {
+        if self.config.is_nothing_at(destination) {
+            self.netstack.refuse(connection, Refusal::Reset);
+            return;
+        }
         self.is_parted = false;
         let state = self.state();
         if state == State::Refused {
@@ -127,7 +131,7 @@ impl Client {
         let target = Target {
             protocol: Protocol::Tcp,
             source: waiting.source,
-            destination: waiting.destination,
+            destination: self.config.for_server(waiting.destination),
             grace: rules.grace,
             on_expiry: rules
                 .store

@@ -7,9 +7,9 @@ use crate::mappings::MappingConfig;
 use crate::netstack::{ConnectionId, NetstackConfig};
 use crate::policy::Policies;
 use crate::spool::SpoolOrder;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use tund_session::wire::frame::DeniedBy;
+use tund_session::wire::frame::{self, DeniedBy};
 use tund_session::{Config, EndReason, LinkId, LinkNumber};
 
 /// What a client is made with.
@@ -23,6 +23,9 @@ pub struct ClientConfig {
     pub netstack: NetstackConfig,
     /// What holds for which destination.
     pub policies: Policies,
+    /// Where applications ask for names: what is sent there, to port 53, goes to the server's
+    /// resolver.
+    pub stub: Option<IpAddr>,
     /// How long a session without flows is kept; none: for ever, and dialled at once.
     pub linger: Option<Duration>,
     /// How much may be stored.
@@ -31,6 +34,30 @@ pub struct ClientConfig {
     pub standby: bool,
     /// For jitter.
     pub seed: u64,
+}
+
+impl ClientConfig {
+    /// Whether nothing is there: at the stub only names can be asked for.
+    pub(super) fn is_nothing_at(&self, destination: SocketAddr) -> bool {
+        let resolver = frame::resolver(destination.is_ipv4());
+        self.stub == Some(destination.ip()) && destination.port() != resolver.port()
+    }
+
+    /// Where an application's destination is as the server knows it.
+    pub(super) fn for_server(&self, destination: SocketAddr) -> SocketAddr {
+        let resolver = frame::resolver(destination.is_ipv4());
+        let is_stub = self.stub == Some(destination.ip()) && destination.port() == resolver.port();
+        if is_stub { resolver } else { destination }
+    }
+
+    /// The reverse.
+    pub(super) fn of_server(&self, remote: SocketAddr) -> SocketAddr {
+        let is_resolver = remote == frame::resolver(remote.is_ipv4());
+        let stub = self
+            .stub
+            .filter(|ip| is_resolver && ip.is_ipv4() == remote.is_ipv4());
+        stub.map_or(remote, |stub| SocketAddr::new(stub, remote.port()))
+    }
 }
 
 /// What the driver shall do, or may tell.

@@ -82,6 +82,17 @@ impl Client {
         sink: &mut dyn Sink,
     ) {
         let datagram = &taken.datagram;
+        let is_echo = datagram.kind == DatagramKind::Echo;
+        if self.config.is_nothing_at(datagram.destination)
+            || (is_echo && self.config.stub == Some(datagram.destination.ip()))
+        {
+            let kind = match is_echo {
+                true => Unreachable::Prohibited,
+                false => Unreachable::Port,
+            };
+            self.netstack.refuse_datagram(packet, datagram, kind, sink);
+            return;
+        }
         self.is_parted = false;
         if self.state() == State::Refused {
             self.is_insisted_on = true;
@@ -105,6 +116,7 @@ impl Client {
         let sent = (datagram.headers(packet), payload.len());
         let silence = self.mappings.sent(flow, remote, sent, now);
         if let Some(session) = &mut self.session {
+            let remote = self.config.for_server(remote);
             session.send_datagram(flow, remote, Bytes::copy_from_slice(payload), now);
         }
         // Many applications send again and again to an origin that is silent: that is no news.
@@ -123,7 +135,7 @@ impl Client {
         let target = Target {
             protocol: settings.protocol(datagram.kind),
             source: datagram.source,
-            destination: datagram.named_destination(),
+            destination: self.config.for_server(datagram.named_destination()),
             grace: settings.grace,
             on_expiry: OnExpiry::Reset,
             accept_early: false,
@@ -229,6 +241,7 @@ impl Client {
             return;
         };
         while let Some((remote, payload)) = session.datagram(flow, now) {
+            let remote = self.config.of_server(remote);
             let bytes = payload.len();
             let heard = self.mappings.get(flow).filter(|mapping| {
                 remote.is_ipv4() == mapping.source.is_ipv4()
@@ -249,7 +262,8 @@ impl Client {
                 session.datagram_refused(flow);
             }
         }
-        while let Some(error) = session.take_datagram_error(flow) {
+        while let Some(mut error) = session.take_datagram_error(flow) {
+            error.remote = self.config.of_server(error.remote);
             let mapping = self.mappings.get(flow);
             if let Some(denied) = mapping.and_then(|of| denied(&error, of.kind)) {
                 self.events.push_back(denied);

@@ -249,6 +249,7 @@ proptest! {
         let rules = Rules { during_outage, ..RULES };
         let config = ClientConfig {
             policies: Policies::new(rules, vec![storing(81, DuringOutage::Accept), storing(82, DuringOutage::Hold)]),
+            stub: None,
             linger: (!always).then_some(SECOND * 20),
             session: Config { max_flows: 3, buffer_bytes: 100_000, ..base.session },
             ..base

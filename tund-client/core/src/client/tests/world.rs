@@ -69,6 +69,7 @@ pub(super) fn client_config() -> ClientConfig {
             ..NetstackConfig::default()
         },
         policies: Policies::new(RULES, Vec::new()),
+        stub: None,
         linger: Some(LINGER),
         spool_bytes: 1 << 20,
         standby: true,

@@ -4,6 +4,7 @@ mod carried;
 mod echo;
 mod judged;
 mod lives;
+mod stub;
 
 use super::server::OriginId;
 use super::world::{World, client_config, registry_config};
