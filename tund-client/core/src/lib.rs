@@ -5,6 +5,7 @@ pub mod client;
 mod dialer;
 mod flow_table;
 mod mappings;
+pub mod names;
 pub mod netstack;
 pub mod packet;
 pub mod policy;

@@ -7,6 +7,7 @@
 //! the TUN stands a refusal, which is worse: where the device is gone, nothing leaves by another way.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -30,6 +31,8 @@ pub struct Routing {
     pub exclude: Vec<IpNet>,
     /// Private prefixes that devices of this host are on stay outside.
     pub lan_direct: bool,
+    /// What answers questions for names, inside in any case.
+    pub stub: Option<IpAddr>,
 }
 
 /// Where a route of our table leads.
@@ -56,13 +59,17 @@ impl Routing {
     /// What goes into the TUN.
     pub fn inside(&self) -> Vec<IpNet> {
         let excluded = |prefix: &IpNet| self.exclude.iter().any(|net| net.contains(prefix));
-        let included: BTreeSet<IpNet> = self.include.iter().map(IpNet::trunc).collect();
-        included.into_iter().filter(|net| !excluded(net)).collect()
+        let included = self.include.iter().map(IpNet::trunc);
+        let included = included.filter(|net| !excluded(net));
+        let all: BTreeSet<IpNet> = included.chain(self.stub.map(IpNet::from)).collect();
+        all.into_iter().collect()
     }
 
     /// What goes past it, by whatever device.
     pub fn past(&self) -> Vec<IpNet> {
-        let past = self.exclude.iter().map(IpNet::trunc).chain(link_scope());
+        let excluded = self.exclude.iter().map(IpNet::trunc);
+        let excluded = excluded.filter(|net| Some(*net) != self.stub.map(IpNet::from));
+        let past = excluded.chain(link_scope());
         past.collect::<BTreeSet<IpNet>>().into_iter().collect()
     }
 
@@ -163,8 +170,6 @@ impl Lookout {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use super::*;
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {
@@ -176,6 +181,7 @@ mod tests {
             include: nets(&["0.0.0.0/0", "::/0"]),
             exclude: Vec::new(),
             lan_direct: true,
+            stub: None,
         }
     }
 
@@ -276,6 +282,21 @@ mod tests {
             "named by the user"
         );
         assert_eq!(way_of(&routes, "203.0.113.9"), None);
+    }
+
+    #[test]
+    fn the_stub_is_inside_whatever_else_is_not() {
+        let stub = "10.111.0.1".parse().ok();
+        for exclude in ["10.0.0.0/8", "10.111.0.1/32"] {
+            let routing = Routing {
+                include: nets(&["203.0.113.0/24"]),
+                exclude: nets(&[exclude]),
+                stub,
+                ..everything()
+            };
+            let routes = routing.routes(&on("wifi", &["10.111.0.0/16"]), true);
+            assert_eq!(way_of(&routes, "10.111.0.1"), Some(Way::Tun), "{exclude}");
+        }
     }
 
     #[test]

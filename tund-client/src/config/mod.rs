@@ -68,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) accept_forwarded: bool,
     /// None: the user steers.
     pub(crate) routes: Option<Routes>,
+    /// Where the server's resolver answers.
+    pub(crate) stub: Option<IpAddr>,
     /// How long an outage may last before connections A and C are closed.
     pub(crate) grace: Duration,
     /// What happens to a new connection during an outage.
@@ -124,7 +126,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     let link = root.table("link", link);
     let tun = root.table("tun", tun);
     let routes = routes::routes(root);
-    unbuilt::dns(root);
+    let stub = root.table("dns", |section| dns(section, &tun.addresses));
     let udp = root.table("udp", udp);
     let session = root.table("session", session);
     let policies = policy::policies(root);
@@ -153,6 +155,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         tun_mtu: tun.mtu,
         accept_forwarded: tun.accept_forwarded,
         routes,
+        stub,
         grace: session.grace,
         connect_during_outage: session.connect_during_outage,
         policies,
@@ -163,6 +166,31 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         control_socket,
         log_level,
     })
+}
+
+/// `[dns]`: where the server's resolver answers, if it does.
+fn dns(section: &mut Section<'_>, own: &[(IpAddr, u8)]) -> Option<IpAddr> {
+    let modes = [("off", false), ("stub", true)];
+    let is_stub = section.or("mode", false, value::choice(&modes));
+    let default = IpAddr::V4(Ipv4Addr::new(10, 111, 0, 1));
+    let address = section.or("address", default, value::address);
+    if !is_stub && address != default {
+        let found = "has no effect: mode is \"off\"".to_owned();
+        section.warn("address", found, "write mode = \"stub\", or remove address");
+    } else if own.iter().any(|(own, _)| *own == address) {
+        section.reject(
+            "address",
+            format!("{address} is one of [tun] addresses, and does not leave this host"),
+            "choose another one that nothing else uses",
+        );
+    } else if tund_client_core::packet::is_special(address) || address.is_multicast() {
+        section.reject(
+            "address",
+            format!("nothing is sent to {address} by way of a device"),
+            "choose a private address that nothing else uses, such as 10.111.0.1",
+        );
+    }
+    is_stub.then_some(address)
 }
 
 fn private_key(section: &mut Section<'_>) -> Option<PrivateKey> {

@@ -423,11 +423,6 @@ fn what_is_not_built_is_never_promised() {
             "write transport = \"tls\" or \"auto\"",
         ),
         (
-            "[dns]\nmode = \"stub\"\n",
-            "dns.mode",
-            "write mode = \"off\"",
-        ),
-        (
             "[metrics]\nlisten = \"127.0.0.1:9464\"\n",
             "metrics.listen",
             "write listen = \"\"",
@@ -461,6 +456,31 @@ fn mappings_have_their_settings_and_bounds() {
     ] {
         stage.one(text, 7, key, &[]);
     }
+}
+
+#[test]
+fn the_stub_has_an_address_of_its_own_that_packets_go_to() {
+    let stage = stage();
+    for (address, remedy) in [
+        ("10.111.0.2", "choose another one that nothing else uses"),
+        (
+            "127.0.0.53",
+            "choose a private address that nothing else uses",
+        ),
+        (
+            "224.0.0.251",
+            "choose a private address that nothing else uses",
+        ),
+    ] {
+        let text = format!(
+            "[tun]\naddresses = [\"10.111.0.2/32\"]\n[dns]\nmode = \"stub\"\naddress = \"{address}\"\n"
+        );
+        stage.one(&text, 10, "dns.address", &[remedy]);
+    }
+    assert_eq!(
+        stage.warnings("[dns]\nmode = \"stub\"\n"),
+        Vec::<String>::new()
+    );
 }
 
 #[test]

@@ -4,8 +4,6 @@
 //! What would leave the user with less than he asked for is a mistake; what merely has no effect is
 //! a warning. A feature that gets built takes its keys from here into [`super::Config`].
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use tund_daemon::config::{Section, value};
 
 const NOT_BUILT: &str = "is not built in this version";
@@ -36,30 +34,6 @@ pub(super) fn link(section: &mut Section<'_>) {
         let found = format!("\"quic\" {NOT_BUILT}");
         section.reject("transport", found, "write transport = \"tls\" or \"auto\"");
     }
-}
-
-/// `[dns]`: the resolver on the far side.
-pub(super) fn dns(root: &mut Section<'_>) {
-    root.table("dns", |section| {
-        if section.or(
-            "mode",
-            false,
-            value::choice(&[("off", false), ("stub", true)]),
-        ) {
-            section.reject(
-                "mode",
-                format!("\"stub\" {NOT_BUILT}"),
-                "write mode = \"off\"; questions to resolvers are carried like other datagrams",
-            );
-        }
-        let address = IpAddr::V4(Ipv4Addr::new(10, 111, 0, 1));
-        ignored(
-            section,
-            ("address", address),
-            value::address,
-            &format!("a stub {NOT_BUILT}"),
-        );
-    });
 }
 
 /// `[metrics]`.

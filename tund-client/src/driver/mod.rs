@@ -3,6 +3,7 @@
 mod accounts;
 mod arena;
 mod links;
+mod names;
 mod network;
 mod paths;
 mod report;
@@ -194,6 +195,7 @@ fn client_config(config: &Config, tun: &TunDevice) -> ClientConfig {
             ..NetstackConfig::default()
         },
         policies: rules::policies(config),
+        stub: config.stub,
         spool_bytes: config.spool.max_bytes,
         linger: match config.connect {
             Connect::Always => None,
@@ -273,6 +275,9 @@ impl Daemon {
                 self.client.handle_woken(now);
             }
             self.hear_of_network(cx, now);
+            if let Some(steered) = &mut self.steered {
+                steered.hear(cx, now);
+            }
             if self.paths.poll_resolved(cx).is_ready() {
                 self.find_paths(now);
             }

@@ -1,9 +1,10 @@
 //! Ways to the server: its addresses, and the devices that lead there past our TUN.
 
+use super::names::name_servers;
 use crate::config::Config;
 use crate::sys::error::SystemError;
 use crate::sys::resolve::nat64::{Nat64Prefix, WELL_KNOWN_NAME};
-use crate::sys::resolve::{Way, look_up, name_servers};
+use crate::sys::resolve::{Way, look_up};
 use crate::sys::route::{Path, PathQuery, paths};
 use crate::sys::tun::TunName;
 use std::collections::BTreeMap;
@@ -43,14 +44,19 @@ struct Resolver {
     tun: TunName,
     fwmark: u32,
     preference: Vec<String>,
+    stub: Option<IpAddr>,
     /// No device leads to an IPv4 address: is there a translator?
     lacks_v4: bool,
 }
 
 impl Resolver {
     fn run(&self) -> Resolved {
-        let ways = self.ways();
-        let find = |name: &str| look_up(name, &ways, self.fwmark);
+        let servers = name_servers(&self.tun, self.stub);
+        let ways = self.ways(&servers.known);
+        let find = |name: &str| {
+            // Where the C library asks the stub, it would need the server for that.
+            look_up(name, &ways, self.fwmark, !servers.is_stub_asked)
+        };
         let all = self.endpoints.iter().map(|endpoint| match &endpoint.host {
             Host::Address(ip) => vec![SocketAddr::new(*ip, endpoint.port)],
             Host::Name(name) => {
@@ -79,9 +85,9 @@ impl Resolver {
     }
 
     /// Name servers, and the devices but the TUN that lead to them.
-    fn ways(&self) -> Vec<Way> {
+    fn ways(&self, servers: &[SocketAddr]) -> Vec<Way> {
         let mut ways = Vec::new();
-        for server in name_servers() {
+        for &server in servers {
             let query = PathQuery {
                 server,
                 tun: &self.tun,
@@ -104,6 +110,8 @@ pub(super) struct Paths {
     metered: Vec<String>,
     tun: TunName,
     fwmark: u32,
+    /// Where the server's resolver answers, which is not asked for the server's name.
+    stub: Option<IpAddr>,
     /// Of each endpoint the addresses that it was last known to have: a name that cannot be
     /// resolved, as without a network, keeps its own.
     addresses: Vec<Vec<SocketAddr>>,
@@ -130,6 +138,7 @@ impl Paths {
             preference: config.interfaces.clone(),
             metered: config.metered.clone(),
             fwmark: config.fwmark,
+            stub: config.stub,
             tun,
             endpoints,
             numbers: Vec::new(),
@@ -154,6 +163,7 @@ impl Paths {
             tun: self.tun.clone(),
             fwmark: self.fwmark,
             preference: self.preference.clone(),
+            stub: self.stub,
             lacks_v4: self.lacks_v4,
         };
         self.resolving.spawn_blocking(move || resolver.run());
@@ -184,7 +194,9 @@ impl Paths {
     }
 
     fn leads_outside(&self) -> bool {
-        let mut outside = name_servers().into_iter().chain(OUTSIDE);
+        let servers = name_servers(&self.tun, self.stub).known.into_iter();
+        let servers = servers.filter(|server| !server.ip().is_loopback());
+        let mut outside = servers.chain(OUTSIDE);
         outside.any(|server| self.direct(server).map_or(true, |found| !found.is_empty()))
     }
 

@@ -1,12 +1,15 @@
 //! Traffic that the daemon leads into its device (`[routes] mode = "auto"`).
 
 use super::Daemon;
+use super::names::{self, HostNames};
 use crate::config::{Config, Routes};
 use crate::sys::address::InterfaceAddress;
 use crate::sys::error::SystemError;
 use crate::sys::steer::{self, Plan, Planner, Route, Steering, Way};
 use crate::sys::tun::TunName;
 use ipnet::IpNet;
+use std::net::IpAddr;
+use std::task::Context;
 use tund_client_core::routing::{self, Lookout, Routing};
 use tund_daemon::config::Prefix;
 use tund_daemon::telemetry::Tally;
@@ -15,6 +18,8 @@ use tund_session::Instant;
 /// What is steered, and when it is looked at again.
 pub(super) struct Steered {
     steering: Steering,
+    /// Where the stub stands for the host's name servers.
+    names: Option<HostNames>,
     lookout: Lookout,
     kill_switch: bool,
     /// It could not be put right, and the log says so.
@@ -25,6 +30,16 @@ pub(super) struct Steered {
 impl Steered {
     /// Begins to steer if the configuration wants it; else what an earlier daemon has left goes.
     pub(super) fn begin(config: &Config, tun: &TunName) -> Result<Option<Self>, SystemError> {
+        let stub = config.stub.filter(|_| config.routes.is_some());
+        if stub.is_none() {
+            match names::remove(tun) {
+                Ok(false) => {}
+                Ok(true) => tracing::info!("this host asks its own name servers again"),
+                Err(error) => {
+                    tracing::warn!(%error, "this host still asks an earlier daemon's stub for names");
+                }
+            }
+        }
         let Some(routes) = &config.routes else {
             if steer::remove(tun)? {
                 tracing::info!("removed the routes of an earlier daemon");
@@ -33,9 +48,21 @@ impl Steered {
         };
         let addresses = config.tun_addresses.iter().copied();
         let addresses: Vec<InterfaceAddress> = addresses.map(InterfaceAddress::from).collect();
-        let steering = Steering::begin(tun, config.fwmark, &addresses, planner(routing(routes)))?;
+        let planner = planner(routing(routes, stub));
+        let steering = Steering::begin(tun, config.fwmark, &addresses, planner)?;
+        let begun = stub.map(|stub| HostNames::begin(stub, tun)).transpose();
+        let names = match begun {
+            Ok(names) => names,
+            Err(error) => {
+                if let Err(left) = steering.end(false) {
+                    tracing::error!(error = %left, "rules or routes stay behind");
+                }
+                return Err(error);
+            }
+        };
         Ok(Some(Self {
             steering,
+            names,
             lookout: Lookout::default(),
             kill_switch: routes.kill_switch,
             is_failure_told: false,
@@ -45,6 +72,17 @@ impl Steered {
 
     pub(super) fn news(&mut self, now: Instant) {
         self.lookout.news(now);
+    }
+
+    /// Hears of changes of whom this host asks for names.
+    pub(super) fn hear(&mut self, cx: &mut Context<'_>, now: Instant) {
+        if let Some(names) = &mut self.names
+            && names.poll_news(cx).is_ready()
+        {
+            // There may be more: this task is to be woken again.
+            cx.waker().wake_by_ref();
+            self.lookout.news(now);
+        }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -63,6 +101,7 @@ impl Steered {
     }
 
     fn look(&mut self, now: Instant) {
+        self.look_at_names(now);
         match self.steering.mend() {
             Ok(0) => self.is_failure_told = false,
             Ok(changes) => {
@@ -81,12 +120,34 @@ impl Steered {
     }
 }
 
+impl Steered {
+    fn look_at_names(&mut self, now: Instant) {
+        match self.names.as_mut().map(HostNames::mend) {
+            None => {}
+            Some(Ok(looked)) => {
+                if looked.is_mended {
+                    self.tally.add("name servers");
+                }
+                if looked.looks_again {
+                    self.lookout.news(now);
+                }
+            }
+            // The next news are another chance.
+            Some(Err(error)) => tracing::warn!(%error, "names are asked for past the stub"),
+        }
+    }
+}
+
 impl Daemon {
     /// Undoes what was steered.
     pub(super) fn stop_steering(&mut self) {
-        if let Some(steered) = self.steered.take()
-            && let Err(error) = steered.steering.end(steered.kill_switch)
-        {
+        let Some(steered) = self.steered.take() else {
+            return;
+        };
+        if let Some(Err(error)) = steered.names.map(HostNames::end) {
+            tracing::error!(%error, "this host still asks the stub for names");
+        }
+        if let Err(error) = steered.steering.end(steered.kill_switch) {
             tracing::error!(%error, "rules or routes stay behind");
         }
     }
@@ -110,10 +171,11 @@ fn planner(routing: Routing) -> Planner {
         into: routing.inside(),
         past: routing.past(),
         lan: routing.lan(on_link),
+        stub: routing.stub,
     })
 }
 
-fn routing(routes: &Routes) -> Routing {
+fn routing(routes: &Routes, stub: Option<IpAddr>) -> Routing {
     let nets = |prefixes: &[Prefix]| {
         let net = |prefix: &Prefix| IpNet::new(prefix.address(), prefix.prefix_len()).ok();
         prefixes.iter().filter_map(net).collect()
@@ -122,5 +184,6 @@ fn routing(routes: &Routes) -> Routing {
         include: nets(&routes.include),
         exclude: nets(&routes.exclude),
         lan_direct: routes.is_lan_direct,
+        stub,
     }
 }

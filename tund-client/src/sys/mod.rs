@@ -9,6 +9,7 @@ pub(crate) mod address;
 pub(crate) mod arena;
 pub(crate) mod error;
 pub(crate) mod guard;
+pub(crate) mod names;
 pub(crate) mod netlink;
 mod nft;
 pub(crate) mod resolve;

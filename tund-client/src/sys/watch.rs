@@ -50,15 +50,16 @@ pub(crate) struct Facts {
 /// A second routing socket, which is told whatever changes; requests go by [`Netlink`].
 #[derive(Debug)]
 pub(crate) struct NetworkWatch {
-    socket: AsyncFd<Watched>,
+    socket: AsyncFd<Watched<Socket>>,
     buffer: Vec<u8>,
 }
 
-/// The crate's socket implements the trait that tokio wants only where a feature is on.
+/// What tells of changes by becoming readable; of the traits that tokio wants, neither the routing
+/// socket nor the file watch has one.
 #[derive(Debug)]
-struct Watched(Socket);
+pub(super) struct Watched<T>(pub(super) T);
 
-impl AsRawFd for Watched {
+impl AsRawFd for Watched<Socket> {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
@@ -76,7 +77,7 @@ impl NetworkWatch {
             socket.bind(&SocketAddr::new(0, GROUPS))?;
             socket.set_non_blocking(true)?;
             Ok(Self {
-                socket: watch(Watched(socket))?,
+                socket: readable(Watched(socket))?,
                 buffer: Vec::with_capacity(RECEIVE_BYTES),
             })
         };
@@ -122,9 +123,12 @@ impl NetworkWatch {
     unsafe_code,
     reason = "the safe constructor is deprecated; the other asks for a promise"
 )]
-fn watch(socket: Watched) -> io::Result<AsyncFd<Watched>> {
+pub(super) fn readable<T>(watched: Watched<T>) -> io::Result<AsyncFd<Watched<T>>>
+where
+    Watched<T>: AsRawFd,
+{
     // SAFETY: `Watched` owns its descriptor and names no other, and nothing here takes it out.
-    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) }?)
 }
 
 /// Whether a message is about routes or rules; one that cannot be read may be.

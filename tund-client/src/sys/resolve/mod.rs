@@ -16,10 +16,10 @@ use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, PacketFlag, Question, TYPE};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use tund_daemon::resolv_conf::DNS_PORT;
+
 use super::route::Path;
 
-/// As many as the C library uses.
-const SERVERS_MAX: usize = 3;
 /// Ways of asking, at once: name servers times devices.
 const QUERIES_MAX: usize = 8;
 /// A question is put so often …
@@ -30,7 +30,6 @@ const PATIENCE_MS: u16 = 1000;
 const ANSWER_BYTES: usize = 4096;
 /// Addresses of one name, at most.
 const ADDRESSES_MAX: usize = 16;
-const DNS_PORT: u16 = 53;
 /// Looks at what has come, in one try: somebody may send nonsense without end.
 const READS_MAX: usize = 64;
 
@@ -43,35 +42,15 @@ pub(crate) struct Way {
     pub(crate) path: Path,
 }
 
-/// The name servers of this host that are not on this host itself.
-pub(crate) fn name_servers() -> Vec<SocketAddr> {
-    fs::read_to_string("/etc/resolv.conf")
-        .map(|text| servers_in(&text))
-        .unwrap_or_default()
-}
-
-fn servers_in(text: &str) -> Vec<SocketAddr> {
-    let entries = text.lines().filter_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        let is_server = words.next() == Some("nameserver");
-        words.next().filter(|_| is_server)?.parse::<IpAddr>().ok()
-    });
-    let outside = entries.filter(|address| !address.is_loopback() && !address.is_unspecified());
-    outside
-        .take(SERVERS_MAX)
-        .map(|address| SocketAddr::new(address, DNS_PORT))
-        .collect()
-}
-
-/// The addresses of `name`: as `/etc/hosts` says, else as a name server outside says, else as the
-/// C library finds them. Blocks, for some seconds at most.
-pub(crate) fn look_up(name: &str, ways: &[Way], fwmark: u32) -> Vec<IpAddr> {
+/// The addresses of `name`: as `/etc/hosts` says, else as a name server outside says, else, if
+/// `asks_library`, as the C library finds them. Blocks, for some seconds at most.
+pub(crate) fn look_up(name: &str, ways: &[Way], fwmark: u32, asks_library: bool) -> Vec<IpAddr> {
     let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
     let mut found = in_hosts(&hosts, name);
     if found.is_empty() {
         found = ask(name, ways, fwmark);
     }
-    if found.is_empty() {
+    if found.is_empty() && asks_library {
         let by_library = (name, DNS_PORT).to_socket_addrs();
         found.extend(by_library.into_iter().flatten().map(|at| at.ip()));
     }
@@ -236,19 +215,6 @@ mod tests {
 
     use super::*;
     use crate::sys::testing::{Neighbour, in_namespace, ip};
-
-    #[test]
-    fn name_servers_on_this_host_are_none_of_ours() {
-        let text = "# nameserver 192.0.2.9\nsearch example.com\nnameserver 127.0.0.53\n\
-                    nameserver 192.0.2.1\nnameserver ::1\nnameserver 2001:db8::1\n\
-                    options edns0\nnameserver fe80::1%wlan0\nnameserver\n";
-
-        let expected: [SocketAddr; 2] = [
-            "192.0.2.1:53".parse().unwrap(),
-            "[2001:db8::1]:53".parse().unwrap(),
-        ];
-        assert_eq!(servers_in(text), expected);
-    }
 
     #[test]
     fn hosts_are_found_by_any_of_their_names() {

@@ -28,6 +28,8 @@ pub(super) struct Marks {
     pub(super) past: Vec<IpNet>,
     /// What goes past it by one device.
     pub(super) lan: Vec<(String, IpNet)>,
+    /// What goes into it whatever lies around it.
+    pub(super) stub: Option<IpAddr>,
     /// Versions, the first IPv4, of which the TUN has an address: no answer would come for the other.
     pub(super) has: (bool, bool),
 }
@@ -40,6 +42,7 @@ impl Marks {
             into: plan.into,
             past: plan.past,
             lan: plan.lan,
+            stub: plan.stub,
             has,
         }
     }
@@ -135,6 +138,10 @@ impl Marks {
         } else {
             String::new()
         };
+        let stub = self.stub.map_or_else(String::new, |stub| {
+            let family = if stub.is_ipv6() { "ip6" } else { "ip" };
+            format!("    {family} daddr {stub} reject with icmpx type no-route\n")
+        });
         let unanswered = [("ipv4", self.has.0), ("ipv6", self.has.1)];
         let unanswered: String = unanswered
             .into_iter()
@@ -157,7 +164,7 @@ impl Marks {
              {answers}  }}\n  \
              chain astray {{\n    type filter hook output priority filter; policy accept;\n    \
              {is_marked} accept\n{unanswered}    \
-             oifname {{ \"lo\", \"{tun}\" }} accept\n    \
+             oifname {{ \"lo\", \"{tun}\" }} accept\n{stub}    \
              ip daddr @past4 accept\n    ip6 daddr @past6 accept\n    \
              oifname . ip daddr @lan4 accept\n    oifname . ip6 daddr @lan6 accept\n    \
              fib daddr type {{ local, broadcast, multicast }} accept\n    \
@@ -166,7 +173,7 @@ impl Marks {
              ip daddr @into4 reject with icmpx type no-route\n    \
              ip6 daddr @into6 reject with icmpx type no-route\n  }}\n  \
              chain passing {{\n    type filter hook forward priority filter; policy accept;\n    \
-             {is_marked} accept\n    oifname \"{tun}\" accept\n    \
+             {is_marked} accept\n    oifname \"{tun}\" accept\n{stub}    \
              ip daddr @past4 accept\n    ip6 daddr @past6 accept\n    \
              oifname . ip daddr @lan4 accept\n    oifname . ip6 daddr @lan6 accept\n    \
              ip daddr @into4 reject with icmpx type no-route\n    \

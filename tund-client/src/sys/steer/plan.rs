@@ -1,6 +1,7 @@
 //! What is wanted of the kernel, in its words, and how far it is from what there is.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -35,6 +36,8 @@ pub(crate) struct Plan {
     pub(crate) past: Vec<IpNet>,
     /// What goes past it by one device.
     pub(crate) lan: Vec<(String, IpNet)>,
+    /// What goes into it whatever lies around it.
+    pub(crate) stub: Option<IpAddr>,
 }
 
 /// Plans, for the prefixes that devices are on, while the daemon takes packets or when it does not.

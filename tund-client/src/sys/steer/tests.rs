@@ -27,6 +27,7 @@ fn everything() -> Planner {
             into: nets(&["0.0.0.0/0", "::/0"]),
             past: nets(&["198.51.100.0/24", "224.0.0.0/4", "fe80::/10"]),
             lan: lan.collect(),
+            stub: "198.51.100.53".parse().ok(),
         };
         let mut add = |prefix, way| plan.routes.insert(Route { prefix, way });
         for prefix in plan.past.iter().chain(plan.lan.iter().map(|(_, net)| net)) {
@@ -315,6 +316,8 @@ fn a_socket_that_is_bound_to_another_device_goes_nowhere() {
             assert_eq!(stray(away), [false, false], "{away}");
         }
         assert_eq!(stray("192.168.1.77:7"), [true, true], "on its own link");
+        assert_eq!(stray("198.51.100.4:7"), [true, true], "past it");
+        assert_eq!(stray("198.51.100.53:53"), [false, false], "the stub");
         ip("rule del priority 5000");
         assert_eq!(stray("203.0.113.9:7"), [false, false], "with the rule gone");
 
