@@ -115,6 +115,9 @@ impl ServerDaemon {
         }
         let config = write_config(directory, title, &text);
         let mut command = run_server(&config, settings.is_without_raw_sockets);
+        if let Some(file) = &settings.resolv_conf {
+            command = in_place(command, file, "/etc/resolv.conf");
+        }
         let process = Process::start(host, directory, title, &mut command);
         let mut daemon = Self {
             process,
@@ -199,7 +202,7 @@ pub struct ClientDaemon {
     control: PathBuf,
     config: PathBuf,
     title: String,
-    hosts: Option<PathBuf>,
+    files: Vec<(PathBuf, &'static str)>,
 }
 
 impl ClientDaemon {
@@ -246,15 +249,15 @@ impl ClientDaemon {
         set(&mut sections, "spool", "directory", &spool);
         overlay(&mut sections, &settings.client);
         let config = write_config(directory, title, &toml(&sections));
-        let hosts = settings.hosts.clone();
-        let mut command = run_client(&config, hosts.as_deref());
+        let files = settings.client_files.clone();
+        let mut command = run_client(&config, &files);
         let process = Process::start(host, directory, title, &mut command);
         let mut daemon = Self {
             process,
             control,
             config,
             title: title.to_owned(),
-            hosts,
+            files,
         };
         daemon.wait_until_serving();
         daemon
@@ -263,7 +266,7 @@ impl ClientDaemon {
     /// Starts it again after it was killed or has ended.
     #[track_caller]
     pub fn start_again(&mut self, lab: &Lab) {
-        let mut command = run_client(&self.config, self.hosts.as_deref());
+        let mut command = run_client(&self.config, &self.files);
         self.process = Process::start(&lab.client, lab.directory(), &self.title, &mut command);
         self.wait_until_serving();
     }
@@ -435,16 +438,20 @@ fn run_server(config: &Path, is_without_raw_sockets: bool) -> Command {
     command
 }
 
-/// The client daemon, with a file of its own in the place of `/etc/hosts` where there is one.
+/// The client daemon, with files of its own in the place of this host's.
 #[track_caller]
-fn run_client(config: &Path, hosts: Option<&Path>) -> Command {
+fn run_client(config: &Path, files: &[(PathBuf, &str)]) -> Command {
     let plain = run("tund-client", config);
-    let Some(hosts) = hosts else {
-        return plain;
-    };
+    files
+        .iter()
+        .fold(plain, |command, (file, of)| in_place(command, file, of))
+}
+
+/// The same with `file` in the place of another.
+fn in_place(plain: Command, file: &Path, of: &str) -> Command {
     let mut command = Command::new("unshare");
-    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-    command.args(["--mount", "sh", "-c", script]).arg(hosts);
+    let script = format!("mount --bind \"$0\" {of} && exec \"$@\"");
+    command.args(["--mount", "sh", "-c", &script]).arg(file);
     command.arg(plain.get_program()).args(plain.get_args());
     command
 }

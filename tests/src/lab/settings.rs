@@ -14,8 +14,10 @@ pub struct Settings {
     pub(super) client: Sections,
     pub(super) server: Sections,
     pub(super) link_family: Option<Family>,
-    pub(super) hosts: Option<PathBuf>,
+    /// What the client finds in the place of files and directories of this host.
+    pub(super) client_files: Vec<(PathBuf, &'static str)>,
     pub(super) is_without_raw_sockets: bool,
+    pub(super) resolv_conf: Option<PathBuf>,
 }
 
 impl Settings {
@@ -66,7 +68,14 @@ impl Settings {
     /// Has the client read `file` in place of `/etc/hosts`.
     #[must_use]
     pub fn hosts(mut self, file: &Path) -> Self {
-        self.hosts = Some(file.to_owned());
+        self.client_files.push((file.to_owned(), "/etc/hosts"));
+        self
+    }
+
+    /// Has the client find `directory` in place of `/etc`.
+    #[must_use]
+    pub fn client_etc(mut self, directory: &Path) -> Self {
+        self.client_files.push((directory.to_owned(), "/etc"));
         self
     }
 
@@ -74,6 +83,13 @@ impl Settings {
     #[must_use]
     pub fn without_raw_sockets(mut self) -> Self {
         self.is_without_raw_sockets = true;
+        self
+    }
+
+    /// Has the server daemon read `file` in place of `/etc/resolv.conf`.
+    #[must_use]
+    pub fn server_resolv_conf(mut self, file: &Path) -> Self {
+        self.resolv_conf = Some(file.to_owned());
         self
     }
 
