@@ -115,14 +115,16 @@ impl RoundTrip {
 
     /// Most PONGs have come by then.
     fn usual(&self) -> Duration {
-        self.smoothed.map_or(limits::PONG_FIRST, |smoothed| {
-            limits::PONG_MIN.max(smoothed + self.variation)
-        })
+        self.within(1)
     }
 
     fn pong_expected(&self) -> Duration {
+        self.within(4)
+    }
+
+    fn within(&self, variations: u32) -> Duration {
         self.smoothed.map_or(limits::PONG_FIRST, |smoothed| {
-            limits::PONG_MIN.max(smoothed + self.variation * 4)
+            limits::PONG_MIN.max(smoothed + self.variation * variations)
         })
     }
 }
@@ -392,7 +394,7 @@ impl Link {
 
     /// Another link, asked then, has answered: the network is there, and who was asked no later has no
     /// longer than it usually takes.
-    pub(crate) fn is_behind(&mut self, asked_at: Instant) {
+    pub(crate) fn expect_soon(&mut self, asked_at: Instant) {
         let usual = self.rtt.usual();
         let is_late = |ping: &&mut Ping| ping.asked_at <= asked_at && !ping.overdue;
         if let Some(ping) = self.ping.as_mut().filter(is_late) {

@@ -122,10 +122,10 @@ impl Session {
         self.bury_suspects(now);
     }
 
-    /// Whether a suspect link that is heard again works one way only as far as is known: bytes of
-    /// this end went into it before, and neither a PONG nor the kernel shows that any arrives. Until
-    /// then a new link is worth having, which may be there first.
-    pub(super) fn is_half_heard(&mut self, id: LinkId, frame: &Frame) -> bool {
+    /// A suspect link is heard again; true if it works one way only as far as is known: bytes of this
+    /// end went into it before, and neither a PONG nor the kernel shows that any arrives. Until then a
+    /// new link is worth having, which may be there first.
+    pub(super) fn hear_half(&mut self, id: LinkId, frame: &Frame) -> bool {
         let Some(link) = self.links.get(&id).filter(|link| link.owes_pong(frame)) else {
             return false;
         };
@@ -134,7 +134,11 @@ impl Session {
             || self.flows.values().any(|flow| flow.tx.is_under_way_on(id));
         if let Some(link) = self.links.get_mut(&id).filter(|_| is_owed) {
             link.is_half_heard = true;
-            self.events.push_back(Event::WantProgress { link: id });
+            // Once for all frames that have come together.
+            let wanted = Event::WantProgress { link: id };
+            if !self.events.contains(&wanted) {
+                self.events.push_back(wanted);
+            }
         }
         is_owed
     }

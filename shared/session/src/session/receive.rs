@@ -65,7 +65,7 @@ impl Session {
         let was_suspect = link.heard(&frame, now);
         let is_lost = link.is_lost();
         self.heard_at = now;
-        if is_lost || (was_suspect && self.is_half_heard(id, &frame)) {
+        if is_lost || (was_suspect && self.hear_half(id, &frame)) {
             self.defer_expiries(now);
         } else if was_suspect {
             self.reattach(id, now);

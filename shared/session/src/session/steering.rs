@@ -131,7 +131,7 @@ impl Session {
             }
         }
         for other in self.links.values_mut().filter(|link| link.id != id) {
-            other.is_behind(asked_at);
+            other.expect_soon(asked_at);
         }
         self.steer(now);
     }

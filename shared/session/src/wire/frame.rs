@@ -279,7 +279,7 @@ pub enum Protocol {
     Icmp,
 }
 
-/// Stands for the server's resolver as a destination or remote (PROTOCOL.md §5.10): nobody has that
+/// Stands for the server's resolver as a destination or remote (PROTOCOL.md §5.6): nobody has that
 /// address, and it is no origin's.
 pub const fn resolver(is_v4: bool) -> SocketAddr {
     const DNS_PORT: u16 = 53;
