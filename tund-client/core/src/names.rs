@@ -114,6 +114,45 @@ pub fn leads_to(stub: IpAddr, text: &str) -> bool {
     names_any(text) && servers(text).all(|server| server.parse() == Ok(stub))
 }
 
+/// Whom this host would ask without the stub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outside<'a> {
+    /// A `resolv.conf` that names them.
+    pub text: &'a str,
+    /// Whoever reads the host's file asks the stub.
+    pub is_stub_asked: bool,
+    /// Those on this host are of them: where the stub has not taken their place, the C library asks.
+    counts_local: bool,
+    stub: Option<IpAddr>,
+}
+
+impl<'a> Outside<'a> {
+    /// From the file, what is kept beside it, and whom systemd-resolved asks, which was told of the
+    /// stub or not.
+    pub fn of(
+        (device, stub): (&str, Option<IpAddr>),
+        [file, kept, behind]: [&'a str; 3],
+        is_resolved_told: bool,
+    ) -> Self {
+        let is_ours = is_ours(device, file);
+        let own = if is_ours { kept } else { file };
+        let is_behind = leads_to_resolved(own);
+        let is_stub_named = stub.is_some_and(|stub| leads_to(stub, file));
+        Self {
+            text: if is_behind { behind } else { own },
+            is_stub_asked: is_ours || is_stub_named || (is_behind && is_resolved_told),
+            counts_local: is_ours,
+            stub,
+        }
+    }
+
+    /// Whether that one is to be asked.
+    pub fn has(&self, server: IpAddr) -> bool {
+        let is_reached = self.counts_local || !server.is_loopback();
+        is_reached && !server.is_unspecified() && Some(server) != self.stub
+    }
+}
+
 /// Whom this host asks, as long as the daemon with that device runs.
 #[derive(Clone, Debug)]
 pub struct Names {
@@ -143,10 +182,7 @@ impl Names {
             ..Take::default()
         };
         let text = match &found.file {
-            File::Unreadable => {
-                take.looks_again = true;
-                return take;
-            }
+            File::Unreadable => return take,
             File::Missing => {
                 take.write = Some(self.anew("", Keeps::AsBefore));
                 return take;
@@ -307,7 +343,7 @@ mod tests {
             },
             false,
         );
-        assert!(take.looks_again && take.write.is_none());
+        assert_eq!(take, Take::default());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll};
 
 use tokio::task::JoinSet;
-use tund_client_core::names::{self, File, Found, GiveBack, Keeps, Names, Resolved, Take};
+use tund_client_core::names::{self, File, Found, GiveBack, Keeps, Names, Outside, Resolved, Take};
 use tund_daemon::resolv_conf;
 
 use crate::sys::error::SystemError;
@@ -61,6 +61,8 @@ impl HostNames {
     }
 
     fn begin_asking(&mut self) -> Result<(), SystemError> {
+        // Later it is looked at again with the next news; now it must be known.
+        self.place.read()?;
         let take = self.names.take(&look(&self.place, &self.tun), true);
         if take.tells {
             match tell_resolved(&self.tun, self.stub) {
@@ -192,22 +194,12 @@ fn servers_at(
     (behind, stub): (&str, Option<IpAddr>),
     is_told: bool,
 ) -> NameServers {
-    let mut text = place.read().ok().flatten().unwrap_or_default();
-    let is_ours = names::is_ours(tun.as_str(), &text);
-    let mut is_stub_asked = is_ours || stub.is_some_and(|stub| names::leads_to(stub, &text));
-    if is_ours {
-        text = place.kept();
-    }
-    if names::leads_to_resolved(&text) {
-        is_stub_asked |= is_told;
-        text = behind.to_owned();
-    }
-    let known = resolv_conf::name_servers(&text, |ip| {
-        !ip.is_unspecified() && Some(*ip) != stub && (is_ours || !ip.is_loopback())
-    });
+    let file = place.read().ok().flatten().unwrap_or_default();
+    let texts = [&*file, &place.kept(), behind];
+    let outside = Outside::of((tun.as_str(), stub), texts, is_told);
     NameServers {
-        known,
-        is_stub_asked,
+        known: resolv_conf::name_servers(outside.text, |ip| outside.has(*ip)),
+        is_stub_asked: outside.is_stub_asked,
     }
 }
 

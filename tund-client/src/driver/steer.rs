@@ -118,9 +118,7 @@ impl Steered {
             }
         }
     }
-}
 
-impl Steered {
     fn look_at_names(&mut self, now: Instant) {
         match self.names.as_mut().map(HostNames::mend) {
             None => {}

@@ -125,13 +125,14 @@ impl Place {
     /// # Errors
     ///
     /// When it cannot be read.
-    pub(crate) fn read(&self) -> io::Result<Option<String>> {
+    pub(crate) fn read(&self) -> Result<Option<String>, SystemError> {
         match read(&self.path(FILE)) {
+            Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let is_link = self.path(FILE).symlink_metadata().is_ok();
                 Ok(is_link.then(String::new))
             }
-            result => result.map(Some),
+            Err(error) => Err(self.failure("read it", error)),
         }
     }
 
